@@ -1,0 +1,1 @@
+"""The methods under comparison, one file each, behind one contract (`method.py`). Imports gnlorp, never suites."""

@@ -1,0 +1,61 @@
+"""What LoRA and DoRA share: peft's adapters, injected into the named layers and folded back."""
+
+from __future__ import annotations
+
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from pydantic import Field
+from torch import nn
+
+from baselines.adamw import adam_state_bytes
+from baselines.method import LayerRanks, MethodConfig, Placement, check_rank
+from baselines.targets import shapes
+
+
+class AdapterConfig(MethodConfig):
+    """Settings of a low-rank adapter."""
+
+    rank: int = Field(default=8, description="rank of the factors (Hu et al. 2021, section 4.1)")
+    alpha: float = Field(default=16.0, gt=0, description="update scaled by alpha / rank (release's GLUE script: 16)")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="on the adapter's input (release's GLUE script: 0.1)")
+
+
+def inject(model: nn.Module, placement: Placement, config: AdapterConfig, weight_norm: bool) -> None:
+    """Put peft adapters on the target layers; afterwards exactly they and `placement.trained` are trainable."""
+    check_rank(config.rank, shapes(model, placement.targets))
+    known = dict(model.named_parameters())
+    kept = [known[name] for name in placement.trained]
+    inject_adapter_in_model(
+        LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=list(placement.targets),
+            use_dora=weight_norm,
+        ),
+        model,
+    )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+    for parameter in kept:
+        parameter.requires_grad_(True)
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """Fold every adapter into its weight and put the ordinary linear layers back."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, module.get_base_layer())
+    return model
+
+
+def ranks(shape: tuple[int, int], config: AdapterConfig) -> LayerRanks:
+    """Return the factors' rank; nothing is projected."""
+    return LayerRanks(rank=config.rank, projection_rank=None)
+
+
+def factor_state_bytes(shape: tuple[int, int], config: AdapterConfig, state_bits: int) -> int:
+    """Return the state bytes of both factors, (O, R) and (R, I)."""
+    return sum(adam_state_bytes(side * config.rank, state_bits) for side in shape)

@@ -1,0 +1,49 @@
+"""DoRA: LoRA's direction, normalised per output unit, times a trained magnitude (Liu et al. 2024, arXiv 2402.09353).
+
+    y = x W'^T,   W' = m * V / ||V||_row,   V = W0 + (alpha / R) * A B        through peft, the norm detached (section 4.3)
+
+Bytes of state for an O x I weight: 8 * (R * (O + I) + O) with 32-bit moments. Stated choices: bias frozen.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim import Optimizer
+
+from baselines.adamw import adam_state_bytes, adamw
+from baselines.adapters import AdapterConfig, factor_state_bytes, fold, inject, ranks
+from baselines.method import AdamSettings, Method, Placement, trainable
+
+
+class DoraConfig(AdapterConfig):
+    """DoRA's settings are the adapter's."""
+
+
+def attach(model: nn.Module, placement: Placement, config: DoraConfig) -> None:
+    """Put the weight-normalised adapters on the target layers."""
+    inject(model, placement, config, weight_norm=True)
+
+
+def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: DoraConfig) -> Optimizer:
+    """Return plain AdamW over factors, magnitudes and head."""
+    return adamw(trainable(model).values(), adam)
+
+
+def layer_state_bytes(shape: tuple[int, int], config: DoraConfig, state_bits: int) -> int:
+    """Return the state bytes of both factors and the magnitude."""
+    return factor_state_bytes(shape, config, state_bits) + adam_state_bytes(shape[0], state_bits)
+
+
+METHOD = Method(
+    name="dora",
+    title="DoRA",
+    arxiv="2402.09353",
+    config_type=DoraConfig,
+    configure=lambda rank: DoraConfig(rank=rank),
+    attach=attach,
+    optimizer=optimizer,
+    merge=fold,
+    ranks=ranks,
+    layer_state_bytes=layer_state_bytes,
+    saves_state=True,
+)

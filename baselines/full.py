@@ -1,0 +1,44 @@
+"""Full fine-tuning: every weight is trained with AdamW; the yardstick of every comparison.
+
+    W <- (1 - lr * weight_decay) * W - lr * m / (sqrt(v) + eps)
+
+Bytes of state for an O x I weight: 8 * O * I with 32-bit moments (Kingma & Ba, arXiv 1412.6980; decoupled decay:
+Loshchilov & Hutter, arXiv 1711.05101). Stated choice: the bias, norm and embedding parameters are trained too.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim import Optimizer
+
+from baselines.adamw import adam_state_bytes, adamw
+from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Placement, trainable
+
+
+class FullConfig(MethodConfig):
+    """Full fine-tuning has no settings of its own."""
+
+
+def attach(model: nn.Module, placement: Placement, config: FullConfig) -> None:
+    """Make every parameter trainable."""
+    model.requires_grad_(True)
+
+
+def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: FullConfig) -> Optimizer:
+    """Return plain AdamW over everything."""
+    return adamw(trainable(model).values(), adam)
+
+
+METHOD = Method(
+    name="full",
+    title="Full fine-tuning",
+    arxiv=None,
+    config_type=FullConfig,
+    configure=lambda rank: FullConfig(),
+    attach=attach,
+    optimizer=optimizer,
+    merge=lambda model: model,
+    ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=None),
+    layer_state_bytes=lambda shape, config, bits: adam_state_bytes(shape[0] * shape[1], bits),
+    saves_state=False,
+)

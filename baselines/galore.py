@@ -1,0 +1,59 @@
+"""GaLore: full-rank weights, Adam on projected gradients (Zhao et al. 2024, arXiv 2403.03507, algorithm 2).
+
+    R = G Q or Q^T G;   N = Adam(R);   W <- W - lr * scale * (N Q^T or Q N);   Q: top singular vectors of G, every refresh_gap steps
+
+Bytes of state for an O x I weight, basis on the smaller side: 4 * (2 * max(O, I) + min(O, I)) * P with 32-bit moments.
+Stated choices: every parameter outside the targets is trained with plain AdamW; moments are kept at a refresh.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+from torch.optim import Optimizer
+
+from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Placement, check_rank, trainable
+from baselines.projected import projected_adamw, projected_state_bytes
+from baselines.targets import shapes
+
+
+class GaloreConfig(MethodConfig):
+    """Settings of gradient projection on dense weights."""
+
+    projection_rank: int = Field(default=8, description="rank of the gradient's projection (table 4 of the paper: 4, 8)")
+    refresh_gap: int = Field(default=200, ge=1, description="steps between new bases (paper, section 5)")
+    scale: float = Field(default=2.0, gt=0, description="factor on the projected update (paper's GLUE, rank 8: 2)")
+    side: Literal["small", "large", "both"] = Field(default="small", description="side the basis spans (paper: small)")
+    basis: Literal["exact", "warm"] = Field(default="exact", description="exact top singular vectors, or warm-started")
+    moments: Literal["keep", "rotate", "reset"] = Field(default="keep", description="at a refresh (paper: keep)")
+
+
+def attach(model: nn.Module, placement: Placement, config: GaloreConfig) -> None:
+    """Make every parameter trainable; nothing else changes in the model."""
+    check_rank(config.projection_rank, shapes(model, placement.targets), "projection_rank")
+    model.requires_grad_(True)
+
+
+def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: GaloreConfig) -> Optimizer:
+    """Return AdamW, projected on the target weights."""
+    targets = {f"{name}.weight" for name in placement.targets}
+    projected = [parameter for name, parameter in trainable(model).items() if name in targets]
+    plain = [parameter for name, parameter in trainable(model).items() if name not in targets]
+    return projected_adamw(projected, plain, adam, config)
+
+
+METHOD = Method(
+    name="galore",
+    title="GaLore",
+    arxiv="2403.03507",
+    config_type=GaloreConfig,
+    configure=lambda rank: GaloreConfig(projection_rank=rank),
+    attach=attach,
+    optimizer=optimizer,
+    merge=lambda model: model,
+    ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=config.projection_rank),
+    layer_state_bytes=lambda shape, config, bits: projected_state_bytes(shape, config, bits),
+    saves_state=True,
+)

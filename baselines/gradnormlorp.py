@@ -1,0 +1,91 @@
+"""GradNormLoRP: weight-normalised low-rank layers whose factor gradients are projected (Huang et al. 2024, arXiv 2412.19616).
+
+    W' = m * V / ||V||_row,   V = W0 + (alpha / R) * A B;   A, B by AdamW on projected gradients, m by plain AdamW
+
+Bytes of state for an O x I weight, basis on the factors' small side: 4 * (2 * P * (O + I) + 2 * R * P + 2 * O) with 32-bit
+moments. Stated choices: P = R / 2 unless given, since P = R is a rotation that saves nothing (the release's GLUE script runs
+so); the gradient passes through the norm (`full`); moments are kept at a refresh.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+from torch.optim import Optimizer
+
+from baselines.adamw import adam_state_bytes
+from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Placement, check_rank
+from baselines.projected import projected_adamw, projected_state_bytes
+from baselines.targets import shapes
+from gnlorp import attach as attach_layers
+from gnlorp import merge, param_groups
+
+
+class GradNormLoRPConfig(MethodConfig):
+    """Settings of the layer and of the projection."""
+
+    rank: int = Field(default=8, description="rank of the factors (paper's GLUE: 8)")
+    projection_rank: int = Field(default=4, description="rank of the factors' gradient projection (own choice: rank / 2)")
+    alpha: float = Field(default=16.0, gt=0, description="product scaled by alpha / rank (release's GLUE script: 16)")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="on the factors' input (release's GLUE script: 0.1)")
+    norm_gradient: Literal["full", "detached"] = Field(default="full", description="gradient rule of the row norm")
+    refresh_gap: int = Field(default=500, ge=1, description="steps between new bases (release: 500)")
+    scale: float = Field(default=1.0, gt=0, description="factor on the projected update (own choice; release: 4)")
+    side: Literal["small", "large", "both"] = Field(default="small", description="side the basis spans")
+    basis: Literal["exact", "warm"] = Field(default="exact", description="exact top singular vectors, or warm-started")
+    moments: Literal["keep", "rotate", "reset"] = Field(default="keep", description="at a refresh (GaLore's choice)")
+    allow_full_rank: bool = Field(default=False, description="permit projection_rank = rank, as the release runs")
+
+
+def configure(rank: int) -> GradNormLoRPConfig:
+    """Return the settings at factor rank `rank`, half of it projected.
+
+    Raises:
+        ValueError: rank 1 has no projection rank below it.
+    """
+    if rank < 2:
+        raise ValueError(f"rank {rank}: gradnormlorp needs at least 2, one to project on (nearest allowed value: 2)")
+    return GradNormLoRPConfig(rank=rank, projection_rank=rank // 2)
+
+
+def attach(model: nn.Module, placement: Placement, config: GradNormLoRPConfig) -> None:
+    """Put the weight-normalised layers in place; afterwards exactly factors, magnitudes and `placement.trained` train."""
+    check_rank(config.rank, shapes(model, placement.targets))
+    known = dict(model.named_parameters())
+    kept = [known[name] for name in placement.trained]
+    model.requires_grad_(False)
+    attach_layers(model, placement.targets, config.rank, config.alpha, config.dropout, config.norm_gradient)
+    for parameter in kept:
+        parameter.requires_grad_(True)
+
+
+def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: GradNormLoRPConfig) -> Optimizer:
+    """Return AdamW, projected on the factors."""
+    factors, rest = param_groups(model, projection_rank=config.projection_rank)
+    return projected_adamw(factors["params"], rest["params"], adam, config, config.allow_full_rank)
+
+
+def layer_state_bytes(shape: tuple[int, int], config: GradNormLoRPConfig, state_bits: int) -> int:
+    """Return the state bytes of both projected factors and the magnitude."""
+    outputs, inputs = shape
+    factors = ((outputs, config.rank), (config.rank, inputs))
+    return sum(projected_state_bytes(factor, config, state_bits) for factor in factors) + adam_state_bytes(
+        outputs, state_bits
+    )
+
+
+METHOD = Method(
+    name="gradnormlorp",
+    title="GradNormLoRP",
+    arxiv="2412.19616",
+    config_type=GradNormLoRPConfig,
+    configure=configure,
+    attach=attach,
+    optimizer=optimizer,
+    merge=merge,
+    ranks=lambda shape, config: LayerRanks(rank=config.rank, projection_rank=config.projection_rank),
+    layer_state_bytes=layer_state_bytes,
+    saves_state=True,
+)

@@ -1,0 +1,45 @@
+"""LoRA: a frozen weight plus a trained low-rank product (Hu et al. 2021, arXiv 2106.09685), through peft.
+
+    y = x W0^T + (alpha / R) * dropout(x) B^T A^T        A: (O, R) starts at zero;  B: (R, I) Kaiming-uniform
+
+Bytes of state for an O x I weight: 8 * R * (O + I) with 32-bit moments. Stated choices: bias frozen, plain (not
+rank-stabilised) scaling.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim import Optimizer
+
+from baselines.adamw import adamw
+from baselines.adapters import AdapterConfig, factor_state_bytes, fold, inject, ranks
+from baselines.method import AdamSettings, Method, Placement, trainable
+
+
+class LoraConfig(AdapterConfig):
+    """LoRA's settings are the adapter's."""
+
+
+def attach(model: nn.Module, placement: Placement, config: LoraConfig) -> None:
+    """Put the adapters on the target layers."""
+    inject(model, placement, config, weight_norm=False)
+
+
+def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: LoraConfig) -> Optimizer:
+    """Return plain AdamW over factors and head."""
+    return adamw(trainable(model).values(), adam)
+
+
+METHOD = Method(
+    name="lora",
+    title="LoRA",
+    arxiv="2106.09685",
+    config_type=LoraConfig,
+    configure=lambda rank: LoraConfig(rank=rank),
+    attach=attach,
+    optimizer=optimizer,
+    merge=fold,
+    ranks=ranks,
+    layer_state_bytes=factor_state_bytes,
+    saves_state=True,
+)

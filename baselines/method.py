@@ -1,0 +1,136 @@
+"""The contract of a training method: what it does to a model, which optimizer it brings, and what that costs.
+
+Shapes: `O` output units, `I` input units of a target linear layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+from torch.optim import Optimizer
+
+
+class MethodConfig(BaseModel):
+    """Settings of one method: frozen, unknown names refused. Every default names its source in its description."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+C = TypeVar("C", bound=MethodConfig)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a method works: the same for every method of a comparison.
+
+    Attributes:
+        targets: full names of the linear layers it may change.
+        trained: full names of the other parameters that are trained with plain AdamW by parameter-efficient methods
+            too (the task's head; in pre-training also embeddings and norms).
+    """
+
+    targets: tuple[str, ...]
+    trained: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class AdamSettings:
+    """The inner AdamW that every method shares. `state_bits` is 32 (fp32 moments) or 8 (bitsandbytes blockwise)."""
+
+    learning_rate: float
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    state_bits: int = 32
+
+
+@dataclass(frozen=True)
+class LayerRanks:
+    """Which ranks a method uses in one layer; None where it has no such rank."""
+
+    rank: int | None
+    projection_rank: int | None
+
+
+@dataclass(frozen=True)
+class Method(Generic[C]):
+    """One training method.
+
+    Attributes:
+        name: as typed on the command line.
+        title: as printed in tables.
+        arxiv: identifier of the paper, or None.
+        config_type: its settings.
+        configure: rank -> its settings in a comparison at that rank (the factors' rank for adapters, the projection
+            rank where only gradients are projected).
+        attach: (model, placement, config) -> None. Changes the model in place and sets requires_grad everywhere.
+            Raises ValueError for settings that do not fit a layer, naming layer, value and nearest allowed value.
+        optimizer: (model, placement, adam, config) -> Optimizer over exactly the trainable parameters.
+        merge: (model) -> model without any trace of the method: ordinary nn.Linear layers again.
+        ranks: ((O, I), config) -> LayerRanks.
+        layer_state_bytes: ((O, I), config, state_bits) -> bytes of optimizer state (bases included) that one target
+            weight costs.
+        saves_state: whether its optimizer state must be smaller than dense AdamW's (the engagement check).
+    """
+
+    name: str
+    title: str
+    arxiv: str | None
+    config_type: type[C]
+    configure: Callable[[int], C]
+    attach: Callable[[nn.Module, Placement, C], None]
+    optimizer: Callable[[nn.Module, Placement, AdamSettings, C], Optimizer]
+    merge: Callable[[nn.Module], nn.Module]
+    ranks: Callable[[tuple[int, int], C], LayerRanks]
+    layer_state_bytes: Callable[[tuple[int, int], C, int], int]
+    saves_state: bool
+
+
+def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the trainable parameters by name, each once."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def freeze_except(model: nn.Module, names: Sequence[str]) -> None:
+    """Set requires_grad on exactly the named parameters.
+
+    Raises:
+        ValueError: a name is not a parameter of the model.
+    """
+    known = dict(model.named_parameters())
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no parameter is called {name!r} in {type(model).__name__}")
+    chosen = set(names)
+    for name, parameter in known.items():
+        parameter.requires_grad_(name in chosen)
+
+
+def check_rank(rank: int, layers: dict[str, tuple[int, int]], what: str = "rank") -> None:
+    """Raise ValueError if `rank` is below 1 or above the smaller side of any layer, naming the nearest allowed value."""
+    if rank < 1:
+        raise ValueError(f"{what} {rank}: must be at least 1 (nearest allowed value: 1)")
+    name, shape = min(layers.items(), key=lambda item: min(item[1]))
+    if rank > min(shape):
+        raise ValueError(
+            f"{what} {rank}: larger than layer {name} of shape {shape[0]}x{shape[1]} allows "
+            f"(nearest allowed value: {min(shape)})"
+        )
+
+
+def check_optimizer_covers(model: nn.Module, optimizer: Optimizer) -> None:
+    """Raise RuntimeError unless the optimizer holds exactly the trainable parameters of the model, each once."""
+    held = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    identities = {id(parameter) for parameter in held}
+    if len(identities) != len(held):
+        raise RuntimeError("the optimizer holds a parameter twice")
+    names = {id(parameter): name for name, parameter in trainable(model).items()}
+    missing = sorted(name for identity, name in names.items() if identity not in identities)
+    if missing:
+        raise RuntimeError(f"the optimizer does not hold {len(missing)} trainable parameters: {', '.join(missing[:3])}")
+    if len(identities) != len(names):
+        raise RuntimeError(f"the optimizer holds {len(identities) - len(names)} parameters that are not trainable")

@@ -1,0 +1,61 @@
+"""What GaLore and GradNormLoRP share: gnlorp's AdamW on projected gradients, and what its state costs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, Protocol
+
+from torch import nn
+from torch.optim import Optimizer
+
+from baselines.method import AdamSettings
+from gnlorp import GradNormLoRPAdamW
+from gnlorp.moments import optimizer_state_bytes
+
+
+class ProjectionSettings(Protocol):
+    """The settings of a projection, as both configs hold them."""
+
+    @property
+    def projection_rank(self) -> int: ...
+    @property
+    def refresh_gap(self) -> int: ...
+    @property
+    def scale(self) -> float: ...
+    @property
+    def side(self) -> Literal["small", "large", "both"]: ...
+    @property
+    def basis(self) -> Literal["exact", "warm"]: ...
+    @property
+    def moments(self) -> Literal["keep", "rotate", "reset"]: ...
+
+
+def projected_adamw(
+    projected: Sequence[nn.Parameter],
+    plain: Sequence[nn.Parameter],
+    adam: AdamSettings,
+    config: ProjectionSettings,
+    allow_full_rank: bool = False,
+) -> Optimizer:
+    """Return AdamW that projects the gradients of `projected` (matrices) and treats `plain` as torch's AdamW does."""
+    groups: list[dict[str, object]] = [{"params": list(projected), "projection_rank": config.projection_rank}]
+    groups += [{"params": list(plain), "projection_rank": None}] if plain else []
+    return GradNormLoRPAdamW(
+        groups,
+        lr=adam.learning_rate,
+        betas=adam.betas,
+        eps=adam.eps,
+        weight_decay=adam.weight_decay,
+        refresh_gap=config.refresh_gap,
+        scale=config.scale,
+        side=config.side,
+        basis=config.basis,
+        moments=config.moments,
+        state_bits=adam.state_bits,
+        allow_full_rank=allow_full_rank,
+    )
+
+
+def projected_state_bytes(shape: tuple[int, int], config: ProjectionSettings, state_bits: int) -> int:
+    """Return the state bytes (moments and bases) of one projected matrix of `shape`."""
+    return optimizer_state_bytes(shape, config.projection_rank, config.side, state_bits)

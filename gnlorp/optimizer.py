@@ -1,0 +1,271 @@
+"""The optimizer: AdamW on projected gradients, a thin class around the functions of `gnlorp.update`."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gnlorp.checks import check_group, check_state
+from gnlorp.layer import NormLowRankLinear
+from gnlorp.moments import MomentRule, State
+from gnlorp.projection import BasisKind, Side
+from gnlorp.update import gradient_norms, update_plain_, update_projected_
+
+
+class Diverged(FloatingPointError):
+    """Too many steps in a row had a gradient that was not finite."""
+
+
+def param_groups(model: nn.Module, projection_rank: int | None, **options: Any) -> list[dict[str, Any]]:
+    """Return the optimizer's groups: the trainable factors, projected, and every other trainable parameter, plain.
+
+    `options` are those of a group of `GradNormLoRPAdamW`; the plain group takes lr, betas, eps, weight_decay and
+    state_bits of them.
+
+    Raises: ValueError where the model has no trainable factor.
+    """
+    known = {
+        id(factor)
+        for module in model.modules()
+        if isinstance(module, NormLowRankLinear)
+        for factor in (module.factor_out, module.factor_in)
+    }
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    factors = [parameter for parameter in trainable if id(parameter) in known]
+    others = [parameter for parameter in trainable if id(parameter) not in known]
+    if not factors:
+        raise ValueError("the model has no trainable factor: call attach first")
+    shared: dict[str, Any] = {
+        key: options[key] for key in ("lr", "betas", "eps", "weight_decay", "state_bits") if key in options
+    }
+    groups: list[dict[str, Any]] = [{"params": factors, "projection_rank": projection_rank, **options}]
+    return groups + ([{"params": others, "projection_rank": None, **shared}] if others else [])
+
+
+class GradNormLoRPAdamW(Optimizer):
+    """AdamW whose moments live on the projected gradient: GradNormLoRP on factors, GaLore on dense weights.
+
+        R = G Q (or Q^T G, or U^T G Q),   N = Adam(R),   W <- (1 - lr * weight_decay) W - lr * scale * N Q^T
+
+    arXiv 2412.19616, algorithm 1; arXiv 2403.03507, algorithm 2. A group whose `projection_rank` is None gets plain
+    AdamW, equal to `torch.optim.AdamW`. Every option but `max_skips` can be set for a group.
+
+    side: the basis spans the "small" side of a parameter, the "large" one, or "both".
+    basis: "exact" singular vectors, or "warm" subspace iteration from the old basis.
+    moments: at a refresh "keep" them, "rotate" them into the new basis, or "reset" them with their step counter.
+    state_bits: 32, or 8 through bitsandbytes; bytes in `gnlorp.moments.optimizer_state_bytes`.
+    noise_floor: with side "both", entries of R under this part of its largest one (at least one rounding of the
+        gradient's dtype) are 0, since right after a refresh they are rounding noise.
+
+    A step in which a gradient has a NaN or an Inf is skipped whole and counted in `skipped_steps`; after `max_skips`
+    in a row `Diverged` is raised. `last_refreshed` tells whether the last step fitted a basis,
+    `last_gradient_norm` the norm over all gradients of the last step, None before the first.
+
+    Raises: ValueError for an option outside its range, a sparse gradient, and a parameter that cannot be projected;
+        RuntimeError where bitsandbytes is needed and missing.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        projection_rank: int | None = None,
+        refresh_gap: int = 200,
+        scale: float = 1.0,
+        side: Side = "small",
+        basis: BasisKind = "exact",
+        moments: MomentRule = "keep",
+        state_bits: int = 32,
+        allow_full_rank: bool = False,
+        noise_floor: float = 1e-5,
+        max_skips: int = 10,
+    ) -> None:
+        if max_skips < 1:
+            raise ValueError(f"max_skips {max_skips}: must be at least 1")
+        self.max_skips = max_skips
+        self.skipped_steps = 0
+        self.last_refreshed = False
+        self.last_gradient_norm: float | None = None
+        self._skips_in_a_row = 0
+        self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._pass = _Pass()
+        defaults = {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "projection_rank": projection_rank,
+            "refresh_gap": refresh_gap, "scale": scale, "side": side, "basis": basis, "moments": moments,
+            "state_bits": state_bits, "allow_full_rank": allow_full_rank, "noise_floor": noise_floor,
+        }  # fmt: skip
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, as `torch.optim.Optimizer` does, and check its options and shapes."""
+        super().add_param_group(param_group)
+        try:
+            check_group(self.param_groups[-1])
+        except ValueError:
+            self.param_groups.pop()
+            raise
+        if self._hooks:
+            self._hook_group(len(self.param_groups) - 1)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Do one step, or with per-layer updates close the backward pass; return the closure's loss.
+
+        Raises: Diverged after `max_skips` skipped steps in a row; ValueError for a sparse gradient.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        if self._hooks:
+            self._close_pass()
+            return loss
+        work = [[weight for weight in group["params"] if weight.grad is not None] for group in self.param_groups]
+        norms = iter(gradient_norms([weight.grad for weights in work for weight in weights]))
+        grouped = [[next(norms) for _ in weights] for weights in work]
+        skipped = not all(math.isfinite(norm) for each in grouped for norm in each)
+        refreshed = False
+        if not skipped:
+            for group, weights, each in zip(self.param_groups, work, grouped, strict=True):
+                refreshed |= self._update(group, weights, each)
+        self._count(skipped, refreshed, math.hypot(*(norm for each in grouped for norm in each)))
+        return loss
+
+    def per_layer(self, enable: bool = True) -> None:
+        """Update each parameter inside backward, as soon as its gradient is there, and free the gradient at once.
+
+        `step` must still be called once per backward pass: it counts, and marks the end of the pass. A gradient that
+        is not finite is skipped alone, since others have been used already. Gradients cannot be accumulated or
+        clipped by their common norm.
+
+        Raises: in the second backward pass before `step`, RuntimeError.
+        """
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []
+        self._pass = _Pass()
+        if enable:
+            for index in range(len(self.param_groups)):
+                self._hook_group(index)
+
+    def forget(self, params: Iterable[Tensor]) -> None:
+        """Drop the moments, bases and step counters of these parameters, as after a restart of their factors."""
+        for weight in params:
+            self.state.pop(weight, None)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as tensors and numbers: it loads with `weights_only=True`."""
+        counts = {"skipped_steps": self.skipped_steps, "in_a_row": self._skips_in_a_row}
+        return {**super().state_dict(), "skips": counts}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state bit for bit, dtypes included, as a copy.
+
+        Raises: ValueError where a tensor's name or shape is not what its parameter needs; nothing is loaded then.
+        """
+        taken: dict[str, Any] = {}
+
+        # The base class casts every state tensor to its parameter's dtype: moments must keep their own.
+        def take(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
+            check_state(self.param_groups, given)
+            taken.update(given)
+            return {**given, "state": {}}
+
+        def fill(_: Optimizer) -> None:
+            weights = [weight for group in self.param_groups for weight in group["params"]]
+            ids = [number for group in taken["param_groups"] for number in group["params"]]
+            for number, weight in zip(ids, weights, strict=True):
+                if number in taken["state"]:
+                    self.state[weight] = _copied(taken["state"][number], weight.device)
+
+        handles = [
+            self.register_load_state_dict_pre_hook(take),
+            self.register_load_state_dict_post_hook(fill, prepend=True),
+        ]
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            for handle in handles:
+                handle.remove()
+        counts = taken.get("skips", {"skipped_steps": 0, "in_a_row": 0})
+        self.skipped_steps, self._skips_in_a_row = counts["skipped_steps"], counts["in_a_row"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("max_skips", "skipped_steps", "last_refreshed", "last_gradient_norm", "_skips_in_a_row")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in kept}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_hooks" not in self.__dict__:
+            self._hooks, self._pass = [], _Pass()
+        super().__setstate__(state)
+
+    def _update(self, group: dict[str, Any], weights: list[Tensor], norms: list[float]) -> bool:
+        if not weights:
+            return False
+        grads = [weight.grad for weight in weights if weight.grad is not None]
+        states = [self.state[weight] for weight in weights]
+        if group["projection_rank"] is None:
+            update_plain_(weights, grads, states, group)
+            return False
+        return update_projected_(weights, grads, states, norms, group)
+
+    def _count(self, skipped: bool, refreshed: bool, norm: float) -> None:
+        self.last_refreshed, self.last_gradient_norm = refreshed, norm
+        self._skips_in_a_row = self._skips_in_a_row + 1 if skipped else 0
+        self.skipped_steps += skipped
+        if self._skips_in_a_row >= self.max_skips:
+            raise Diverged(f"{self._skips_in_a_row} steps in a row had a gradient that was not finite")
+
+    def _hook_group(self, index: int) -> None:
+        for weight in self.param_groups[index]["params"]:
+
+            def run(grown: Tensor, index: int = index) -> None:
+                self._update_in_backward(self.param_groups[index], grown)
+
+            self._hooks.append(weight.register_post_accumulate_grad_hook(run))
+
+    @torch.no_grad()
+    def _update_in_backward(self, group: dict[str, Any], weight: Tensor) -> None:
+        if id(weight) in self._pass.seen:
+            raise RuntimeError(
+                "a parameter got a second gradient before step(): per-layer updates cannot accumulate gradients, "
+                "call step() after every backward pass or per_layer(False)"
+            )
+        self._pass.seen.add(id(weight))
+        norm = gradient_norms([weight.grad])[0]
+        self._pass.norm = math.hypot(self._pass.norm, norm)
+        if math.isfinite(norm):
+            self._pass.refreshed |= self._update(group, [weight], [norm])
+        else:
+            self._pass.skipped = True
+        weight.grad = None
+
+    def _close_pass(self) -> None:
+        done, self._pass = self._pass, _Pass()
+        self._count(done.skipped, done.refreshed, done.norm)
+
+
+@dataclasses.dataclass
+class _Pass:
+    """What has happened since the last step with per-layer updates."""
+
+    seen: set[int] = dataclasses.field(default_factory=set)
+    skipped: bool = False
+    refreshed: bool = False
+    norm: float = 0.0
+
+
+def _copied(state: State, device: torch.device) -> State:
+    return {
+        name: value.detach().to(device, copy=True) if isinstance(value, Tensor) else value
+        for name, value in state.items()
+    }

@@ -1,0 +1,153 @@
+"""One optimizer step as functions over lists of parameters, gradients and states."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gnlorp.moments import State, adamw_, adamw_8bit_, carry_moments_, new_moments
+from gnlorp.projection import Bases, add_up_, damp_noise_, down, fit, projected_shape
+
+# Projected gradients and updates of at most this many values are alive at once.
+CHUNK_VALUES = 1 << 22
+# Gradients whose norm lies outside are scaled before their squares are summed, which would leave float32's range.
+SAFE_NORMS = (1e-12, 1e12)
+
+
+def gradient_norms(grads: Sequence[Tensor | None]) -> list[float]:
+    """Return the norm of each gradient, with one wait for the device; NaN or Inf where a value is not finite.
+
+    Raises: ValueError for a sparse gradient.
+    """
+    dense = [grad for grad in grads if grad is not None]
+    for grad in dense:
+        if grad.layout != torch.strided:
+            raise ValueError(
+                f"gradient of shape {tuple(grad.shape)} is {grad.layout}: only dense gradients are supported"
+            )
+    if not dense:
+        return []
+    by_kind: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for index, grad in enumerate(dense):
+        by_kind.setdefault((grad.device, grad.dtype), []).append(index)
+    found = [0.0] * len(dense)
+    for (_, dtype), indices in by_kind.items():
+        high = torch.promote_types(dtype, torch.float32)
+        norms = torch._foreach_norm([dense[index] for index in indices], 2, dtype=high)
+        for index, norm in zip(indices, torch.stack(norms).tolist(), strict=True):
+            found[index] = norm
+    return found
+
+
+def update_plain_(weights: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], group: Any) -> None:
+    """One step of plain AdamW on every weight in place."""
+    for weight, state in zip(weights, states, strict=True):
+        if not state:
+            state.update(step=0, **new_moments(weight.shape, weight.dtype, weight.device, group["state_bits"]))
+        state["step"] += 1
+    settings = (float(group["lr"]), group["betas"], group["eps"], group["weight_decay"])
+    grads = [_laid_out_as(grad, weight) for grad, weight in zip(grads, weights, strict=True)]
+    if group["state_bits"] == 32:
+        adamw_(weights, grads, states, *settings)
+        return
+    for weight, grad, state in zip(weights, grads, states, strict=True):
+        adamw_8bit_(weight, grad, state, *settings)
+
+
+def update_projected_(
+    weights: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], norms: Sequence[float], group: Any
+) -> bool:
+    """One step of AdamW on projected gradients in place; return whether a basis was fitted.
+
+        R = down(G),   N = Adam(R),   W <- (1 - lr * weight_decay) W - lr * scale * up(N)
+
+    Bases are fitted at the first step and every `refresh_gap` steps. A gradient of exactly 0 has no singular vectors:
+    the first fit waits for one that has, and until then the parameter only decays (B of a layer whose A is 0 starts
+    so); at a later refresh the old basis stays.
+    """
+    decay = 1.0 - float(group["lr"]) * group["weight_decay"]
+    live = []
+    for index, (weight, state) in enumerate(zip(weights, states, strict=True)):
+        if state or norms[index] > 0:
+            live.append(index)
+        elif decay != 1.0:
+            weight.mul_(decay)
+    due = [i for i in live if norms[i] > 0 and states[i].get("step", 0) % group["refresh_gap"] == 0]
+    _refresh(
+        [weights[i] for i in due], [grads[i] for i in due], [states[i] for i in due], [norms[i] for i in due], group
+    )
+    for chunk in _chunks(live, weights, group):
+        _step_projected_(
+            [weights[i] for i in chunk], [grads[i] for i in chunk], [states[i] for i in chunk], decay, group
+        )
+    return bool(due)
+
+
+def _step_projected_(
+    weights: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], decay: float, group: Any
+) -> None:
+    bases = [_bases_of(state) for state in states]
+    projected = [down(grad, each) for grad, each in zip(grads, bases, strict=True)]
+    if group["side"] == "both":
+        for grad, low in zip(grads, projected, strict=True):
+            damp_noise_(low, max(group["noise_floor"], torch.finfo(grad.dtype).eps))
+    for state in states:
+        state["step"] += 1
+    # Adam's own kernel, run on weights of 0 at learning rate 1, leaves -N there.
+    updates = [torch.zeros_like(low) for low in projected]
+    settings = (1.0, group["betas"], group["eps"], 0.0)
+    if group["state_bits"] == 32:
+        adamw_(updates, projected, states, *settings)
+    else:
+        for update, low, state in zip(updates, projected, states, strict=True):
+            adamw_8bit_(update, low, state, *settings)
+    scale = float(group["lr"]) * group["scale"]
+    for weight, update, each in zip(weights, updates, bases, strict=True):
+        add_up_(weight, update, each, decay, scale)
+
+
+def _refresh(
+    weights: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], norms: Sequence[float], group: Any
+) -> None:
+    if not weights:
+        return
+    low, high = SAFE_NORMS
+    scaled = [grad if low < norm < high else grad / norm for grad, norm in zip(grads, norms, strict=True)]
+    old = [_bases_of(state) if state else None for state in states]
+    fitted = fit(scaled, old, group["projection_rank"], group["side"], group["basis"])
+    for weight, state, before, after in zip(weights, states, old, fitted, strict=True):
+        if before is None:
+            shape = projected_shape(weight.shape, group["projection_rank"], group["side"])
+            dtype = torch.promote_types(weight.dtype, torch.float32)
+            state.update(step=0, **new_moments(shape, dtype, weight.device, group["state_bits"]))
+        else:
+            carry_moments_(state, before, after, group["moments"])
+        for name, basis in (("basis_left", after.left), ("basis_right", after.right)):
+            if basis is not None:
+                state[name] = basis
+
+
+def _bases_of(state: State) -> Bases:
+    return Bases(state.get("basis_left"), state.get("basis_right"))
+
+
+def _chunks(indices: Sequence[int], weights: Sequence[Tensor], group: Any) -> Iterator[list[int]]:
+    chunk: list[int] = []
+    values = 0
+    for index in indices:
+        size = math.prod(projected_shape(weights[index].shape, group["projection_rank"], group["side"]))
+        if chunk and values + size > CHUNK_VALUES:
+            yield chunk
+            chunk, values = [], 0
+        chunk.append(index)
+        values += size
+    if chunk:
+        yield chunk
+
+
+def _laid_out_as(grad: Tensor, weight: Tensor) -> Tensor:
+    return grad if grad.stride() == weight.stride() else torch.empty_like(weight).copy_(grad)

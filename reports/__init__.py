@@ -1,0 +1,1 @@
+"""Frames, statistics, tables and figures made from records alone: reads `results`, never imports torch."""

@@ -1,0 +1,89 @@
+"""Command line: `python -m reports glue --records results/runs --profile micro --rank 8`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from reports.build import glue_report, write_report
+from reports.convention import ChoiceError, Convention
+from reports.render import to_screen
+from reports.selection import ReportError
+from results.store import StoreError, read_records
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
+
+
+@app.callback()
+def main() -> None:
+    """Tables and figures from records alone. Reads JSON records, trains nothing, needs no torch.
+
+    Start with: python -m reports glue --records results/runs
+    """
+
+
+@app.command()
+def glue(
+    records: Annotated[
+        list[Path] | None, typer.Option(help="Folder or file of records; may be given several times [results/runs].")
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Profile of the runs; may be left out where the records hold one only.")
+    ] = None,
+    rank: Annotated[int, typer.Option(help="Rank of the runs; full fine-tuning belongs to every rank.")] = 8,
+    out: Annotated[Path, typer.Option(help="Folder for the report: OUT/glue-PROFILE-rRANK/.")] = Path("reports/build"),
+    epoch: Annotated[str, typer.Option(help="Evaluation that counts: last, or best (optimistic).")] = "last",
+    tasks: Annotated[int, typer.Option(help="Tasks in the average: 9, or 8 without WNLI.")] = 9,
+    mnli: Annotated[str, typer.Option(help="matched, mismatched or mean.")] = "matched",
+    mrpc: Annotated[str, typer.Option(help="f1, accuracy or mean.")] = "f1",
+    qqp: Annotated[str, typer.Option(help="f1, accuracy or mean.")] = "accuracy",
+    stsb: Annotated[str, typer.Option(help="pearson, spearman or mean.")] = "pearson",
+    seeds: Annotated[
+        str,
+        typer.Option(help="same: an average needs equal seeds on all tasks; shared: over the seeds all tasks have."),
+    ] = "same",
+    against: Annotated[str | None, typer.Option(help="Method of the paired differences [full].")] = None,
+    where: Annotated[
+        list[str] | None, typer.Option(help="Keep plans with FIELD=VALUE, such as training.state_bits=32; repeatable.")
+    ] = None,
+) -> None:
+    """Write the GLUE tables (Markdown, CSV, LaTeX) and figures (PNG, SVG) of one profile and rank.
+
+    Scores are mean and standard deviation over seeds on the validation split, in percent. Memory is measured; estimates
+    stand in a table of their own. The same records give the same bytes. Prints the paths last, report.md's at the end.
+
+    Example, the mean of both MRPC metrics and the best epoch instead of F1 and the last one:
+
+        python -m reports glue --profile paper --rank 8 --mrpc mean --epoch best
+    """
+    try:
+        convention = Convention(epoch, tasks, mnli, mrpc, qqp, stsb, seeds)  # type: ignore[arg-type]
+        loaded = read_records(_existing(records or [Path("results/runs")]))
+        report = glue_report(loaded, profile, rank, convention, where or (), against)
+        paths = write_report(report, out)
+    except (ReportError, StoreError, ChoiceError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise typer.Exit(2) from None
+    console = Console()
+    for name in ("scores", "memory"):
+        if (table := report.table(name)) is not None:
+            console.print(to_screen(table, console.width))
+    sys.stdout.write("each table also as .csv and .tex, each figure also as .svg; all of it as one page in report.md\n")
+    sys.stdout.write("".join(f"{path}\n" for path in paths if path.suffix in (".md", ".png")))
+
+
+def _existing(paths: list[Path]) -> list[Path]:
+    for path in paths:
+        if not path.exists():
+            raise ReportError(
+                f"records folder {path} does not exist: run the suite first or name another with --records"
+            )
+    return paths
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,106 @@
+"""The store of records: one JSON file a run, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from results.schema import SCHEMA_VERSION, Record
+
+FINAL: frozenset[str] = frozenset({"ok", "diverged", "out_of_memory"})
+
+
+class StoreError(ValueError):
+    """A file in the store that is no valid record, or a folder that cannot be used."""
+
+
+def read_record(path: Path) -> Record:
+    """Return the record in `path`.
+
+    Raises:
+        StoreError: the file is not UTF-8 JSON of the record schema; the text names the file, the field and the rule.
+    """
+    try:
+        record = Record.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise StoreError(
+            f"{path}: not a record of schema version {SCHEMA_VERSION}: {where}: {first['msg']}; "
+            "move the file out of the store or run again into another --out folder"
+        ) from error
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+    if record.plan.hash() != record.plan_hash:
+        raise StoreError(
+            f"{path}: plan_hash {record.plan_hash} is not that of its plan ({record.plan.hash()}): "
+            "the record was edited or comes from another version of the schema"
+        )
+    return record
+
+
+def write_record(root: Path, record: Record) -> Path:
+    """Write `record` under `root` atomically (temporary file, fsync, rename) and return its path.
+
+    A record of the same plan is replaced; a reader or a killed writer never leaves half a file under the final name.
+    """
+    return write_atomically(root / f"{record.plan.label}.json", (record.model_dump_json(indent=1) + "\n").encode())
+
+
+def write_atomically(target: Path, content: bytes) -> Path:
+    """Write `content` to `target` through a temporary file in the same folder, and return `target`.
+
+    Raises:
+        StoreError: the folder cannot be written (read-only, full, a file in its way); nothing is left behind.
+    """
+    scratch: str | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:40]}.", suffix=".tmp")
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.chmod(scratch, 0o644)
+        os.replace(scratch, target)
+    except OSError as error:
+        if scratch is not None and os.path.exists(scratch):
+            os.unlink(scratch)
+        raise StoreError(f"{target}: cannot be written: {error.strerror}; choose another folder with --out") from error
+    return target
+
+
+def check_writable(root: Path) -> None:
+    """Raise StoreError now, before any work, if a record could not be written under `root`."""
+    probe = write_atomically(root / ".write-probe", b"ok\n")
+    probe.unlink()
+
+
+def record_paths(roots: Iterable[Path]) -> Iterator[Path]:
+    """Yield every `*.json` below `roots` (files are yielded as they are), sorted, hidden ones left out."""
+    for root in roots:
+        if root.is_file():
+            yield root
+        else:
+            yield from sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
+
+
+def read_records(roots: Iterable[Path]) -> list[Record]:
+    """Return all records below `roots`.
+
+    Raises:
+        StoreError: any of the files is not a valid record, or two files hold the same plan.
+    """
+    seen: dict[str, Path] = {}
+    records = []
+    for path in record_paths(roots):
+        record = read_record(path)
+        if record.plan_hash in seen:
+            raise StoreError(f"{path}: same plan as {seen[record.plan_hash]}: keep one of the two")
+        seen[record.plan_hash] = path
+        records.append(record)
+    return records

@@ -1,0 +1,124 @@
+"""Settings of a suite: defaults, then a profile's TOML delta, then the command line; resolved per task and method.
+
+Precedence, weakest first: the defaults of `Settings`; the profile's table for the suite; its `rank.<n>` table; the tuned
+file beside the profile; the command line. Inside each, `task.<name>`, then `method.<name>`, then
+`task.<name>.method.<name>` override the values above them for single runs.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from baselines.registry import checked_name, methods
+
+PROFILES = Path(__file__).parent / "profiles"
+PROFILE_NAMES = ("micro", "small", "paper")
+TABLES = ("rank", "task", "method")
+T = TypeVar("T", bound=BaseModel)
+
+
+class Settings(BaseModel):
+    """Everything a run can be told, before it is resolved to a plan. Unknown names are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str = Field(description="micro, minilm, a folder, or a hub name")
+    source: Literal["micro", "directory", "hub"] = "hub"
+    targets: str = "attention+mlp"
+    max_length: int = Field(default=128, gt=0)
+    train_rows: int | None = Field(default=None, gt=0)
+    eval_rows: int | None = Field(default=None, gt=0)
+    steps: int | None = Field(default=None, gt=0, description="optimizer steps; or give epochs")
+    epochs: float | None = Field(default=None, gt=0)
+    max_steps: int | None = Field(default=None, gt=0, description="cap on the steps that epochs amount to")
+    batch_size: int = Field(default=16, gt=0)
+    accumulation: int = Field(default=1, gt=0)
+    learning_rate: float = Field(default=1e-4, gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    warmup_fraction: float = Field(default=0.06, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    clip_norm: float | None = Field(default=1.0, ge=0, description="0 = no clipping")
+    precision: Literal["fp32", "bf16", "bf16-autocast"] = "fp32"
+    state_bits: Literal[8, 32] = 32
+    evaluations: int = Field(default=1, ge=1)
+    config: dict[str, Any] = Field(default={}, description="settings of the method itself")
+    grid: list[dict[str, Any]] = Field(default=[], description="what `tune` tries for a method")
+
+
+def load_profile(name: str, suite: str, rank: int) -> list[dict[str, Any]]:
+    """Return the profile's layers for a suite, weakest first: its table, its rank table, its tuned table.
+
+    Raises:
+        ValueError: unknown profile, or one without a table for the suite.
+    """
+    checked_name(name, PROFILE_NAMES, "profile")
+    table = tomllib.loads((PROFILES / f"{name}.toml").read_text()).get(suite)
+    if table is None:
+        raise ValueError(f"profile {name!r} has no settings for suite {suite!r}")
+    layers = [table, table.get("rank", {}).get(str(rank), {})]
+    tuned = tuned_path(name, suite, rank)
+    if tuned.exists():
+        layers.append(tomllib.loads(tuned.read_text()))
+    return layers
+
+
+def tuned_path(profile: str, suite: str, rank: int) -> Path:
+    """Return the file that `suites tune` writes its choice to."""
+    return PROFILES / f"{profile}.{suite}.rank{rank}.tuned.toml"
+
+
+def resolve(layers: list[dict[str, Any]], task: str, method: str) -> Settings:
+    """Merge `layers` for one task and method.
+
+    Raises:
+        ValueError: an unknown or invalid setting, naming it, its value and the rule.
+    """
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        by_task = layer.get("task", {}).get(task, {})
+        for part in (
+            layer,
+            by_task,
+            layer.get("method", {}).get(method, {}),
+            by_task.get("method", {}).get(method, {}),
+        ):
+            plain = {key: value for key, value in part.items() if key not in TABLES}
+            # A length given in one unit replaces the one that a weaker layer gave in the other.
+            for given, replaced in (("steps", "epochs"), ("epochs", "steps")):
+                if given in plain and replaced not in plain:
+                    merged.pop(replaced, None)
+            config = {**merged.get("config", {}), **plain.get("config", {})}
+            merged = {**merged, **plain} | ({"config": config} if config else {})
+    return validated(Settings, merged, "setting")
+
+
+def validated(kind: type[T], values: Mapping[str, Any], what: str) -> T:
+    """Return `kind(**values)`, with pydantic's complaint turned into one line.
+
+    Raises:
+        ValueError: an unknown name (with the known ones and the nearest) or a value outside its rule.
+    """
+    for name in values:
+        checked_name(name, kind.model_fields, what)
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{what} {name} = {first['input']!r}: {first['msg'].lower()}") from error
+
+
+def method_config(method: str, rank: int, overrides: Mapping[str, Any]) -> BaseModel:
+    """Return a method's settings in a comparison at `rank`, with `overrides` on top.
+
+    Raises:
+        ValueError: unknown method or setting, value outside its rule.
+    """
+    chosen = methods()[checked_name(method, methods(), "method")]
+    base = chosen.configure(rank)
+    return validated(chosen.config_type, {**base.model_dump(), **overrides}, f"{method} setting")

@@ -1,0 +1,130 @@
+"""What a person sees of a launch: the plan as a table, progress with remaining time, one line a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from baselines.registry import get_method
+from results.schema import Plan, Record
+from suites.launch import Event
+
+SIGNS = {"ok": "ok", "diverged": "DIVERGED", "out_of_memory": "OUT OF MEMORY", "failed": "FAILED", "interrupted": "stopped"}
+
+
+def bytes_text(count: int | None) -> str:
+    """Return bytes as MiB or GiB for reading; an unknown number as a dash."""
+    if count is None:
+        return "-"
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
+
+
+def duration_text(seconds: float | None) -> str:
+    """Return seconds as minutes and seconds for reading."""
+    if seconds is None:
+        return "unknown (no earlier run of this kind)"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def plan_table(plans: Sequence[Plan], todo: Sequence[Plan], predicted: dict[str, int | None]) -> Table:
+    """Return a table with a line a method: runs, missing ones, settings, learning rate, predicted peak."""
+    table = Table(title="What will run", title_justify="left")
+    for column in ("method", "runs", "missing", "settings", "learning rate", "steps a run", "predicted peak"):
+        table.add_column(column, justify="right" if column in ("runs", "missing") else "left")
+    waiting = {plan.hash() for plan in todo}
+    for name in dict.fromkeys(plan.method for plan in plans):
+        own = [plan for plan in plans if plan.method == name]
+        peaks = [peak for plan in own if (peak := predicted.get(plan.hash())) is not None]
+        table.add_row(
+            get_method(name).title,
+            str(len(own)),
+            str(sum(plan.hash() in waiting for plan in own)),
+            ", ".join(f"{key}={value}" for key, value in _common(own).items()) or "-",
+            _span([plan.training.learning_rate for plan in own]),
+            _span([plan.training.steps for plan in own]),
+            bytes_text(max(peaks, default=None)),
+        )
+    return table
+
+
+def result_line(record: Record) -> str:
+    """Return one line about a finished run."""
+    plan = record.plan
+    score = "-"
+    if record.evaluations and record.main_metric is not None:
+        value = record.evaluations[-1].metrics.get(record.main_metric)
+        score = "undefined" if value is None else f"{record.main_metric} {value:.4f}"
+    if record.status != "ok":
+        score = (record.error or "").splitlines()[0][:160]
+    peak = None if record.memory is None or record.memory.step_peak is None else record.memory.step_peak.total_bytes
+    wall = record.timing.wall_s if record.timing else None
+    seconds = "" if wall is None else f"  {wall:.1f} s"
+    return f"{SIGNS[record.status]:>8}  {plan.task:<5} {plan.method:<13} seed {plan.seed}  {score}  peak {bytes_text(peak)}{seconds}"
+
+
+class ProgressListener:
+    """Shows all steps of a launch as one bar with remaining time, a bar a run in hand, and a line a finished run."""
+
+    def __init__(self, console: Console, plans: Sequence[Plan]) -> None:
+        self._console = console
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+            speed_estimate_period=300,
+        )
+        self._runs = len(plans)
+        self._ended = 0
+        self._overall = self._progress.add_task("all runs", total=sum(plan.training.steps for plan in plans))
+        self._bars: dict[str, tuple[int, int]] = {}
+
+    def __enter__(self) -> ProgressListener:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._progress.stop()
+
+    def __call__(self, event: Event) -> None:
+        key = event.plan.hash()
+        if event.record is not None:
+            self._end(key, event)
+            return
+        if key not in self._bars:
+            name = f"{event.plan.task} {event.plan.method} seed {event.plan.seed}"
+            self._bars[key] = (self._progress.add_task(name, total=event.plan.training.steps), 0)
+        bar, before = self._bars[key]
+        self._progress.update(bar, completed=event.step)
+        self._progress.advance(self._overall, event.step - before)
+        self._bars[key] = (bar, event.step)
+
+    def _end(self, key: str, event: Event) -> None:
+        assert event.record is not None
+        bar, before = self._bars.pop(key)
+        self._progress.advance(self._overall, event.plan.training.steps - before)
+        self._progress.remove_task(bar)
+        self._ended += 1
+        self._console.print(f"[{self._ended:>3}/{self._runs}] {result_line(event.record)}", markup=False, highlight=False)
+
+
+def _common(plans: Sequence[Plan]) -> dict[str, object]:
+    shown = ("rank", "projection_rank", "alpha", "scale", "refresh_gap", "norm_gradient")
+    first = plans[0].method_config
+    return {key: first[key] for key in shown if key in first and all(p.method_config.get(key) == first[key] for p in plans)}
+
+
+def _span(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

@@ -1,0 +1,171 @@
+"""GLUE fine-tuning: nine tasks, nine rows of `tasks.TASKS`; scored on validation, since test labels are hidden."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from torch import Tensor, nn
+
+from baselines import targets
+from baselines.method import Placement
+from results.schema import DataFacts, DataPlan, Plan
+from suites import models
+from suites.config import Settings
+from suites.environment import derived_seed
+from suites.glue import data as glue_data
+from suites.glue import encode, metrics
+from suites.glue.tasks import TASKS, GlueTask, get_task
+from suites.suite import Batch, Job, Runtime, Scores
+
+HELD_OUT_FRACTION = 0.1
+HELD_OUT_ROWS = 1000
+SUBSET_SEED = 0
+EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class GlueSuite:
+    """The GLUE suite."""
+
+    name: str = "glue"
+    tasks: tuple[str, ...] = tuple(TASKS)
+
+    def data(self, task: str, settings: Settings, runtime: Runtime) -> DataPlan:
+        """Return what the task's rows are; a digest names them, no path does."""
+        row = get_task(task)
+        hub = settings.source == "hub"
+        return DataPlan(
+            source=settings.source,
+            name=glue_data.HUB_NAME if hub else row.folder,
+            revision=glue_data.HUB_REVISION if hub else None,
+            digest=_digest(task, settings.source, runtime.data_dir),
+            max_length=settings.max_length,
+            train_rows=settings.train_rows,
+            eval_rows=settings.eval_rows,
+        )
+
+    def train_rows(self, task: str, settings: Settings, runtime: Runtime) -> int:
+        """Return how many rows one epoch has."""
+        row = get_task(task)
+        if settings.source == "hub":
+            rows = row.official_rows["train"]
+        else:
+            rows = len(_load(task, settings.source, runtime.data_dir, runtime.offline).splits["train"])
+        return min(rows, settings.train_rows or rows)
+
+    def verify(self, plan: Plan, runtime: Runtime) -> None:
+        """Load the plan's task, so that a fault in the data is found before the first run."""
+        _load(plan.task, plan.data.source, runtime.data_dir, runtime.offline)
+
+    def skeleton(self, plan: Plan, runtime: Runtime) -> nn.Module:
+        """Return the plan's classifier from its configuration alone."""
+        return models.classifier_skeleton(plan.model, runtime, get_task(plan.task).num_labels)
+
+    def placement(self, plan: Plan, runtime: Runtime) -> Placement:
+        """Return the target layers of the backbone, and the head that every method trains."""
+        with torch.device("meta"):
+            return targets.place(self.skeleton(plan, runtime), plan.targets, train_rest=False)
+
+    def job(self, plan: Plan, runtime: Runtime) -> Job:
+        """Make one run ready."""
+        task = get_task(plan.task)
+        loaded = _load(plan.task, plan.data.source, runtime.data_dir, runtime.offline)
+        if plan.data.digest is not None and loaded.digest != plan.data.digest:
+            raise ValueError(f"data of task {plan.task!r}: it changed since the plan was made; plan again")
+        train, evaluated = _splits(task, loaded, plan.data)
+        tokenizer = models.tokenizer(plan.model, runtime)
+        encoded = encode.encode(train, tokenizer, task.text_columns, plan.data.max_length)
+        validation = {
+            name: encode.encode(rows, tokenizer, task.text_columns, plan.data.max_length)
+            for name, rows in evaluated.items()
+        }
+        micro_batch = plan.training.batch_size // plan.training.accumulation
+        order = derived_seed(plan.seed, "order")
+        head = derived_seed(plan.seed, "model")
+
+        def model() -> nn.Module:
+            return models.classifier(plan.model, runtime, task.num_labels, head)
+
+        def batches(start: int) -> Iterator[Batch]:
+            return encode.batches(encoded, micro_batch, order, start)
+
+        return Job(
+            model=model,
+            placement=self.placement(plan, runtime),
+            batches=batches,
+            loss=_loss,
+            tokens=_tokens,
+            largest=encode.largest_batch(encoded, micro_batch),
+            evaluate=lambda network: _evaluate(network, task, validation),
+            facts=DataFacts(
+                train_rows=len(train),
+                eval_rows={name: len(rows) for name, rows in evaluated.items()},
+                official=loaded.official,
+                notes=loaded.notes,
+            ),
+            main_metric=main_metric(task, plan.data.held_out),
+        )
+
+
+def main_metric(task: GlueTask, held_out: bool) -> str:
+    """Return the key of the metric that stands for a task."""
+    split, metric = task.main_metric.split("/")
+    return f"{'held_out' if held_out else split}/{metric}"
+
+
+@lru_cache(maxsize=2 * len(TASKS))
+def _digest(task: str, source: str, data_dir: Path | None) -> str:
+    return glue_data.digest_of(task, source, data_dir)
+
+
+@lru_cache(maxsize=2)
+def _load(task: str, source: str, data_dir: Path | None, offline: bool) -> glue_data.GlueData:
+    return glue_data.load(task, source, data_dir, offline)
+
+
+def _splits(task: GlueTask, loaded: glue_data.GlueData, plan: DataPlan) -> tuple[Dataset, dict[str, Dataset]]:
+    train = loaded.splits["train"]
+    if plan.held_out:
+        rows = min(HELD_OUT_ROWS, int(len(train) * HELD_OUT_FRACTION))
+        train, held_out = glue_data.hold_out(train, rows, SUBSET_SEED)
+        evaluated = {"held_out": held_out}
+    else:
+        evaluated = {name: loaded.splits[name] for name in task.eval_splits}
+    train = glue_data.cap(train, plan.train_rows, SUBSET_SEED)
+    return train, {name: glue_data.cap(rows, plan.eval_rows, SUBSET_SEED) for name, rows in evaluated.items()}
+
+
+def _loss(model: nn.Module, batch: Batch) -> Tensor:
+    loss: Tensor = model(**batch).loss
+    return loss
+
+
+def _tokens(batch: Batch) -> int:
+    return int(batch["attention_mask"].sum())
+
+
+@torch.no_grad()
+def _evaluate(model: nn.Module, task: GlueTask, validation: dict[str, encode.Encoded]) -> Scores:
+    device = next(model.parameters()).device
+    training = model.training
+    model.eval()
+    found: dict[str, float | None] = {}
+    for split, rows in validation.items():
+        parts, inverse = encode.evaluation_batches(rows, EVALUATION_BATCH)
+        logits = [model(**_inputs(batch, device)).logits.float().cpu() for batch in parts]
+        values = metrics.compute(task.name, torch.cat(logits)[inverse], torch.from_numpy(rows.labels))
+        found |= {f"{split}/{name}": value for name, value in values.items()}
+    model.train(training)
+    return Scores(rows={split: len(rows) for split, rows in validation.items()}, metrics=found)
+
+
+def _inputs(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}
+
+
+SUITE = GlueSuite()

@@ -1,0 +1,233 @@
+"""Run plans in worker processes: one process a run, so that a crash or an exhausted memory ends that run alone.
+
+The processes come from a fork server that has the libraries loaded already and never touches a device, so that a fresh
+process costs a few milliseconds and works with CUDA.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from results.schema import Plan, Record, Status
+from results.store import StoreError, read_record, write_record
+from suites.environment import environment
+from suites.suite import Runtime
+
+GRACE_S = 10.0
+REPORT_EVERY_S = 0.2
+PRELOAD = ["suites.preload"]
+
+
+@dataclass(frozen=True)
+class Event:
+    """What the launcher tells its listener: a run has started, stands at a step, or has ended with a record."""
+
+    plan: Plan
+    step: int = 0
+    loss: float | None = None
+    record: Record | None = None
+
+
+@dataclass
+class _Worker:
+    plan: Plan
+    process: BaseProcess
+    pipe: Connection
+    started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    failure: str | None = None
+
+
+Listener = Callable[[Event], None]
+
+
+class Interrupted(KeyboardInterrupt):
+    """The user stopped the launch; the runs in hand are recorded as interrupted."""
+
+
+def launch(
+    plans: Sequence[Plan],
+    runtime: Runtime,
+    store: Path,
+    predicted: dict[str, int | None],
+    listen: Listener,
+) -> list[Record]:
+    """Run `plans`, `runtime.workers` at a time, and return their records as they ended.
+
+    Args:
+        predicted: plan hash -> peak bytes said before the run.
+
+    Raises:
+        StoreError: a record cannot be written; the other runs are stopped first.
+        Interrupted: Ctrl-C; the runs in hand have a record of status interrupted.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    waiting = list(plans)
+    active: list[_Worker] = []
+    records: list[Record] = []
+    try:
+        while waiting or active:
+            while waiting and len(active) < runtime.workers:
+                active.append(_start(context, waiting.pop(0), runtime, store, predicted, listen))
+            for worker in _ready(active):
+                if _drain(worker, listen):
+                    active.remove(worker)
+                    records.append(_finish(worker, runtime, store, listen))
+    except KeyboardInterrupt as stop:
+        _stop(active, signal.SIGINT)
+        for worker in active:
+            records.append(_finish(worker, runtime, store, listen, interrupted=True))
+        raise Interrupted from stop
+    except BaseException:
+        _stop(active, signal.SIGTERM)
+        raise
+    return records
+
+
+def usable_cpus() -> int:
+    """Return the processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _start(
+    context: multiprocessing.context.ForkServerContext,
+    plan: Plan,
+    runtime: Runtime,
+    store: Path,
+    predicted: dict[str, int | None],
+    listen: Listener,
+) -> _Worker:
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(
+        target=_work, args=(plan, runtime, store, predicted.get(plan.hash()), theirs), name=plan.label, daemon=True
+    )
+    process.start()
+    theirs.close()
+    listen(Event(plan))
+    return _Worker(plan, process, ours)
+
+
+def _work(plan: Plan, runtime: Runtime, store: Path, predicted: int | None, pipe: Connection) -> None:
+    """Body of a worker process: run, write the record, say what went wrong with the writing if anything did."""
+    from suites.run import execute
+
+    signal.signal(signal.SIGINT, _interrupt_once)
+    torch.set_num_threads(runtime.threads)
+    last = 0.0
+
+    def report(step: int, loss: float) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last > REPORT_EVERY_S or step == plan.training.steps:
+            last = now
+            pipe.send(("step", step, loss))
+
+    record = execute(plan, runtime, predicted, report)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        write_record(store, record)
+    except StoreError as problem:
+        pipe.send(("store", str(problem)))
+    pipe.close()
+
+
+def _interrupt_once(number: int, frame: FrameType | None) -> None:
+    # The terminal and the launcher both signal; a second one must not tear the writing of the record.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _ready(active: list[_Worker]) -> list[_Worker]:
+    waiting_on = {worker.pipe: worker for worker in active}
+    ready = multiprocessing.connection.wait(list(waiting_on), timeout=1.0)
+    return [waiting_on[pipe] for pipe in ready if isinstance(pipe, Connection)]
+
+
+def _drain(worker: _Worker, listen: Listener) -> bool:
+    """Read what a worker has to say; True once it has closed its pipe."""
+    try:
+        while worker.pipe.poll():
+            message = worker.pipe.recv()
+            if message[0] == "step":
+                listen(Event(worker.plan, step=message[1], loss=message[2]))
+            else:
+                worker.failure = message[1]
+    except (EOFError, OSError):
+        return True
+    return False
+
+
+def _finish(worker: _Worker, runtime: Runtime, store: Path, listen: Listener, interrupted: bool = False) -> Record:
+    worker.process.join(GRACE_S)
+    if worker.process.is_alive():
+        worker.process.kill()
+        worker.process.join()
+    worker.pipe.close()
+    if worker.failure is not None:
+        raise StoreError(worker.failure)
+    path = store / f"{worker.plan.label}.json"
+    record = read_record(path) if path.exists() else None
+    if record is None or record.finished_at < worker.started_at:
+        record = _obituary(worker, runtime, interrupted)
+        write_record(store, record)
+    listen(Event(worker.plan, record=record))
+    return record
+
+
+def _obituary(worker: _Worker, runtime: Runtime, interrupted: bool) -> Record:
+    """Return the record of a run whose process died without writing one."""
+    code = worker.process.exitcode
+    status: Status = "failed"
+    error = f"the process ended with exit code {code}"
+    if interrupted:
+        status, error = "interrupted", "interrupted by the user"
+    elif code is not None and code < 0:
+        name = signal.Signals(-code).name
+        error = f"the process was killed by {name}"
+        if name == "SIGKILL":
+            # Nobody but the kernel's out-of-memory killer (or a person) sends this signal.
+            status, error = "out_of_memory", f"{error}, as the kernel does when memory runs out"
+    return Record(
+        plan=worker.plan,
+        plan_hash=worker.plan.hash(),
+        status=status,
+        error=error,
+        started_at=worker.started_at,
+        finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        environment=environment(runtime.device, runtime.threads, runtime.workers),
+    )
+
+
+def _stop(active: list[_Worker], number: int) -> None:
+    for worker in active:
+        if worker.process.is_alive() and worker.process.pid is not None:
+            os.kill(worker.process.pid, number)
+
+
+def shared_out(runtime: Runtime, workers: int | None) -> Runtime:
+    """Return `runtime` with workers and threads set: one worker on a GPU, else one thread a worker and a worker a core.
+
+    Raises:
+        ValueError: `workers` is below 1 or above the number of usable cores.
+    """
+    cpus = usable_cpus()
+    if workers is not None and not 1 <= workers <= cpus:
+        raise ValueError(
+            f"workers {workers}: must be between 1 and {cpus}, the usable cores "
+            f"(nearest allowed value: {min(max(workers, 1), cpus)})"
+        )
+    chosen = workers or (1 if runtime.device.type == "cuda" else cpus)
+    return replace(runtime, workers=chosen, threads=max(1, cpus // chosen))

@@ -1,0 +1,67 @@
+"""Before the first run: do data, model and settings fit, and what will the peak be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from results.schema import Plan
+from suites.predict import predict_step_peak
+from suites.registry import get_suite
+from suites.run import check_fit, prediction_build
+from suites.suite import Job, Runtime
+
+
+def check(plans: Sequence[Plan], runtime: Runtime) -> None:
+    """Check every plan against its data and its model, each different case once.
+
+    Raises:
+        ValueError: the first thing that does not fit.
+    """
+    for plan in {(plan.task, plan.data): plan for plan in plans}.values():
+        get_suite(plan.suite).verify(plan, runtime)
+    for plan in {(plan.model, plan.targets, plan.method, str(plan.method_config)): plan for plan in plans}.values():
+        check_fit(plan, runtime)
+
+
+def predict_peaks(plans: Sequence[Plan], runtime: Runtime) -> dict[str, int | None]:
+    """Return plan hash -> tracked peak of a plain step, predicted by the same trace without weights.
+
+    One trace serves all plans whose step has the same shapes: other seeds, other tasks of the same largest batch.
+    """
+    traced: dict[object, int] = {}
+    found: dict[str, int | None] = {}
+    jobs: dict[object, tuple[Job, object]] = {}
+    for plan in plans:
+        job_key = (plan.task, plan.data, plan.training.batch_size, plan.training.accumulation)
+        if job_key not in jobs:
+            job = get_suite(plan.suite).job(plan, runtime)
+            jobs[job_key] = (job, _shapes(job, plan, runtime))
+        job, shapes = jobs[job_key]
+        key = (shapes, _step_key(plan))
+        if key not in traced:
+            traced[key] = predict_step_peak(prediction_build(job, plan, runtime)).peak.total_bytes
+        found[plan.hash()] = traced[key]
+    return found
+
+
+def _shapes(job: Job, plan: Plan, runtime: Runtime) -> object:
+    batch = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in sorted(job.largest.items()))
+    with torch.device("meta"):
+        model = get_suite(plan.suite).skeleton(plan, runtime)
+    return batch, tuple((name, tuple(parameter.shape)) for name, parameter in model.named_parameters())
+
+
+def _step_key(plan: Plan) -> object:
+    training = plan.training
+    return (
+        plan.model,
+        plan.targets,
+        plan.method,
+        str(plan.method_config),
+        training.accumulation,
+        training.precision,
+        training.state_bits,
+        training.clip_norm is None,
+    )

@@ -1,0 +1,95 @@
+"""The contract of a suite: it turns a plan into a job; the loop runs any job without knowing the suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from baselines.method import Placement
+from results.schema import DataFacts, DataPlan, Plan
+from suites.config import Settings
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a run needs to know of its machine; nothing here changes a result, so nothing here is in the plan."""
+
+    device: torch.device
+    data_dir: Path | None = None
+    model_dir: Path | None = None
+    threads: int = 1
+    workers: int = 1
+    offline: bool = False
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Result of one evaluation: rows per split, and metrics under "split/metric"."""
+
+    rows: dict[str, int]
+    metrics: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run made ready.
+
+    Attributes:
+        model: () -> a fresh model, always the same one, in fp32 on the CPU, no method attached yet.
+        placement: the layers and parameters that methods work on.
+        batches: start -> endless iterator of micro-batches from the start-th on: a pure function of plan and start.
+        loss: (model, batch) -> scalar loss, the mean over the micro-batch.
+        tokens: batch -> tokens that are not padding.
+        largest: the micro-batch of the largest shape that `batches` can yield (for memory tracking).
+        evaluate: model -> scores; leaves the model in training mode as it found it.
+        facts: what was loaded.
+        main_metric: the key of `Scores.metrics` that stands for the task.
+    """
+
+    model: Callable[[], nn.Module]
+    placement: Placement
+    batches: Callable[[int], Iterator[Batch]]
+    loss: Callable[[nn.Module, Batch], Tensor]
+    tokens: Callable[[Batch], int]
+    largest: Batch
+    evaluate: Callable[[nn.Module], Scores]
+    facts: DataFacts
+    main_metric: str
+
+
+class Suite(Protocol):
+    """A family of tasks.
+
+    Attributes:
+        data: names what a task's rows are, for the plan.
+        train_rows: counts them.
+        verify: loads the data of a plan and checks it, so that bad input is found before the first run.
+        skeleton: the plan's model from its configuration alone, on whatever device or mode is active.
+        placement: the layers and parameters that methods work on in that model.
+        job: makes one run ready.
+
+    Raises:
+        ValueError: from all of them, when the data or model cannot be had or is not what the plan says.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+
+    def train_rows(self, task: str, settings: Settings, runtime: Runtime) -> int: ...
+
+    def data(self, task: str, settings: Settings, runtime: Runtime) -> DataPlan: ...
+
+    def verify(self, plan: Plan, runtime: Runtime) -> None: ...
+
+    def skeleton(self, plan: Plan, runtime: Runtime) -> nn.Module: ...
+
+    def placement(self, plan: Plan, runtime: Runtime) -> Placement: ...
+
+    def job(self, plan: Plan, runtime: Runtime) -> Job: ...

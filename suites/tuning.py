@@ -1,0 +1,129 @@
+"""Tuning at an equal budget: the same number of learning rates for every method, chosen on held-out train rows."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from results.schema import Plan, Record
+from results.store import read_records, write_atomically
+from suites.config import load_profile, resolve, tuned_path
+from suites.plan import Request, make_plan, request_cells
+from suites.suite import Runtime
+
+Point = dict[str, Any]
+
+
+def grid_plans(request: Request, runtime: Runtime) -> list[Plan]:
+    """Return the runs of the grid: every task and method of the request with every point of the method's grid.
+
+    Raises:
+        ValueError: a method without a grid, or grids of different sizes (the budget must be equal).
+    """
+    layers = [*load_profile(request.profile, request.suite, request.rank), dict(request.overrides)]
+    plans = []
+    sizes: dict[str, int] = {}
+    for task, method in request_cells(request):
+        points = resolve(layers, task, method).grid
+        sizes[method] = len(points)
+        for point in points:
+            plan = make_plan(request, [*layers, point], task, method, runtime)
+            data = plan.data.model_copy(update={"held_out": True})
+            plans.append(plan.model_copy(update={"data": data, "purpose": "tuning"}))
+    if not plans or len(set(sizes.values())) != 1:
+        raise ValueError(f"grids must have the same size, at least 1, for every method; they have {sizes}")
+    return plans
+
+
+def mean_scores(plans: Sequence[Plan], store: Path) -> dict[str, list[tuple[Point, float | None]]]:
+    """Return method -> its grid points with their held-out scores, averaged over the tasks; None if one is missing."""
+    scores = _scores(plans, store)
+    table: dict[str, list[tuple[Point, float | None]]] = {}
+    for method in dict.fromkeys(plan.method for plan in plans):
+        own = [plan for plan in plans if plan.method == method]
+        points: list[Point] = []
+        for plan in own:
+            if _point(plan) not in points:
+                points.append(_point(plan))
+        for point in points:
+            found = [scores.get(plan.hash()) for plan in own if _point(plan) == point]
+            known = [score for score in found if score is not None]
+            whole = len(known) == len(found)
+            table.setdefault(method, []).append((point, statistics.fmean(known) if whole else None))
+    return table
+
+
+def choose(plans: Sequence[Plan], store: Path) -> dict[str, Point]:
+    """Return method -> the grid point with the best mean held-out score over the tasks, at the end of the runs."""
+    chosen = {}
+    for method, points in mean_scores(plans, store).items():
+        known = [(score, index) for index, (_, score) in enumerate(points) if score is not None]
+        if known:
+            chosen[method] = points[max(known, key=lambda pair: (pair[0], -pair[1]))[1]]
+    return chosen
+
+
+def choice_table(plans: Sequence[Plan], store: Path) -> Table:
+    """Return the grid as a table, the choice marked."""
+    chosen = choose(plans, store)
+    tasks = ", ".join(dict.fromkeys(plan.task for plan in plans))
+    table = Table("method", "learning rate", "scale", "mean held-out score", "chosen", title=f"Grid on {tasks}")
+    for method, points in mean_scores(plans, store).items():
+        for point, score in points:
+            table.add_row(
+                method,
+                f"{point['learning_rate']:g}",
+                str(point.get("config", {}).get("scale", "-")),
+                "-" if score is None else f"{score:.4f}",
+                "yes" if chosen.get(method) == point else "",
+            )
+    return table
+
+
+def write_choice(request: Request, plans: Sequence[Plan], store: Path) -> Path:
+    """Write the choice beside the profile, as a delta that the profile takes up by itself, and return its path.
+
+    Raises:
+        ValueError: a method has no point with a score on every task.
+    """
+    chosen = choose(plans, store)
+    lost = sorted({plan.method for plan in plans} - set(chosen))
+    if lost:
+        raise ValueError(f"no grid point of {', '.join(lost)} has a score on every task; look at the records in {store}")
+    tasks = ",".join(dict.fromkeys(plan.task for plan in plans))
+    lines = [
+        f"# Written by `suites tune {request.suite} --profile {request.profile} --rank {request.rank} --task {tasks}`:",
+        "# per method the grid point of the best mean score on held-out train rows, one seed; validation was not looked at.",
+    ]
+    for method, point in sorted(chosen.items()):
+        lines += ["", f"[method.{method}]", f"learning_rate = {point['learning_rate']!r}"]
+        if "config" in point:
+            lines.append(f"config = {{ scale = {point['config']['scale']!r} }}")
+    path = tuned_path(request.profile, request.suite, request.rank)
+    return write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+
+def _point(plan: Plan) -> Point:
+    point: Point = {"learning_rate": plan.training.learning_rate}
+    if "scale" in plan.method_config:
+        point["config"] = {"scale": plan.method_config["scale"]}
+    return point
+
+
+def _scores(plans: Sequence[Plan], store: Path) -> dict[str, float]:
+    wanted = {plan.hash() for plan in plans}
+    return {
+        record.plan_hash: score
+        for record in read_records([store])
+        if record.plan_hash in wanted and (score := _held_out_score(record)) is not None
+    }
+
+
+def _held_out_score(record: Record) -> float | None:
+    if record.status != "ok" or not record.evaluations or record.main_metric is None:
+        return None
+    return record.evaluations[-1].metrics.get(record.main_metric)

@@ -1,0 +1,131 @@
+"""The GLUE average under explicit conventions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from reports.context import Context
+from reports.convention import TASKS, Cell, ChoiceError, Convention, scores_frame
+from reports.frames import metrics_frame, runs_frame
+from results.schema import Evaluation, Record
+
+Make = Callable[..., Record]
+Grid = Callable[..., list[Record]]
+
+
+def with_metrics(make_record: Make, task: str, *points: dict[str, float | None]) -> Record:
+    """Return a record of `task` with these metrics, one evaluation after the other."""
+    evaluations = [
+        Evaluation(step=10 * (index + 1), epoch=None, rows={}, metrics=metrics) for index, metrics in enumerate(points)
+    ]
+    return make_record(task, parts={"evaluations": evaluations})
+
+
+def score_of(record: Record, convention: Convention) -> tuple[float | None, str]:
+    """Return score and outcome of one record."""
+    row = scores_frame(runs_frame([record]), metrics_frame([record]), convention).iloc[0]
+    return (None if row["outcome"] != "ok" else float(row["score"])), str(row["outcome"])
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("matched", 0.80), ("mismatched", 0.70), ("mean", 0.75)])
+def test_mnli_rules(make_record: Make, rule: str, expected: float) -> None:
+    record = with_metrics(
+        make_record, "mnli", {"validation_matched/accuracy": 0.8, "validation_mismatched/accuracy": 0.7}
+    )
+    assert score_of(record, Convention(mnli=rule))[0] == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("f1", 0.9), ("accuracy", 0.8), ("mean", 0.85)])
+@pytest.mark.parametrize("task", ["mrpc", "qqp"])
+def test_f1_and_accuracy_rules(make_record: Make, task: str, rule: str, expected: float) -> None:
+    record = with_metrics(make_record, task, {"validation/accuracy": 0.8, "validation/f1": 0.9})
+    assert score_of(record, Convention(**{task: rule}))[0] == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+def test_last_or_best_evaluation(make_record: Make) -> None:
+    points = [{"validation/accuracy": value} for value in (0.5, 0.7, 0.6)]
+    record = with_metrics(make_record, "rte", *points)
+    assert score_of(record, Convention(epoch="last"))[0] == 0.6
+    assert score_of(record, Convention(epoch="best"))[0] == 0.7
+
+
+def test_mean_of_two_metrics_is_taken_at_one_evaluation(make_record: Make) -> None:
+    points = [
+        {"validation/pearson": 0.9, "validation/spearman": 0.1},
+        {"validation/pearson": 0.4, "validation/spearman": 0.8},
+    ]
+    record = with_metrics(make_record, "stsb", *points)
+    assert score_of(record, Convention(stsb="mean", epoch="best"))[0] == pytest.approx(0.6)
+
+
+def test_undefined_and_missing_metrics_are_no_scores(make_record: Make) -> None:
+    undefined = with_metrics(make_record, "stsb", {"validation/pearson": None, "validation/spearman": 0.5})
+    assert score_of(undefined, Convention()) == (None, "undefined")
+    assert score_of(undefined, Convention(stsb="mean")) == (None, "undefined")
+    assert score_of(undefined, Convention(stsb="spearman")) == (0.5, "ok")
+    assert score_of(with_metrics(make_record, "stsb", {"validation/r2": 0.5}), Convention()) == (None, "not recorded")
+    assert score_of(make_record("stsb", status="diverged"), Convention()) == (None, "diverged")
+
+
+def test_average_is_the_plain_mean_over_nine_tasks(make_grid: Grid) -> None:
+    records = make_grid(methods=("full",))
+    context = Context(records, "micro", 8)
+    found = context.averages["full"]
+    by_hand = [
+        r.evaluations[-1].metrics[r.main_metric] for r in records if r.plan.seed == 1 and r.main_metric is not None
+    ]
+    assert len(by_hand) == 9
+    assert found.scores[1] == pytest.approx(sum(value for value in by_hand if value is not None) / 9)
+    eight = Context(records, "micro", 8, Convention(tasks=8)).averages["full"]
+    wnli = context.grid["full", "wnli"].scores[1]
+    assert eight.scores[1] == pytest.approx((9 * found.scores[1] - wnli) / 8)
+
+
+def test_one_missing_seed_leaves_no_average_and_is_named(make_grid: Grid) -> None:
+    records = [r for r in make_grid(methods=("lora",)) if not (r.plan.task == "rte" and r.plan.seed == 2)]
+    found = Context(records, "micro", 8).averages["lora"]
+    assert found.scores == {}
+    assert found.missing == ("RTE seed 2 (not run)",)
+    shared = Context(records, "micro", 8, Convention(seeds="shared")).averages["lora"]
+    assert sorted(shared.scores) == [0, 1]
+
+
+def test_a_broken_run_leaves_no_average_under_any_rule(make_record: Make, make_grid: Grid) -> None:
+    records = [r for r in make_grid(methods=("lora",)) if not (r.plan.task == "rte" and r.plan.seed == 2)]
+    records.append(make_record("rte", "lora", 2, status="diverged"))
+    for seeds in ("same", "shared"):
+        found = Context(records, "micro", 8, Convention(seeds=seeds)).averages["lora"]  # type: ignore[arg-type]
+        assert found.scores == {}
+        assert found.missing == ("RTE seed 2 (diverged)",)
+
+
+def test_words_name_every_choice() -> None:
+    words = Convention(epoch="best", tasks=8, mnli="mean", mrpc="mean", stsb="spearman").words()
+    for part in (
+        "eight tasks",
+        "optimistic",
+        "MRPC mean of F1 and accuracy",
+        "QQP accuracy",
+        "STS-B Spearman",
+        "MNLI mean",
+    ):
+        assert part in words
+
+
+def test_unknown_choices_name_the_nearest() -> None:
+    with pytest.raises(
+        ChoiceError, match=r"unknown stsb 'pearsn': known are pearson, spearman, mean; nearest: pearson"
+    ):
+        Convention(stsb="pearsn")  # type: ignore[arg-type]
+    with pytest.raises(ChoiceError, match="unknown tasks 7: known are 8, 9"):
+        Convention(tasks=7)  # type: ignore[arg-type]
+    with pytest.raises(ChoiceError, match="unknown task 'mlni'.*nearest: mnli"):
+        Convention().keys("mlni")
+
+
+def test_every_task_has_keys_and_trouble_counts_over_all_seeds() -> None:
+    assert all(Convention().keys(task) for task in TASKS)
+    cell = Cell({0: "ok", 1: "out_of_memory"}, {0: 0.5})
+    assert cell.trouble([0, 1, 2]) == "not run 1/3, out of memory 1/3"

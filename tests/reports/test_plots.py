@@ -1,0 +1,148 @@
+"""The figures: what they are drawn from, no text on text, nothing outside, the same bytes twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import combinations
+
+import matplotlib as mpl
+import pandas as pd
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from reports import bars, plots
+from reports.bars import dots_plot, memory_bars, parts_plot
+from reports.context import Context
+from reports.placement import overlap
+from reports.plots import Plot, curve_plot, front_plot, front_points, smooth
+from results.schema import Record
+
+Make = Callable[..., Record]
+Grid = Callable[..., list[Record]]
+MAKERS = (front_plot, curve_plot, parts_plot, dots_plot)
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
+    """Collect the figures that are drawn instead of writing them."""
+    drawn: list[Figure] = []
+
+    def keep(name: str, title: str, caption: str, build: Callable[[], Figure]) -> Plot:
+        figure = build()
+        FigureCanvasAgg(figure).draw()
+        drawn.append(figure)
+        return Plot(name, title, caption, b"", b"")
+
+    monkeypatch.setattr(plots, "draw", keep)
+    monkeypatch.setattr(bars, "draw", keep)
+    with mpl.rc_context(plots.STYLE):
+        yield drawn
+
+
+def boxes(figure: Figure) -> list[tuple[str, Bbox]]:
+    """Return text and box of everything written in a figure."""
+    found = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_visible()]
+    return [(t.get_text(), Text.get_window_extent(t)) for t in found if t.get_text().strip()]
+
+
+def mixed_grid(make_grid: Grid, make_record: Make) -> list[Record]:
+    """Return a grid with unknown methods, broken runs and missing ones."""
+    records = make_grid(
+        methods=("full", "lora", "dora", "galore", "gradnormlorp", "a-rather-long-method-name", "relora")
+    )
+    records = [r for r in records if not (r.plan.task in ("rte", "wnli") and r.plan.method == "lora" and r.plan.seed)]
+    return [
+        *records,
+        make_record("rte", "lora", 1, status="diverged"),
+        make_record("rte", "lora", 2, status="out_of_memory"),
+    ]
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_no_text_covers_text_or_leaves_the_figure(
+    figures: list[Figure], make_grid: Grid, make_record: Make, make: Callable[[Context], Plot | None]
+) -> None:
+    make(Context(mixed_grid(make_grid, make_record), "micro", 8))
+    (figure,) = figures
+    written = boxes(figure)
+    assert len(written) > 8
+    canvas = figure.bbox.padded(1)
+    for text, box in written:
+        assert canvas.x0 <= box.x0 and box.x1 <= canvas.x1, f"{text!r} is cut"  # noqa: PT018
+        assert canvas.y0 <= box.y0 and box.y1 <= canvas.y1, f"{text!r} is cut"  # noqa: PT018
+    for (first, one), (second, other) in combinations(written, 2):
+        assert overlap(one.padded(-1), other.padded(-1)) == 0, f"{first!r} covers {second!r}"
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_text_can_be_read(figures: list[Figure], make_grid: Grid, make: Callable[[Context], Plot | None]) -> None:
+    make(Context(make_grid(), "micro", 8))
+    sizes = [text.get_fontsize() for text in figures[0].findobj(Text) if isinstance(text, Text) and text.get_text()]
+    assert min(sizes) >= 7.5
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_same_records_same_bytes(make_grid: Grid, make: Callable[[Context], Plot | None]) -> None:
+    records = make_grid(seeds=(0, 1))
+    with mpl.rc_context({"font.size": 22}):
+        first = make(Context(records, "micro", 8))
+    second = make(Context(records[::-1], "micro", 8))
+    assert first == second
+    assert first is not None
+    assert first.png.startswith(b"\x89PNG")
+    assert b"<svg" in first.svg
+    assert "not the paper's numbers" in first.caption
+
+
+def test_front_points_take_the_highest_peak_and_mark_the_front(make_grid: Grid) -> None:
+    context = Context(make_grid(), "micro", 8)
+    points = {point.method: point for point in front_points(context)}
+    assert points["galore"].peak_bytes == context.runs.query("method == 'galore'")["tracked_peak_bytes"].max()
+    assert points["lora"].on_front
+    assert points["full"].on_front
+    assert not points["dora"].on_front
+    assert points["full"].sd is not None
+
+
+def test_methods_without_average_or_memory_are_named_not_drawn(figures: list[Figure], make_grid: Grid) -> None:
+    records = make_grid(methods=("full", "lora")) + make_grid(methods=("dora",), measured=False)
+    front_plot(Context(records, "micro", 8))
+    words = " ".join(text for text, _ in boxes(figures[0])).replace("\n", " ")
+    assert "Not shown, no average or no measured peak: DoRA" in words
+
+
+def test_figures_without_their_values_are_not_made(make_grid: Grid) -> None:
+    context = Context(make_grid(tasks=("rte",), measured=False, curve=False), "micro", 8)
+    assert [make(context) is None for make in MAKERS] == [True, True, True, False]
+
+
+def test_bars_add_up_to_the_tracked_peak(make_grid: Grid) -> None:
+    context = Context(make_grid(tasks=("rte",)), "micro", 8)
+    found = memory_bars(context)
+    assert [(bar.method, bar.refresh) for bar in found if bar.refresh] == [("galore", True), ("gradnormlorp", True)]
+    for bar in found:
+        name = "refresh_peak_total_bytes" if bar.refresh else "step_peak_total_bytes"
+        total = context.runs.loc[context.runs["method"] == bar.method, name].iloc[0]
+        assert bar.total_bytes == total
+    galore = next(bar for bar in found if bar.method == "galore")
+    assert galore.parts["Bases"] == 70_000
+    assert galore.parts["Optimizer state"] == 900_000
+
+
+def test_majority_line_only_if_given(figures: list[Figure], make_grid: Grid) -> None:
+    context = Context(make_grid(tasks=("rte", "cola")), "micro", 8)
+    dots_plot(context)
+    dots_plot(context, {"rte": 0.5})
+    without, given = (sum(line.get_linestyle() == "--" for ax in f.axes for line in ax.lines) for f in figures)
+    assert (without, given) == (0, 1)
+
+
+def test_smoothing_keeps_a_constant_and_halves_nothing() -> None:
+    line = pd.Series([1.0] * 100)
+    assert smooth(line).tolist() == [1.0] * 100
+    assert smooth(pd.Series([3.0])).tolist() == [3.0]
+    wave = pd.Series([0.0, 1.0] * 50)
+    assert smooth(wave).iloc[10:90].between(0.3, 0.7).all()

@@ -1,0 +1,208 @@
+"""The whole report and its command line: files, bytes, errors, no torch, speed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from reports.__main__ import app
+from reports.build import build_glue_report, glue_report, write_report
+from reports.convention import Convention
+from reports.frames import metrics_frame, runs_frame
+from reports.selection import ReportError
+from results.schema import Record
+from results.store import write_record
+
+Grid = Callable[..., list[Record]]
+Make = Callable[..., Record]
+ROOT = Path(__file__).resolve().parents[2]
+
+BLOCKED = """
+import sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "datasets", "suites", "baselines", "gnlorp"):
+            raise ImportError(name + " is blocked by the test")
+sys.meta_path.insert(0, Refuse())
+from reports.__main__ import app
+app(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory, make_grid: Grid) -> Path:
+    """Return a folder with a full grid of two profiles."""
+    folder = tmp_path_factory.mktemp("runs")
+    for record in [*make_grid(seeds=(0, 1)), *make_grid(tasks=("rte",), seeds=(0,), profile="small")]:
+        write_record(folder / record.plan.profile, record)
+    return folder
+
+
+def test_second_run_writes_the_same_bytes_in_any_order(tmp_path: Path, make_grid: Grid) -> None:
+    records = make_grid(tasks=("rte", "cola"), seeds=(0, 1, 2))
+    paths = build_glue_report(records, tmp_path / "a", "micro", 8)
+    again = build_glue_report(records[::-1], tmp_path / "b", "micro", 8)
+    assert [path.name for path in paths] == [path.name for path in again]
+    assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
+
+
+def test_report_has_every_form_and_the_page_names_them(tmp_path: Path, make_grid: Grid) -> None:
+    paths = build_glue_report(make_grid(), tmp_path, "micro", 8)
+    names = {path.name for path in paths}
+    tables = ("scores", "differences", "status", "memory", "peaks", "process", "estimates", "time")
+    assert {f"{table}.{form}" for table in tables for form in ("md", "csv", "tex")} <= names
+    assert {f"{plot}.{form}" for plot in ("front", "curves", "parts", "dots") for form in ("png", "svg")} <= names
+    assert paths[-1].name == "report.md"
+    page = paths[-1].read_text(encoding="utf-8")
+    assert page.count("not the paper's numbers") == 12
+    assert "](front.png)" in page
+    runs = pd.read_csv(tmp_path / "glue-micro-r8" / "runs.csv")
+    assert len(runs) == 135
+    assert {path.suffix for path in paths} == {".md", ".csv", ".tex", ".png", ".svg"}
+
+
+def test_what_an_earlier_report_left_is_removed(tmp_path: Path, make_grid: Grid) -> None:
+    build_glue_report(make_grid(), tmp_path, "micro", 8)
+    folder = tmp_path / "glue-micro-r8"
+    (folder / "mine.txt").write_text("kept", encoding="utf-8")
+    paths = build_glue_report(make_grid(tasks=("rte",), measured=False), tmp_path, "micro", 8)
+    assert {path.name for path in folder.iterdir()} == {path.name for path in paths} | {"mine.txt"}
+    assert not (folder / "front.png").exists()
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert (
+        "Not in this report, since the records hold no values for them: memory, peaks, process, estimates, front."
+        in text
+    )
+
+
+def test_only_failed_runs_still_make_a_report(tmp_path: Path, make_grid: Grid) -> None:
+    records = make_grid(methods=("lora",), tasks=("rte",), status="failed", curve=False)
+    records = [r.model_copy(update={"data": None, "main_metric": None}) for r in records]
+    report = glue_report(records, "micro", 8)
+    write_report(report, tmp_path)
+    scores = report.table("scores")
+    assert scores is not None
+    assert scores.rows[0][8].text == "failed 3/3"
+    assert report.plots == ()
+
+
+def test_task_that_is_not_glue(make_record: Make) -> None:
+    odd = make_record()
+    records = [odd.model_copy(update={"plan": odd.plan.model_copy(update={"task": "snli"})})]
+    with pytest.raises(ReportError, match="no run of a GLUE task"):
+        glue_report(records, "micro", 8)
+
+
+def test_convention_changes_the_average_and_the_caption(make_grid: Grid) -> None:
+    records = make_grid()
+    plain = glue_report(records, "micro", 8).table("scores")
+    other = glue_report(records, "micro", 8, Convention(mrpc="accuracy", epoch="best")).table("scores")
+    assert plain is not None
+    assert other is not None
+    assert plain.rows[0][-1] != other.rows[0][-1]
+    assert "MRPC F1" in plain.caption
+    assert "MRPC accuracy" in other.caption
+
+
+def run(*arguments: str | Path) -> tuple[int, str, str]:
+    """Run the command line in this process and return exit code, stdout and stderr."""
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    return done.exit_code, done.stdout, done.stderr
+
+
+def test_command_prints_tables_first_and_paths_last(store: Path, tmp_path: Path) -> None:
+    code, out, _ = run("glue", "--records", store, "--profile", "micro", "--out", tmp_path)
+    assert code == 0
+    lines = out.strip().splitlines()
+    assert lines[-1] == str(tmp_path / "glue-micro-r8" / "report.md")
+    assert "GradNormLoRP" in out
+    assert "measured memory in MiB" in out
+    assert all(Path(line).is_file() for line in lines if line.startswith(str(tmp_path)))
+    assert sum(line.startswith(str(tmp_path)) for line in lines) == 13
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--profile", "mirco"), "unknown profile (of the records) 'mirco': known are micro, small; nearest: micro"),
+        ((), "several profiles, choose one with --profile: micro, small"),
+        (("--profile", "micro", "--rank", "0"), "no run of rank 0: known are 8; nearest: 8"),
+        (("--profile", "micro", "--epoch", "lst"), "unknown epoch 'lst': known are last, best; nearest: last"),
+        (("--profile", "micro", "--against", "loha"), "unknown method to compare with 'loha'"),
+    ],
+)
+def test_bad_requests_are_one_line_and_exit_2(
+    store: Path, tmp_path: Path, arguments: tuple[str, ...], text: str
+) -> None:
+    code, out, err = run("glue", "--records", store, "--out", tmp_path / "new", *arguments)
+    assert code == 2
+    assert out == ""
+    assert text in err
+    assert len(err.strip().splitlines()) == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_no_records_foreign_records_and_no_folder(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    code, _, err = run("glue", "--records", tmp_path / "empty", "--out", tmp_path / "out")
+    assert code == 2
+    assert err.startswith("error: no records: run the suite first")
+    code, _, err = run("glue", "--records", tmp_path / "nowhere", "--out", tmp_path / "out")
+    assert code == 2
+    assert "nowhere does not exist" in err
+    (tmp_path / "empty" / "bad.json").write_text('{"schema_version": 1', encoding="utf-8")
+    code, _, err = run("glue", "--records", tmp_path / "empty", "--out", tmp_path / "out")
+    assert code == 2
+    assert "bad.json: not a record of schema version 1" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_output_folder_that_is_a_file(store: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("in the way", encoding="utf-8")
+    code, _, err = run("glue", "--records", store, "--profile", "micro", "--out", tmp_path / "out")
+    assert code == 2
+    assert "cannot be written" in err
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_help_teaches() -> None:
+    code, out, _ = run("glue", "--help")
+    assert code == 0
+    assert "--mrpc" in out
+    assert "Example" in out
+
+
+def test_everything_works_without_torch(store: Path, tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-c",
+        BLOCKED,
+        "glue",
+        "--records",
+        str(store),
+        "--profile",
+        "micro",
+        "--out",
+        str(tmp_path),
+    ]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "glue-micro-r8" / "report.md").is_file()
+
+
+def test_a_thousand_records_in_seconds(make_grid: Grid) -> None:
+    records = make_grid(seeds=range(23))
+    assert len(records) > 1000
+    start = time.process_time()
+    runs_frame(records)
+    metrics_frame(records)
+    report = glue_report(records, "micro", 8)
+    assert time.process_time() - start < 20
+    assert len(report.tables) == 8

@@ -167,7 +167,7 @@ def scores_frame(runs: pd.DataFrame, metrics: pd.DataFrame, convention: Conventi
     without a value, as a correlation of constant predictions) or "not recorded" (the metric is not in the record).
     """
     known = runs[runs["task"].isin(list(TASKS))]
-    parts = []
+    parts = [pd.DataFrame({"plan_hash": pd.array([], dtype="string"), "step": [], "score": []})]
     for task in known["task"].unique():
         keys = convention.keys(task)
         rows = metrics[(metrics["task"] == task) & metrics["key"].isin(list(keys))]
@@ -175,7 +175,7 @@ def scores_frame(runs: pd.DataFrame, metrics: pd.DataFrame, convention: Conventi
         points = pd.DataFrame({"score": grouped.mean(), "known": grouped.count(), "size": grouped.size()}).reset_index()
         points["score"] = points["score"].where(points["known"] == len(keys))
         parts.append(_chosen(points[points["size"] == len(keys)], convention.epoch))
-    chosen = pd.concat(parts) if parts else pd.DataFrame({"plan_hash": [], "step": [], "score": []})
+    chosen = pd.concat(parts)
     frame = known[["plan_hash", "method", "task", "seed", "status"]].merge(
         chosen[["plan_hash", "step", "score"]], on="plan_hash", how="left"
     )

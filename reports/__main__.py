@@ -29,7 +29,8 @@ def main() -> None:
 @app.command()
 def glue(
     records: Annotated[
-        list[Path] | None, typer.Option(help="Folder or file of records; may be given several times [results/runs].")
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Folder or file of records; may be given several times [results/runs]."),
     ] = None,
     profile: Annotated[
         str | None, typer.Option(help="Profile of the runs; may be left out where the records hold one only.")
@@ -48,7 +49,10 @@ def glue(
     ] = "same",
     against: Annotated[str | None, typer.Option(help="Method of the paired differences [full].")] = None,
     where: Annotated[
-        list[str] | None, typer.Option(help="Keep plans with FIELD=VALUE, such as training.state_bits=32; repeatable.")
+        list[str] | None,
+        typer.Option(
+            metavar="FIELD=VALUE", help="Keep plans with FIELD=VALUE, such as training.state_bits=32; repeatable."
+        ),
     ] = None,
 ) -> None:
     """Write the GLUE tables (Markdown, CSV, LaTeX) and figures (PNG, SVG) of one profile and rank.

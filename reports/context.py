@@ -11,7 +11,7 @@ import pandas as pd
 from reports.convention import TASKS, Average, Cell, Convention, average, cells, scores_frame
 from reports.frames import curves_frame, metrics_frame, runs_frame
 from reports.selection import uneven_settings
-from reports.style import Look, looks
+from reports.style import Look, looks, seed_words
 from results.schema import Record
 
 MICRO = "Checks pipeline and ordering; not the paper's numbers"
@@ -81,7 +81,7 @@ class Context:
         parts = [
             f"GLUE, profile {self.profile}, rank {self.rank}: {what}",
             f"Model {joined(self.runs['model_name'])}. Data: {self.data_words}",
-            f"Evaluated on {self.split_words}; seeds {', '.join(map(str, self.seeds))}",
+            f"Evaluated on {self.split_words}; seeds {seed_words(self.seeds)}",
         ]
         parts += [f"Convention: {self.convention.words()}"] if scores else []
         parts += [MICRO] if self.is_micro else []

@@ -13,6 +13,7 @@ from typing import Literal, get_args, get_type_hints
 import pandas as pd
 
 from reports.stats import Summary, summarise
+from reports.style import seed_words
 
 TASKS: dict[str, str] = {
     "cola": "CoLA", "sst2": "SST-2", "mrpc": "MRPC", "stsb": "STS-B", "qqp": "QQP",
@@ -230,6 +231,6 @@ def _missing(task: str, cell: Cell, seeds: list[int]) -> list[str]:
         if seed not in cell.scores:
             by_outcome.setdefault(cell.outcomes.get(seed, NOT_RUN), []).append(seed)
     return [
-        f"{TASKS[task]} seed{'s' if len(found) > 1 else ''} {', '.join(map(str, found))} ({outcome.replace('_', ' ')})"
+        f"{TASKS[task]} seed{'s' if len(found) > 1 else ''} {seed_words(found)} ({outcome.replace('_', ' ')})"
         for outcome, found in by_outcome.items()
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pandas as pd
 
@@ -84,17 +83,14 @@ def _bytes_entry(found: Range | None, size: int) -> Entry:
 
 def _range_data(context: Context, runs: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
     """Return lowest and highest bytes for each method and task."""
-    rows: list[dict[str, Any]] = []
-    for method in context.methods:
-        for task in context.tasks:
-            mine = runs[(runs["method"] == method) & (runs["task"] == task)]
-            row: dict[str, Any] = {"method": method, "title": context.title(method), "task": task, "runs": len(mine)}
-            for column in columns:
-                low, high = byte_range(mine, column) or (None, None)
-                row |= {f"{column}_min": low, f"{column}_max": high}
-            rows.append(row)
-    frame = pd.DataFrame(rows)
-    return frame.astype({name: "Int64" for name in frame.columns if name.endswith(("_min", "_max"))})
+    places = pd.MultiIndex.from_product([context.methods, context.tasks], names=["method", "task"])
+    grouped = runs.groupby(["method", "task"], observed=True)
+    low, high = grouped[columns].min().add_suffix("_min"), grouped[columns].max().add_suffix("_max")
+    both = pd.concat([low, high], axis=1).reindex(places).astype("Int64")
+    frame = both[[f"{column}{end}" for column in columns for end in ("_min", "_max")]]
+    frame.insert(0, "runs", grouped.size().reindex(places, fill_value=0).astype("Int64"))
+    frame.insert(0, "title", [context.title(method) for method, _ in places])
+    return frame.reset_index()
 
 
 def _byte_rows(context: Context, runs: pd.DataFrame, columns: dict[str, str]) -> tuple[str, list[list[Entry]]]:

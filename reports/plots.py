@@ -23,7 +23,7 @@ from reports.convention import TASKS
 from reports.ledger import byte_range, finished
 from reports.placement import Label, place_labels
 from reports.stats import pareto_front
-from reports.style import byte_unit
+from reports.style import byte_unit, seed_words
 
 DPI = 150
 SMOOTHED = 0.05
@@ -66,8 +66,7 @@ def draw(name: str, title: str, caption: str, build: Callable[[], Figure]) -> Pl
 
 def subtitle(context: Context) -> str:
     """Return the line under every figure's title: which runs it is about."""
-    seeds = ", ".join(map(str, context.seeds))
-    line = f"GLUE, profile {context.profile}, rank {context.rank}, seeds {seeds}"
+    line = f"GLUE, profile {context.profile}, rank {context.rank}, seeds {seed_words(context.seeds)}"
     return f"{line}. {MICRO}." if context.is_micro else f"{line}. Evaluated on {context.split_words}."
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -58,6 +58,12 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     """
     free = zip(cycle(FREE_COLOURS), cycle(FREE_MARKERS), strict=False)
     return {name: KNOWN[name] if name in KNOWN else Look(name, *next(free)) for name in method_order(names)}
+
+
+def seed_words(seeds: Sequence[int]) -> str:
+    """Return sorted seeds as text: all of them, or "0 to 99" for more than six in a row."""
+    in_a_row = len(seeds) > 6 and list(seeds) == list(range(seeds[0], seeds[-1] + 1))
+    return f"{seeds[0]} to {seeds[-1]}" if in_a_row else ", ".join(map(str, seeds))
 
 
 def byte_unit(largest: int) -> tuple[str, int]:

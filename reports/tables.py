@@ -12,6 +12,7 @@ from reports.convention import NOT_RUN, TASKS, UNDEFINED, Cell, check_choice
 from reports.frames import STATUSES
 from reports.render import Entry, Table
 from reports.stats import LEAST_SEEDS, LEVEL, Summary, clear_best, paired_difference, summarise
+from reports.style import seed_words
 
 EMPTY = Entry("—")
 SHOWN_ERRORS = 20
@@ -65,7 +66,7 @@ def _with_n(summary: Summary, seeds: Sequence[int]) -> str:
 
 
 def _seed_note(context: Context) -> str:
-    return f"n = {len(context.seeds)} seeds ({', '.join(map(str, context.seeds))}) where a cell says nothing else"
+    return f"n = {len(context.seeds)} seeds ({seed_words(context.seeds)}) where a cell says nothing else"
 
 
 def _survivors(context: Context) -> list[str]:
@@ -83,9 +84,9 @@ def _no_average(context: Context) -> list[str]:
     for method, found in context.averages.items():
         if not found.missing or set(found.scores) == set(context.seeds):
             continue
-        what = f"average over seed {', '.join(map(str, found.scores))} alone" if found.scores else "no average"
+        what = f"average over seed {seed_words(list(found.scores))} alone" if found.scores else "no average"
         if not found.scores and found.common:
-            what += f" (--seeds shared: over seed {', '.join(map(str, found.common))})"
+            what += f" (--seeds shared: over seed {seed_words(found.common)})"
         reason = f"{what}; without a score: {'; '.join(found.missing)}"
         reasons.setdefault(reason, []).append(context.title(method))
     return [f"{', '.join(methods)}: {reason}" for reason, methods in reasons.items()]

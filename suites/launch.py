@@ -23,7 +23,7 @@ import torch
 
 from results.schema import Plan, Record, Status
 from results.store import StoreError, read_record, write_record
-from suites.environment import environment
+from suites.environment import environment, usable_cpus
 from suites.suite import Runtime
 
 GRACE_S = 10.0
@@ -95,11 +95,6 @@ def launch(
         _stop(active, signal.SIGTERM)
         raise
     return records
-
-
-def usable_cpus() -> int:
-    """Return the processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _start(

@@ -133,6 +133,9 @@ def tracked_pass(built: Built, job: Job, plan: Plan, device: torch.device) -> Tr
     def step() -> None:
         train_step(built.model, built.optimizer, batches, job, plan.training, Clock(device))
 
+    # Twice: a factor that starts at zero leaves its partner without a gradient in the first step, so that the
+    # partner's basis and moments only come with the second.
+    step()
     step()
     _set_refresh_gap(built.optimizer, NEVER)
     plain = tracker.track_step(built.model, built.optimizer, step)

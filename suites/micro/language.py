@@ -108,23 +108,28 @@ def clause(
     return Clause(subject, verb, patient, place, adverb, dice.chance(negated))
 
 
+def word(forms: Sequence[T], dice: Dice) -> T:
+    """One of the forms of a concept; the first is the common one."""
+    return forms[0] if len(forms) == 1 or dice.chance(0.7) else forms[1]
+
+
 def say_phrase(item: Phrase, dice: Dice) -> list[str]:
     """The words of a noun phrase, with synonyms at random."""
     words = [item.determiner] if item.determiner else []
     if item.adjective is not None:
-        words.append(dice.pick(item.adjective.forms))
-    words.append(dice.pick(item.noun.forms)[1 if item.plural else 0])
+        words.append(word(item.adjective.forms, dice))
+    words.append(word(item.noun.forms, dice)[1 if item.plural else 0])
     return words
 
 
 def _tail(item: Clause, dice: Dice) -> list[str]:
-    words = [item.place[0], "the", dice.pick(item.place[1].split())] if item.place else []
+    words = [item.place[0], "the", word(item.place[1].split(), dice)] if item.place else []
     return words + [item.adverb] if item.adverb else words
 
 
 def say_predicate(item: Clause, dice: Dice) -> list[str]:
     """Verb, object, place and adverb in the active voice."""
-    form = dice.pick(item.verb.forms)
+    form = word(item.verb.forms, dice)
     plural = item.subject.plural
     if item.negated:
         verb = ["do" if plural else "does", "not", form[0]]
@@ -138,11 +143,11 @@ def say(item: Clause, dice: Dice, passive: bool = False, fronted: bool = False) 
     """The words of a clause with synonyms at random; `fronted` puts its place first."""
     if fronted and item.place is not None:
         rest = dataclasses.replace(item, place=None)
-        return [item.place[0], "the", dice.pick(item.place[1].split()), ",", *say(rest, dice, passive)]
+        return [item.place[0], "the", word(item.place[1].split(), dice), ",", *say(rest, dice, passive)]
     if passive and item.object is not None:
         be = ["are" if item.object.plural else "is"] + (["not"] if item.negated else [])
         agent = ["by", *say_phrase(item.subject, dice)]
-        return [*say_phrase(item.object, dice), *be, dice.pick(item.verb.forms)[2], *agent, *_tail(item, dice)]
+        return [*say_phrase(item.object, dice), *be, word(item.verb.forms, dice)[2], *agent, *_tail(item, dice)]
     return say_phrase(item.subject, dice) + say_predicate(item, dice)
 
 
@@ -154,7 +159,7 @@ def ask(item: Clause, slot: str, dice: Dice) -> list[str]:
         single = dataclasses.replace(bare, subject=dataclasses.replace(item.subject, plural=False))
         return [*who, *say_predicate(single, dice), "?"]
     auxiliary = "do" if item.subject.plural else "does"
-    subject, base = say_phrase(item.subject, dice), dice.pick(item.verb.forms)[0]
+    subject, base = say_phrase(item.subject, dice), word(item.verb.forms, dice)[0]
     patient = say_phrase(item.object, dice) if item.object else []
     if slot == "object":
         assert item.object is not None

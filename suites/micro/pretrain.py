@@ -48,8 +48,8 @@ class Recipe:
     masked_when_asked: float = 0.05
     asked_share: float = 0.6
     asked_weight: float = 1.0
-    query_gain: float = 1.6
-    position_gain: float = 0.4
+    query_gain: float = 1.0
+    position_gain: float = 0.05
     hidden: int = 96
     layers: int = 3
     heads: int = 4
@@ -131,6 +131,13 @@ def rate(step: int, recipe: Recipe) -> float:
     return recipe.lr * 0.5 * (1 + math.cos(math.pi * done))
 
 
+def waves(hidden: int) -> torch.Tensor:
+    """Sines and cosines of the position (T, H), periods 6 to 400: a smooth start for the position embeddings."""
+    periods = torch.logspace(math.log10(6), math.log10(400), hidden // 2)
+    angles = 2 * math.pi * torch.arange(MAX_TOKENS + 2)[:, None] / periods[None, :]
+    return torch.cat([angles.sin(), angles.cos()], 1)
+
+
 def _start(recipe: Recipe) -> tuple[transformers.RobertaForMaskedLM, torch.optim.AdamW]:
     torch.manual_seed(recipe.seed)
     model = transformers.RobertaForMaskedLM(config(recipe)).eval()
@@ -140,7 +147,7 @@ def _start(recipe: Recipe) -> tuple[transformers.RobertaForMaskedLM, torch.optim
         for layer in model.roberta.encoder.layer:
             layer.attention.self.query.weight.mul_(recipe.query_gain)
             layer.attention.self.key.weight.copy_(layer.attention.self.query.weight)
-        model.roberta.embeddings.position_embeddings.weight.mul_(recipe.position_gain)
+        model.roberta.embeddings.position_embeddings.weight.copy_(recipe.position_gain * waves(recipe.hidden))
     return model, torch.optim.AdamW(model.parameters(), recipe.lr, (0.9, 0.98), weight_decay=recipe.weight_decay, fused=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 
@@ -15,10 +15,11 @@ Make = Callable[..., Record]
 Grid = Callable[..., list[Record]]
 
 
-def with_metrics(make_record: Make, task: str, *points: dict[str, float | None]) -> Record:
+def with_metrics(make_record: Make, task: str, *points: Mapping[str, float | None]) -> Record:
     """Return a record of `task` with these metrics, one evaluation after the other."""
     evaluations = [
-        Evaluation(step=10 * (index + 1), epoch=None, rows={}, metrics=metrics) for index, metrics in enumerate(points)
+        Evaluation(step=10 * (index + 1), epoch=None, rows={}, metrics=dict(metrics))
+        for index, metrics in enumerate(points)
     ]
     return make_record(task, parts={"evaluations": evaluations})
 
@@ -96,7 +97,7 @@ def test_a_broken_run_leaves_no_average_under_any_rule(make_record: Make, make_g
     records = [r for r in make_grid(methods=("lora",)) if not (r.plan.task == "rte" and r.plan.seed == 2)]
     records.append(make_record("rte", "lora", 2, status="diverged"))
     for seeds in ("same", "shared"):
-        found = Context(records, "micro", 8, Convention(seeds=seeds)).averages["lora"]  # type: ignore[arg-type]
+        found = Context(records, "micro", 8, Convention(seeds=seeds)).averages["lora"]
         assert found.scores == {}
         assert found.missing == ("RTE seed 2 (diverged)",)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import combinations
 
 import matplotlib as mpl
 import pandas as pd
 import pytest
+from matplotlib.backend_bases import RendererBase
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -25,27 +27,38 @@ Grid = Callable[..., list[Record]]
 MAKERS = (front_plot, curve_plot, parts_plot, dots_plot)
 
 
+@dataclass
+class Drawn:
+    """One figure as drawn: itself, and every text that reached the canvas, with its box and font size."""
+
+    figure: Figure
+    texts: list[tuple[str, Bbox, float]]
+
+
 @pytest.fixture
-def figures(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Figure]]:
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Drawn]]:
     """Collect the figures that are drawn instead of writing them."""
-    drawn: list[Figure] = []
+    found: list[Drawn] = []
+    plain = Text.draw
+
+    def note(self: Text, renderer: RendererBase) -> None:
+        plain(self, renderer)
+        if found and self.get_visible() and self.get_text().strip():
+            found[-1].texts.append(
+                (self.get_text(), Text.get_window_extent(self, renderer), float(self.get_fontsize()))
+            )
 
     def keep(name: str, title: str, caption: str, build: Callable[[], Figure]) -> Plot:
         figure = build()
-        FigureCanvasAgg(figure).draw()
-        drawn.append(figure)
+        found.append(Drawn(figure, []))
+        FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
         return Plot(name, title, caption, b"", b"")
 
+    monkeypatch.setattr(Text, "draw", note)
     monkeypatch.setattr(plots, "draw", keep)
     monkeypatch.setattr(bars, "draw", keep)
     with mpl.rc_context(plots.STYLE):
-        yield drawn
-
-
-def boxes(figure: Figure) -> list[tuple[str, Bbox]]:
-    """Return text and box of everything written in a figure."""
-    found = [text for text in figure.findobj(Text) if isinstance(text, Text) and text.get_visible()]
-    return [(t.get_text(), Text.get_window_extent(t)) for t in found if t.get_text().strip()]
+        yield found
 
 
 def mixed_grid(make_grid: Grid, make_record: Make) -> list[Record]:
@@ -63,25 +76,18 @@ def mixed_grid(make_grid: Grid, make_record: Make) -> list[Record]:
 
 @pytest.mark.parametrize("make", MAKERS)
 def test_no_text_covers_text_or_leaves_the_figure(
-    figures: list[Figure], make_grid: Grid, make_record: Make, make: Callable[[Context], Plot | None]
+    drawn: list[Drawn], make_grid: Grid, make_record: Make, make: Callable[[Context], Plot | None]
 ) -> None:
     make(Context(mixed_grid(make_grid, make_record), "micro", 8))
-    (figure,) = figures
-    written = boxes(figure)
-    assert len(written) > 8
-    canvas = figure.bbox.padded(1)
-    for text, box in written:
-        assert canvas.x0 <= box.x0 and box.x1 <= canvas.x1, f"{text!r} is cut"  # noqa: PT018
-        assert canvas.y0 <= box.y0 and box.y1 <= canvas.y1, f"{text!r} is cut"  # noqa: PT018
-    for (first, one), (second, other) in combinations(written, 2):
-        assert overlap(one.padded(-1), other.padded(-1)) == 0, f"{first!r} covers {second!r}"
-
-
-@pytest.mark.parametrize("make", MAKERS)
-def test_text_can_be_read(figures: list[Figure], make_grid: Grid, make: Callable[[Context], Plot | None]) -> None:
-    make(Context(make_grid(), "micro", 8))
-    sizes = [text.get_fontsize() for text in figures[0].findobj(Text) if isinstance(text, Text) and text.get_text()]
-    assert min(sizes) >= 7.5
+    (one,) = drawn
+    assert len(one.texts) > 8
+    canvas = one.figure.bbox
+    for text, box, size in one.texts:
+        assert min(box.x0, box.y0) >= -1, f"{text!r} is cut"
+        assert max(box.x1 - canvas.x1, box.y1 - canvas.y1) <= 1, f"{text!r} is cut"
+        assert size >= 7.5, f"{text!r} is too small"
+    for (first, box, _), (second, other, _) in combinations(one.texts, 2):
+        assert overlap(box.padded(-1), other.padded(-1)) == 0, f"{first!r} covers {second!r}"
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -107,10 +113,10 @@ def test_front_points_take_the_highest_peak_and_mark_the_front(make_grid: Grid) 
     assert points["full"].sd is not None
 
 
-def test_methods_without_average_or_memory_are_named_not_drawn(figures: list[Figure], make_grid: Grid) -> None:
+def test_methods_without_average_or_memory_are_named_not_drawn(drawn: list[Drawn], make_grid: Grid) -> None:
     records = make_grid(methods=("full", "lora")) + make_grid(methods=("dora",), measured=False)
     front_plot(Context(records, "micro", 8))
-    words = " ".join(text for text, _ in boxes(figures[0])).replace("\n", " ")
+    words = " ".join(text for text, *_ in drawn[0].texts).replace("\n", " ")
     assert "Not shown, no average or no measured peak: DoRA" in words
 
 
@@ -132,11 +138,11 @@ def test_bars_add_up_to_the_tracked_peak(make_grid: Grid) -> None:
     assert galore.parts["Optimizer state"] == 900_000
 
 
-def test_majority_line_only_if_given(figures: list[Figure], make_grid: Grid) -> None:
+def test_majority_line_only_if_given(drawn: list[Drawn], make_grid: Grid) -> None:
     context = Context(make_grid(tasks=("rte", "cola")), "micro", 8)
     dots_plot(context)
     dots_plot(context, {"rte": 0.5})
-    without, given = (sum(line.get_linestyle() == "--" for ax in f.axes for line in ax.lines) for f in figures)
+    without, given = (sum(line.get_linestyle() == "--" for ax in one.figure.axes for line in ax.lines) for one in drawn)
     assert (without, given) == (0, 1)
 
 

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from reports.render import Entry, Table, latex_document, latex_escape, to_csv, to_latex, to_markdown, to_screen
-from reports.style import GIB, KIB, MIB, byte_unit, in_unit, looks
+from reports.style import GIB, KIB, MIB, byte_unit, in_unit, looks, seed_words
 
 NASTY = r"50% of a_b & {c} #1 $x$ ~ ^ \d <e> |f| ± × ÷ − – — é → 数"
 
@@ -101,6 +101,12 @@ def test_bytes_are_printed_in_binary_units() -> None:
     assert byte_unit(2048) == ("KiB", KIB)
     assert byte_unit(0) == ("bytes", 1)
     assert (in_unit(1536 * KIB, MIB), in_unit(0, MIB), in_unit(10, MIB), in_unit(7, 1)) == ("1.50", "0", "<0.01", "7")
+
+
+def test_many_seeds_in_a_row_are_shortened() -> None:
+    assert seed_words([0, 1, 2]) == "0, 1, 2"
+    assert seed_words(range(5, 40)) == "5 to 39"
+    assert seed_words([0, 1, 2, 3, 4, 5, 9]) == "0, 1, 2, 3, 4, 5, 9"
 
 
 def test_looks_are_fixed_and_unknown_methods_get_their_own() -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from reports.context import MICRO, Context
-from reports.convention import ChoiceError
+from reports.convention import ChoiceError, Convention
 from reports.ledger import estimate_table, memory_table, peak_by_task_table, process_table, time_table
 from reports.render import Table
 from reports.stats import summarise
@@ -160,6 +160,15 @@ def test_unofficial_tasks_are_named(make_record: Make) -> None:
     table = score_table(context_of(records))
     assert "not official for QQP" in table.caption
     assert "Data, QQP: train: 5 of 9 official rows" in table.notes
+
+
+def test_convention_changes_the_average_and_the_caption(make_grid: Grid) -> None:
+    records = make_grid()
+    plain = score_table(context_of(records))
+    other = score_table(context_of(records, convention=Convention(mrpc="accuracy")))
+    assert plain.rows[0][-1] != other.rows[0][-1]
+    assert "MRPC F1" in plain.caption
+    assert "MRPC accuracy" in other.caption
 
 
 def test_uneven_settings_stand_below_the_scores(make_record: Make) -> None:

@@ -1,0 +1,113 @@
+"""Sessions: `python -m nox -l` lists them; what stands after `--` goes to the command, `-- --help` explains it.
+
+All sessions share one environment under .nox/, made on first use and again when pyproject.toml or constraints.txt change.
+With GNLORP_PYTHON set to an interpreter that has everything installed, that one is used and nothing is installed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+SHARED = ROOT / ".nox" / f"shared-{sys.version_info.major}.{sys.version_info.minor}"
+GALORE_TORCH = "galore-torch==1.0"
+nox.options.sessions = ["tests"]
+nox.needs_version = ">=2024.10"
+
+
+def shared_python(session: nox.Session, small: bool = False) -> str:
+    """Return the interpreter of the shared environment, made if it is missing or stale."""
+    given = os.environ.get("GNLORP_PYTHON")
+    if given:
+        return given
+    python = SHARED / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    for extra in ("suites,dev", *(["small"] if small else [])):
+        stamp = SHARED / f"{extra}.stamp"
+        content = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
+        digest = hashlib.sha256(content + GALORE_TORCH.encode()).hexdigest()
+        if stamp.exists() and stamp.read_text() == digest:
+            continue
+        session.log(f"setting up the shared environment ({extra}) in {SHARED.relative_to(ROOT)}: a minute or two")
+        if not python.exists():
+            session.run(sys.executable, "-m", "venv", str(SHARED), external=True)
+        install = (str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+        session.run(*install, "-c", "constraints.txt", "-e", f".[{extra}]", external=True)
+        if "dev" in extra:
+            # A peer that tests compare with; its own requirements are left out, since its code needs torch alone.
+            session.run(*install, "--no-deps", GALORE_TORCH, external=True)
+        stamp.write_text(digest)
+    return str(python)
+
+
+def glue(session: nox.Session, rank: int) -> None:
+    """Run the GLUE comparison at `rank`, then write tables and figures and print their paths last."""
+    arguments = list(session.posargs)
+    python = shared_python(session, small=any(word in ("small", "minilm") for word in _values(arguments)))
+    session.run(python, "-m", "suites", "run", "glue", "--rank", str(rank), *arguments, external=True)
+    if {"--help", "-h"} & set(arguments):
+        return
+    asked = [value for name in ("--profile", "--device") for value in _option(arguments, name)]
+    profile = session.run(python, "-m", "suites", "profile", "glue", *asked, external=True, silent=True)
+    records = dict.fromkeys(_option(arguments, "--out")[1:] or ["results/runs"])
+    session.run(
+        python, "-m", "reports", "glue", "--rank", str(rank), "--profile", str(profile).split()[-1],
+        "--records", *records, external=True,
+    )  # fmt: skip
+
+
+def _option(arguments: list[str], name: str) -> list[str]:
+    """Return [name, value] of the last `name value` or `name=value` among the arguments, or nothing."""
+    found: list[str] = []
+    for index, word in enumerate(arguments):
+        if word == name and index + 1 < len(arguments):
+            found = [name, arguments[index + 1]]
+        elif word.startswith(f"{name}="):
+            found = [name, word.partition("=")[2]]
+    return found
+
+
+def _values(arguments: list[str]) -> list[str]:
+    return [part for word in arguments for part in word.split("=")]
+
+
+@nox.session(venv_backend="none")
+def glue_rank8(session: nox.Session) -> None:
+    """GLUE at rank 8, five methods: `-- --profile small --data-dir DIR`, `-- --profile paper`, `-- --help`."""
+    glue(session, 8)
+
+
+@nox.session(venv_backend="none")
+def glue_rank4(session: nox.Session) -> None:
+    """GLUE at rank 4, five methods."""
+    glue(session, 4)
+
+
+@nox.session(venv_backend="none")
+def tests(session: nox.Session) -> None:
+    """The default tests; `-- -m slow` for the slow ones, `-- -k NAME` for some."""
+    session.run(shared_python(session), "-m", "pytest", *session.posargs, external=True)
+
+
+@nox.session(venv_backend="none")
+def lint(session: nox.Session) -> None:
+    """ruff: rules and format."""
+    python = shared_python(session)
+    session.run(python, "-m", "ruff", "check", ".", external=True)
+    session.run(python, "-m", "ruff", "format", "--check", ".", external=True)
+
+
+@nox.session(venv_backend="none")
+def types(session: nox.Session) -> None:
+    """mypy, strict, on gnlorp, results and the contracts."""
+    session.run(shared_python(session), "-m", "mypy", *session.posargs, external=True)
+
+
+@nox.session(venv_backend="none")
+def package(session: nox.Session) -> None:
+    """Build wheel and source archive into dist/."""
+    session.run(shared_python(session), "-m", "build", *session.posargs, external=True)

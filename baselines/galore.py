@@ -22,7 +22,9 @@ from baselines.targets import shapes
 class GaloreConfig(MethodConfig):
     """Settings of gradient projection on dense weights."""
 
-    projection_rank: int = Field(default=8, description="rank of the gradient's projection (table 4 of the paper: 4, 8)")
+    projection_rank: int = Field(
+        default=8, description="rank of the gradient's projection (table 4 of the paper: 4, 8)"
+    )
     refresh_gap: int = Field(default=200, ge=1, description="steps between new bases (paper, section 5)")
     scale: float = Field(default=2.0, gt=0, description="factor on the projected update (paper's GLUE, rank 8: 2)")
     side: Literal["small", "large", "both"] = Field(default="small", description="side the basis spans (paper: small)")

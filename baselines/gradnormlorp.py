@@ -27,7 +27,9 @@ class GradNormLoRPConfig(MethodConfig):
     """Settings of the layer and of the projection."""
 
     rank: int = Field(default=8, description="rank of the factors (paper's GLUE: 8)")
-    projection_rank: int = Field(default=4, description="rank of the factors' gradient projection (own choice: rank / 2)")
+    projection_rank: int = Field(
+        default=4, description="rank of the factors' gradient projection (own choice: rank / 2)"
+    )
     alpha: float = Field(default=16.0, gt=0, description="product scaled by alpha / rank (release's GLUE script: 16)")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="on the factors' input (release's GLUE script: 0.1)")
     norm_gradient: Literal["full", "detached"] = Field(default="full", description="gradient rule of the row norm")

@@ -166,7 +166,9 @@ class Memory(Strict):
     gradient_bytes: Bytes
     state_bytes: Bytes = Field(description="all optimizer state, bases included")
     basis_bytes: Bytes
-    formula_state_bytes: Bytes | None = Field(description="the method's own formula over its matched layers and the rest")
+    formula_state_bytes: Bytes | None = Field(
+        description="the method's own formula over its matched layers and the rest"
+    )
     predicted_peak_bytes: Bytes | None = Field(description="said before the run")
     step_peak: Peak | None = Field(description="plain optimizer step, at the longest batch")
     refresh_peak: Peak | None = Field(description="step that refreshes the bases; None: the method has none")

@@ -327,9 +327,7 @@ def start(prepared: Prepared, out: Path) -> int:
     plans = [plan for plan, _ in todo]
     try:
         with ProgressListener(console, plans) as listener:
-            records = launch(
-                plans, prepared.runtime, out, {plan.hash(): peak for plan, peak in todo}, listener
-            )
+            records = launch(plans, prepared.runtime, out, {plan.hash(): peak for plan, peak in todo}, listener)
     except Interrupted:
         errors.print("interrupted: the runs in hand are recorded as such; the same command goes on where it stopped")
         raise typer.Exit(BAD_INPUT) from None

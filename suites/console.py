@@ -12,7 +12,13 @@ from baselines.registry import get_method
 from results.schema import Plan, Record
 from suites.launch import Event
 
-SIGNS = {"ok": "ok", "diverged": "DIVERGED", "out_of_memory": "OUT OF MEMORY", "failed": "FAILED", "interrupted": "stopped"}
+SIGNS = {
+    "ok": "ok",
+    "diverged": "DIVERGED",
+    "out_of_memory": "OUT OF MEMORY",
+    "failed": "FAILED",
+    "interrupted": "stopped",
+}
 
 
 def bytes_text(count: int | None) -> str:
@@ -116,13 +122,17 @@ class ProgressListener:
         self._progress.advance(self._overall, event.plan.training.steps - before)
         self._progress.remove_task(bar)
         self._ended += 1
-        self._console.print(f"[{self._ended:>3}/{self._runs}] {result_line(event.record)}", markup=False, highlight=False)
+        self._console.print(
+            f"[{self._ended:>3}/{self._runs}] {result_line(event.record)}", markup=False, highlight=False
+        )
 
 
 def _common(plans: Sequence[Plan]) -> dict[str, object]:
     shown = ("rank", "projection_rank", "alpha", "scale", "refresh_gap", "norm_gradient")
     first = plans[0].method_config
-    return {key: first[key] for key in shown if key in first and all(p.method_config.get(key) == first[key] for p in plans)}
+    return {
+        key: first[key] for key in shown if key in first and all(p.method_config.get(key) == first[key] for p in plans)
+    }
 
 
 def _span(values: Sequence[float]) -> str:

@@ -61,9 +61,7 @@ def request_cells(request: Request) -> list[tuple[str, str]]:
     return [(task, method) for task in request.tasks or suite.tasks for method in request.methods or methods()]
 
 
-def make_plan(
-    request: Request, layers: list[dict[str, Any]], task: str, method: str, runtime: Runtime
-) -> Plan:
+def make_plan(request: Request, layers: list[dict[str, Any]], task: str, method: str, runtime: Runtime) -> Plan:
     """Resolve one run, at the request's first seed, to numbers."""
     settings = resolve(layers, task, method)
     suite = get_suite(request.suite)

@@ -95,7 +95,9 @@ def formula_state_bytes(
     )
 
 
-def prediction_build(job: Job, plan: Plan, runtime: Runtime) -> Callable[[], tuple[nn.Module, Optimizer, Callable[[], None]]]:
+def prediction_build(
+    job: Job, plan: Plan, runtime: Runtime
+) -> Callable[[], tuple[nn.Module, Optimizer, Callable[[], None]]]:
     """Return what `predict_step_peak` traces: the plan's step at the largest batch, on a model without weights."""
     suite = get_suite(plan.suite)
     batches = [job.largest] * plan.training.accumulation

@@ -93,7 +93,9 @@ def write_choice(request: Request, plans: Sequence[Plan], store: Path) -> Path:
     chosen = choose(plans, store)
     lost = sorted({plan.method for plan in plans} - set(chosen))
     if lost:
-        raise ValueError(f"no grid point of {', '.join(lost)} has a score on every task; look at the records in {store}")
+        raise ValueError(
+            f"no grid point of {', '.join(lost)} has a score on every task; look at the records in {store}"
+        )
     tasks = ",".join(dict.fromkeys(plan.task for plan in plans))
     lines = [
         f"# Written by `suites tune {request.suite} --profile {request.profile} --rank {request.rank} --task {tasks}`:",

@@ -71,19 +71,26 @@ class GlueSuite:
         with torch.device("meta"):
             return targets.place(self.skeleton(plan, runtime), plan.targets, train_rest=False)
 
-    def job(self, plan: Plan, runtime: Runtime) -> Job:
-        """Make one run ready."""
+    def encoded(
+        self, plan: Plan, runtime: Runtime
+    ) -> tuple[glue_data.GlueData, encode.Encoded, dict[str, encode.Encoded]]:
+        """Return what was loaded, the tokenised train rows, and the tokenised evaluated splits by name."""
         task = get_task(plan.task)
         loaded = _load(plan.task, plan.data.source, runtime.data_dir, runtime.offline)
         if plan.data.digest is not None and loaded.digest != plan.data.digest:
             raise ValueError(f"data of task {plan.task!r}: it changed since the plan was made; plan again")
         train, evaluated = _splits(task, loaded, plan.data)
         tokenizer = models.tokenizer(plan.model, runtime)
-        encoded = encode.encode(train, tokenizer, task.text_columns, plan.data.max_length)
-        validation = {
-            name: encode.encode(rows, tokenizer, task.text_columns, plan.data.max_length)
-            for name, rows in evaluated.items()
-        }
+
+        def tokenised(rows: Dataset) -> encode.Encoded:
+            return encode.encode(rows, tokenizer, task.text_columns, plan.data.max_length)
+
+        return loaded, tokenised(train), {name: tokenised(rows) for name, rows in evaluated.items()}
+
+    def job(self, plan: Plan, runtime: Runtime) -> Job:
+        """Make one run ready."""
+        task = get_task(plan.task)
+        loaded, encoded, validation = self.encoded(plan, runtime)
         micro_batch = plan.training.batch_size // plan.training.accumulation
         order = derived_seed(plan.seed, "order")
         head = derived_seed(plan.seed, "model")
@@ -103,8 +110,8 @@ class GlueSuite:
             largest=encode.largest_batch(encoded, micro_batch),
             evaluate=lambda network: _evaluate(network, task, validation),
             facts=DataFacts(
-                train_rows=len(train),
-                eval_rows={name: len(rows) for name, rows in evaluated.items()},
+                train_rows=len(encoded),
+                eval_rows={name: len(rows) for name, rows in validation.items()},
                 official=loaded.official,
                 notes=loaded.notes,
             ),

@@ -61,8 +61,14 @@ _NOUNS = {
         goat/goats; owl/owls""",
     ("village", "tool"): "hammer/hammers mallet/mallets; shovel/shovels spade/spades; broom/brooms; axe/axes",
     ("village", "fruit"): "apple/apples; pear/pears; plum/plums; orange/oranges",
-    ("village", "vehicle"): "car/cars auto/autos; truck/trucks lorry/lorries; bicycle/bicycles bike/bikes; tractor/tractors",
-    ("shore", "person"): """sailor/sailors mariner/mariners; captain/captains skipper/skippers; pilot/pilots aviator/aviators;
+    (
+        "village",
+        "vehicle",
+    ): "car/cars auto/autos; truck/trucks lorry/lorries; bicycle/bicycles bike/bikes; tractor/tractors",
+    (
+        "shore",
+        "person",
+    ): """sailor/sailors mariner/mariners; captain/captains skipper/skippers; pilot/pilots aviator/aviators;
         diver/divers; fisherman/fishermen angler/anglers""",
     ("shore", "animal"): "whale/whales; seal/seals; crab/crabs; gull/gulls seagull/seagulls; otter/otters",
     ("shore", "tool"): "anchor/anchors; lantern/lanterns lamp/lamps; rope/ropes cord/cords; net/nets",
@@ -168,7 +174,9 @@ def _nouns() -> dict[str, Noun]:
 
 
 def _hypernyms() -> dict[str, Noun]:
-    pairs = {kind: tuple((f.split("/")[0], f.split("/")[1]) for f in text.split()) for kind, text in _KIND_NOUNS.items()}
+    pairs = {
+        kind: tuple((f.split("/")[0], f.split("/")[1]) for f in text.split()) for kind, text in _KIND_NOUNS.items()
+    }
     return {kind: Noun(kind, kind, "any", forms) for kind, forms in pairs.items()}
 
 

@@ -120,7 +120,9 @@ def _unanswered(item: Clause, slot: str, genre: str, dice: Dice) -> Clause:
     if slot == "subject" and way < 0.25:
         # `who` answered by an animal, or `which animal` by a person
         kind = "animal" if item.subject.noun.kind == "person" else "person"
-        return replace(item, subject=replace(item.subject, noun=dice.pick(lexicon.NOUNS_OF[genre, kind]), adjective=None))
+        return replace(
+            item, subject=replace(item.subject, noun=dice.pick(lexicon.NOUNS_OF[genre, kind]), adjective=None)
+        )
     if way < 0.55 and can_swap(item):
         assert item.object is not None
         return replace(item, subject=item.object, object=item.subject)

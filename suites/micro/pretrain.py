@@ -110,7 +110,11 @@ def mask(
 
 
 def objective(
-    model: transformers.RobertaForMaskedLM, inputs: torch.Tensor, attention: torch.Tensor, targets: torch.Tensor, weight: float
+    model: transformers.RobertaForMaskedLM,
+    inputs: torch.Tensor,
+    attention: torch.Tensor,
+    targets: torch.Tensor,
+    weight: float,
 ) -> torch.Tensor:
     """Mean cross entropy of the masked words, plus `weight` times that of the connectives."""
     hidden = model.roberta(input_ids=inputs, attention_mask=attention).last_hidden_state
@@ -148,7 +152,9 @@ def _start(recipe: Recipe) -> tuple[transformers.RobertaForMaskedLM, torch.optim
             layer.attention.self.query.weight.mul_(recipe.query_gain)
             layer.attention.self.key.weight.copy_(layer.attention.self.query.weight)
         model.roberta.embeddings.position_embeddings.weight.copy_(recipe.position_gain * waves(recipe.hidden))
-    return model, torch.optim.AdamW(model.parameters(), recipe.lr, (0.9, 0.98), weight_decay=recipe.weight_decay, fused=True)
+    return model, torch.optim.AdamW(
+        model.parameters(), recipe.lr, (0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
+    )
 
 
 def pretrain(recipe: Recipe, folder: pathlib.Path) -> tuple[transformers.RobertaForMaskedLM, list[tuple[int, float]]]:
@@ -212,7 +218,11 @@ def _checkpoint(
 
 
 def write(
-    model: transformers.RobertaForMaskedLM, folder: pathlib.Path, recipe: Recipe, curve: list[tuple[int, float]], seconds: float
+    model: transformers.RobertaForMaskedLM,
+    folder: pathlib.Path,
+    recipe: Recipe,
+    curve: list[tuple[int, float]],
+    seconds: float,
 ) -> None:
     """Weights (fp32), configuration, tokenizer and the record of how they were made; the checkpoint goes."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,11 @@ def other_place(item: Clause, genre: str, dice: Dice) -> Clause:
 
 def can_swap(item: Clause) -> bool:
     """Whether subject and object may change places without breaking what the verb takes."""
-    return item.object is not None and item.object.noun.kind in lexicon.ANIMATE and item.subject.noun.kind in item.verb.objects
+    return (
+        item.object is not None
+        and item.object.noun.kind in lexicon.ANIMATE
+        and item.subject.noun.kind in item.verb.objects
+    )
 
 
 def near_miss(item: Clause, genre: str, dice: Dice) -> Clause:

@@ -146,7 +146,11 @@ def reference(genre: str, dice: Dice) -> Reference:
     key, of_subject, of_object = dice.pick(lexicon.TRAITS)
     pronoun = dice.pick(("he", "she"))
     about_subject = dice.chance(0.5)
-    said = ("is", *((dice.pick(lexicon.INTENSIFIERS),) if dice.chance(0.3) else ()), dice.pick(of_subject if about_subject else of_object))
+    said = (
+        "is",
+        *((dice.pick(lexicon.INTENSIFIERS),) if dice.chance(0.3) else ()),
+        dice.pick(of_subject if about_subject else of_object),
+    )
     referent = dice.pick(lexicon.NAMES[pronoun])
     other = dice.other(lexicon.NAMES[pronoun if dice.chance(0.5) else ("she" if pronoun == "he" else "he")], referent)
     first, second = (referent, other) if about_subject else (other, referent)

@@ -89,17 +89,21 @@ def test_after_a_refresh_it_follows_galore_torch_up_to_the_signs_of_its_basis(sh
     group = {"params": [theirs], "rank": 4, "update_proj_gap": 7, "scale": 1.0, "proj_type": "std"}
     second = galore.GaLoreAdamW([group], lr=0.01, eps=1e-12, no_deprecation_warning=True)
     base = torch.randn(shape)
+    right = shape[0] >= shape[1]
+    name = "basis_right" if right else "basis_left"
     for step in range(25):
         grad = base + 0.5 * torch.randn(shape)
+        # The signs of singular vectors are free, and kept moments depend on them: ours are turned to its choice.
         if step and step % 7 == 0:
-            # Signs of singular vectors are free; kept moments depend on them, so ours are turned to its choice.
-            projector = second.state[theirs]["projector"]
-            right = shape[0] >= shape[1]
-            chosen = projector.get_orthogonal_matrix(grad, 4, "right" if right else "left")
-            name = "basis_right" if right else "basis_left"
+            chosen = second.state[theirs]["projector"].get_orthogonal_matrix(grad, 4, "right" if right else "left")
             first.state[ours][name] = (chosen.T if right else chosen).clone()
         ours.grad, theirs.grad = grad.clone(), grad.clone()
         first.step()
         second.step()
         assert first.last_refreshed == (step % 7 == 0)
+        if step == 0:
+            state, chosen = first.state[ours], second.state[theirs]["projector"].ortho_matrix
+            signs = (state[name] * (chosen.T if right else chosen)).sum(0).sign()
+            state[name] *= signs
+            state["exp_avg"] *= signs if right else signs[:, None]
     assert (ours - theirs).norm() / (theirs - start).norm() < 1e-3

@@ -93,7 +93,7 @@ def test_no_text_covers_text_or_leaves_the_figure(
 @pytest.mark.parametrize("make", MAKERS)
 def test_same_records_same_bytes(make_grid: Grid, make: Callable[[Context], Plot | None]) -> None:
     records = make_grid(seeds=(0, 1))
-    with mpl.rc_context({"font.size": 22}):
+    with mpl.rc_context({"font.size": 22, "xtick.major.size": 20, "lines.dash_capstyle": "round"}):
         first = make(Context(records, "micro", 8))
     second = make(Context(records[::-1], "micro", 8))
     assert first == second

@@ -77,6 +77,14 @@ def test_best_is_bold_only_where_the_interval_excludes_zero(make_record: Make) -
     assert not bold(gap=0.05, noise=0.03)
 
 
+def test_a_method_with_a_broken_run_takes_no_part_in_the_bold(make_record: Make) -> None:
+    records = [make_record(method="full", seed=s, score=0.65 + 0.01 * s) for s in range(3)]
+    records += [make_record(method="dora", seed=s, score=0.6 + 0.01 * s) for s in range(3)]
+    records += [make_record(seed=s, score=0.9) for s in range(2)] + [make_record(seed=2, status="diverged")]
+    rows = score_table(context_of(records)).rows
+    assert [row[8].bold for row in rows] == [True, False, False]
+
+
 def test_differences_are_paired_by_seed(make_record: Make) -> None:
     records = [make_record(method="full", seed=s, score=0.5 + 0.1 * s) for s in range(3)]
     records += [make_record(seed=s, score=0.5 + 0.1 * s - 0.02) for s in range(3)]
@@ -108,6 +116,13 @@ def test_memory_is_exact_over_seeds_or_shows_both_ends(make_record: Make, make_g
     row = moved.data.set_index("method").query("task == 'rte'").loc["lora"]
     assert (row["weight_bytes_min"], row["weight_bytes_max"]) == (2_520_000, 3 * 1024**2)
     assert str(moved.data["weight_bytes_min"].dtype) == "Int64"
+
+
+def test_what_a_broken_run_held_does_not_count(make_record: Make) -> None:
+    full, lora = make_record(method="full"), make_record()
+    broken = make_record(seed=1, status="diverged", parts={"memory": full.memory, "timing": full.timing})
+    for maker in (memory_table, peak_by_task_table, time_table):
+        assert texts(maker(context_of([full, lora, broken])), "LoRA") == texts(maker(context_of([full, lora])), "LoRA")
 
 
 def test_estimates_and_measurements_share_no_column(make_grid: Grid) -> None:

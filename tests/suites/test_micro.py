@@ -36,7 +36,16 @@ GLUE_LABELS = {
     "rte": ["entailment", "not_entailment"],
     "wnli": ["not_entailment", "entailment"],
 }
-LAST_LABEL_SHARE = {"cola": 0.7, "sst2": 0.5, "mrpc": 0.68, "qqp": 0.37, "mnli": 1 / 3, "qnli": 0.5, "rte": 0.5, "wnli": 0.5}
+LAST_LABEL_SHARE = {
+    "cola": 0.7,
+    "sst2": 0.5,
+    "mrpc": 0.68,
+    "qqp": 0.37,
+    "mnli": 1 / 3,
+    "qnli": 0.5,
+    "rte": 0.5,
+    "wnli": 0.5,
+}
 
 
 def _texts(task: str, data: datasets.Dataset) -> list[tuple[str, ...]]:
@@ -159,7 +168,11 @@ def test_near_miss_changes_exactly_one_part_or_swaps_the_roles() -> None:
     for _ in range(300):
         item = clause(dice, "village", "definite", 0.4, 0.6)
         other = near_miss(item, "village", dice)
-        parts = [p for p in ("subject", "verb", "object", "place", "adverb", "negated") if getattr(item, p) != getattr(other, p)]
+        parts = [
+            p
+            for p in ("subject", "verb", "object", "place", "adverb", "negated")
+            if getattr(item, p) != getattr(other, p)
+        ]
         swapped = can_swap(item) and (other.subject, other.object) == (item.object, item.subject)
         assert swapped or len(parts) == 1
 

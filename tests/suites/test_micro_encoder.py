@@ -82,7 +82,9 @@ def test_connective_is_the_target_at_the_head_and_never_shown() -> None:
     assert asked == words["so"]
     assert words["so"] not in ids
     assert encode(item, words, False) == (ids, None)
-    inputs, _, targets = mask([(ids, asked), (ids, None)], Recipe(masked=0.0), len(words), torch.Generator().manual_seed(0))
+    inputs, _, targets = mask(
+        [(ids, asked), (ids, None)], Recipe(masked=0.0), len(words), torch.Generator().manual_seed(0)
+    )
     assert inputs[0].tolist() == ids
     assert targets[0].tolist() == [words["so"]] + [IGNORED] * (len(ids) - 1)
     assert set(targets[1].tolist()) == {IGNORED}

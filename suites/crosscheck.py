@@ -1,0 +1,82 @@
+"""A second opinion on the loop: the same full fine-tuning by a plain `transformers.Trainer`, scored by the same metrics.
+
+Model, rows, tokens, steps, batch size, peak learning rate, warm-up, clipping and precision are the plan's; order, dropout
+and schedule are Trainer's own, so that scores agree within the spread over seeds, not digit by digit.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from results.schema import Plan
+from suites import models
+from suites.environment import derived_seed
+from suites.glue import SUITE, encode
+from suites.loop import autocast
+from suites.suite import Runtime
+
+PRECISIONS = {"fp32": False, "bf16-autocast": True}
+
+
+class _Rows(Dataset[encode.EncodedRow]):
+    def __init__(self, encoded: encode.Encoded) -> None:
+        self._encoded = encoded
+
+    def __len__(self) -> int:
+        return len(self._encoded)
+
+    def __getitem__(self, index: int) -> encode.EncodedRow:
+        return self._encoded.rows([index])[0]
+
+
+def trainer_scores(plan: Plan, runtime: Runtime) -> dict[str, float | None]:
+    """Return the scores of a GLUE plan of full fine-tuning after its last step, trained by `transformers.Trainer`.
+
+    Raises:
+        ValueError: the plan is not plain full fine-tuning with 32-bit states on GLUE.
+    """
+    from transformers import Trainer, TrainingArguments
+
+    training = plan.training
+    if (
+        (plan.suite, plan.method) != ("glue", "full")
+        or training.state_bits != 32
+        or training.precision not in PRECISIONS
+    ):
+        raise ValueError("the cross-check takes GLUE, method full, state_bits 32, precision fp32 or bf16-autocast")
+    job = SUITE.job(plan, runtime)
+    _, encoded, _ = SUITE.encoded(plan, runtime)
+    model = job.model().to(runtime.device)
+    torch.set_num_threads(runtime.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            max_steps=training.steps,
+            per_device_train_batch_size=training.batch_size // training.accumulation,
+            gradient_accumulation_steps=training.accumulation,
+            learning_rate=training.learning_rate,
+            warmup_steps=training.warmup_steps,
+            lr_scheduler_type=training.schedule,
+            weight_decay=training.weight_decay,
+            max_grad_norm=training.clip_norm or 0.0,
+            optim="adamw_torch_fused",
+            bf16=PRECISIONS[training.precision],
+            use_cpu=runtime.device.type == "cpu",
+            seed=derived_seed(plan.seed, "trainer"),
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+        )
+
+        def collate(rows: list[encode.EncodedRow]) -> dict[str, Any]:
+            return encode.collate(rows, encoded.pad_id, encoded.max_length)
+
+        Trainer(model=model, args=arguments, train_dataset=_Rows(encoded), data_collator=collate).train()
+    with autocast(model, training):
+        return job.evaluate(model).metrics

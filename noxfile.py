@@ -88,6 +88,18 @@ def glue_rank4(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def plan(session: nox.Session) -> None:
+    """What would run, for how long, in how much memory: `-- glue --profile paper --device cpu`; runs nothing."""
+    session.run(shared_python(session), "-m", "suites", "plan", *(session.posargs or ["glue"]), external=True)
+
+
+@nox.session(venv_backend="none")
+def methods(session: nox.Session) -> None:
+    """The methods, their papers, and their settings with defaults and sources."""
+    session.run(shared_python(session), "-m", "suites", "methods", external=True)
+
+
+@nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
     """The default tests; `-- -m slow` for the slow ones, `-- -k NAME` for some."""
     session.run(shared_python(session), "-m", "pytest", *session.posargs, external=True)

@@ -48,6 +48,9 @@ def fold(model: nn.Module) -> nn.Module:
             module.merge()
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, module.get_base_layer())
+    # peft leaves its settings on the model; kept, they would make the next attach warn of a second adapter.
+    if "peft_config" in vars(model):
+        del model.peft_config
     return model
 
 

@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Placement, check_rank, trainable
-from baselines.projected import projected_adamw, projected_state_bytes
+from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Placement, trainable
+from baselines.projected import check_projection, projected_adamw, projected_state_bytes
 from baselines.targets import shapes
 
 
@@ -34,7 +34,7 @@ class GaloreConfig(MethodConfig):
 
 def attach(model: nn.Module, placement: Placement, config: GaloreConfig) -> None:
     """Make every parameter trainable; nothing else changes in the model."""
-    check_rank(config.projection_rank, shapes(model, placement.targets), "projection_rank")
+    check_projection({f"layer {name}": shape for name, shape in shapes(model, placement.targets).items()}, config)
     model.requires_grad_(True)
 
 

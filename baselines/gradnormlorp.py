@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 
 from baselines.adamw import adam_state_bytes
 from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Placement, check_rank
-from baselines.projected import projected_adamw, projected_state_bytes
+from baselines.projected import check_projection, projected_adamw, projected_state_bytes
 from baselines.targets import shapes
 from gnlorp import attach as attach_layers
 from gnlorp import merge, param_groups
@@ -54,13 +54,26 @@ def configure(rank: int) -> GradNormLoRPConfig:
 
 def attach(model: nn.Module, placement: Placement, config: GradNormLoRPConfig) -> None:
     """Put the weight-normalised layers in place; afterwards exactly factors, magnitudes and `placement.trained` train."""
-    check_rank(config.rank, shapes(model, placement.targets))
+    layers = shapes(model, placement.targets)
+    check_rank(config.rank, layers)
+    if config.rank == 1 and not config.allow_full_rank:
+        raise ValueError("rank 1: leaves no smaller projection_rank without allow_full_rank (nearest allowed value: 2)")
+    check_projection(_factors(layers, config.rank), config, config.allow_full_rank)
     known = dict(model.named_parameters())
     kept = [known[name] for name in placement.trained]
     model.requires_grad_(False)
     attach_layers(model, placement.targets, config.rank, config.alpha, config.dropout, config.norm_gradient)
     for parameter in kept:
         parameter.requires_grad_(True)
+
+
+def _factors(layers: dict[str, tuple[int, int]], rank: int) -> dict[str, tuple[int, int]]:
+    """Return the shapes of both factors of every layer, under names fit for an error text."""
+    found = {}
+    for name, (outputs, inputs) in layers.items():
+        found[f"factor_out of layer {name}"] = (outputs, rank)
+        found[f"factor_in of layer {name}"] = (rank, inputs)
+    return found
 
 
 def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: GradNormLoRPConfig) -> Optimizer:

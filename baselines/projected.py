@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
 from torch import nn
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from baselines.method import AdamSettings
 from gnlorp import GradNormLoRPAdamW
 from gnlorp.moments import optimizer_state_bytes
+from gnlorp.projection import projected_sides
 
 
 class ProjectionSettings(Protocol):
@@ -28,6 +29,27 @@ class ProjectionSettings(Protocol):
     def basis(self) -> Literal["exact", "warm"]: ...
     @property
     def moments(self) -> Literal["keep", "rotate", "reset"]: ...
+
+
+def check_projection(
+    matrices: Mapping[str, tuple[int, int]], config: ProjectionSettings, allow_full_rank: bool = False
+) -> None:
+    """Raise ValueError if the projection rank does not fit one of the named matrices, naming the nearest allowed value.
+
+    It must be at least 1, at most the matrix's smaller side, and below each side that the basis spans: equal to it the
+    projection is a rotation, which saves nothing and needs `allow_full_rank`.
+    """
+    rank = config.projection_rank
+    if rank < 1:
+        raise ValueError(f"projection_rank {rank}: must be at least 1 (nearest allowed value: 1)")
+    for name, shape in matrices.items():
+        spans = [length for length, spanned in zip(shape, projected_sides(shape, config.side), strict=True) if spanned]
+        largest = min(min(shape), min(spans) - (0 if allow_full_rank else 1))
+        if rank > largest:
+            raise ValueError(
+                f"projection_rank {rank}: larger than {name} of shape {shape[0]}x{shape[1]} allows with side "
+                f"{config.side!r} (nearest allowed value: {largest})"
+            )
 
 
 def projected_adamw(

@@ -154,7 +154,7 @@ def small_bases(
 
 def krylov_pays(size: int, projection_rank: int) -> bool:
     """Return whether the block Krylov basis is expected to cost less than the eigenproblem of this size."""
-    return size >= 256 and 4 * projection_rank <= size
+    return size >= 256 and projection_rank * (6 if size < 1024 else 4) <= size
 
 
 def krylov_basis(

@@ -81,7 +81,7 @@ class Context:
         parts = [
             f"GLUE, profile {self.profile}, rank {self.rank}: {what}",
             f"Model {joined(self.runs['model_name'])}. Data: {self.data_words}",
-            f"Evaluated on {self.split_words}; seeds {seed_words(self.seeds)}",
+            f"Evaluated on {self.split_words}; {seed_words(self.seeds)}",
         ]
         parts += [f"Convention: {self.convention.words()}"] if scores else []
         parts += [MICRO] if self.is_micro else []

@@ -230,7 +230,4 @@ def _missing(task: str, cell: Cell, seeds: list[int]) -> list[str]:
     for seed in seeds:
         if seed not in cell.scores:
             by_outcome.setdefault(cell.outcomes.get(seed, NOT_RUN), []).append(seed)
-    return [
-        f"{TASKS[task]} seed{'s' if len(found) > 1 else ''} {seed_words(found)} ({outcome.replace('_', ' ')})"
-        for outcome, found in by_outcome.items()
-    ]
+    return [f"{TASKS[task]} {seed_words(found)} ({outcome.replace('_', ' ')})" for outcome, found in by_outcome.items()]

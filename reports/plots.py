@@ -23,11 +23,12 @@ from reports.convention import TASKS
 from reports.ledger import byte_range, finished
 from reports.placement import Label, place_labels
 from reports.stats import pareto_front
-from reports.style import byte_unit, seed_words
+from reports.style import Look, byte_unit, seed_words
 
 DPI = 150
 SMOOTHED = 0.05
 DRAWN_POINTS = 400
+LEGEND_COLUMNS = 7
 FRONT_TITLE, CURVES_TITLE = "Average GLUE score against peak memory", "Training loss"
 INK, FAINT = "#222222", "#5A5A5A"
 STYLE: dict[Any, Any] = {
@@ -66,7 +67,7 @@ def draw(name: str, title: str, caption: str, build: Callable[[], Figure]) -> Pl
 
 def subtitle(context: Context) -> str:
     """Return the line under every figure's title: which runs it is about."""
-    line = f"GLUE, profile {context.profile}, rank {context.rank}, seeds {seed_words(context.seeds)}"
+    line = f"GLUE, profile {context.profile}, rank {context.rank}, {seed_words(context.seeds)}"
     return f"{line}. {MICRO}." if context.is_micro else f"{line}. Evaluated on {context.split_words}."
 
 
@@ -204,20 +205,21 @@ def _curves(context: Context, curves: pd.DataFrame, tasks: list[str]) -> Figure:
         "Dotted with ×: a run that did not finish."
     )
     figure, (bottom, top) = framed(9.2, height, CURVES_TITLE, context, footer)
-    axes = panels(figure, len(tasks), bottom + 0.5 / height, top - 0.55 / height, 0.075, 0.2, 0.42)
+    present = [method for method in context.methods if (curves["method"] == method).any()]
+    room = (0.35 + 0.22 * -(-len(present) // LEGEND_COLUMNS)) / height
+    axes = panels(figure, len(tasks), bottom + 0.5 / height, top - room, 0.075, 0.2, 0.42)
     for index, (ax, task) in enumerate(zip(axes, tasks, strict=True)):
         ax.set_title(TASKS[task])
         of_task = curves[curves["task"] == task]
-        for method in context.methods:
-            _draw_curves(ax, of_task[of_task["method"] == method], context.looks[method].colour)
+        for place, method in enumerate(present):
+            _draw_curves(ax, of_task[of_task["method"] == method], context.looks[method], place / len(present))
         if index % 3 == 0:
             ax.set_ylabel("Loss")
         if index + 3 >= len(tasks):
             ax.set_xlabel("Optimizer step")
         ax.margins(x=0.02)
-    present = set(curves["method"].unique())
-    handles = [Line2D([], [], color=look.colour, linewidth=2.2, label=look.title)
-               for method, look in context.looks.items() if method in present]  # fmt: skip
+    shown = [context.looks[method] for method in present]
+    handles = [Line2D([], [], color=k.colour, marker=k.marker, markersize=5, linewidth=2, label=k.title) for k in shown]
     strip(figure, handles, top)
     return figure
 
@@ -226,10 +228,14 @@ def strip(figure: Figure, handles: Sequence[Line2D | Patch], top: float) -> None
     """Write one legend for all panels, in a line below the subtitle."""
     spacing = {"handlelength": 1.4, "columnspacing": 1.4, "handletextpad": 0.5}
     place = (0.003, top + 0.02)
-    figure.legend(handles=handles, loc="upper left", bbox_to_anchor=place, ncols=6, frameon=False, **spacing)
+    figure.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=place, ncols=LEGEND_COLUMNS, frameon=False, **spacing
+    )
 
 
-def _draw_curves(ax: Axes, curves: pd.DataFrame, colour: str) -> None:
+def _draw_curves(ax: Axes, curves: pd.DataFrame, look: Look, shift: float) -> None:
+    """Draw one method; `shift` (0 to 1) moves its few markers along the line, away from those of others."""
+    colour = look.colour
     smoothed: dict[int, pd.Series] = {}
     for (seed, status), run in curves.groupby(["seed", "status"], observed=True):
         line = smooth(run.set_index("step")["loss"].sort_index())
@@ -244,7 +250,9 @@ def _draw_curves(ax: Axes, curves: pd.DataFrame, colour: str) -> None:
         return
     table = pd.DataFrame(smoothed).dropna()
     mean = table.mean(axis=1)
-    ax.plot(*_thinned(mean), color=colour, linewidth=1.6)
+    every = max(1, min(len(mean), DRAWN_POINTS) // 4)
+    marks: dict[str, Any] = {"marker": look.marker, "markersize": 4.5, "markevery": (int(shift * every), every)}
+    ax.plot(*_thinned(mean), color=colour, linewidth=1.5, **marks)
     if len(smoothed) > 1:
         spread = table.std(axis=1, ddof=1)
         steps, low = _thinned(mean - spread)

@@ -61,9 +61,10 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 
 
 def seed_words(seeds: Sequence[int]) -> str:
-    """Return sorted seeds as text: all of them, or "0 to 99" for more than six in a row."""
+    """Return sorted seeds as text: "seed 0", "seeds 0, 1", or "seeds 0 to 99" for more than six in a row."""
     in_a_row = len(seeds) > 6 and list(seeds) == list(range(seeds[0], seeds[-1] + 1))
-    return f"{seeds[0]} to {seeds[-1]}" if in_a_row else ", ".join(map(str, seeds))
+    numbers = f"{seeds[0]} to {seeds[-1]}" if in_a_row else ", ".join(map(str, seeds))
+    return f"seed{'' if len(seeds) == 1 else 's'} {numbers}"
 
 
 def byte_unit(largest: int) -> tuple[str, int]:

@@ -66,7 +66,7 @@ def _with_n(summary: Summary, seeds: Sequence[int]) -> str:
 
 
 def _seed_note(context: Context) -> str:
-    return f"n = {len(context.seeds)} seeds ({seed_words(context.seeds)}) where a cell says nothing else"
+    return f"n = {len(context.seeds)} ({seed_words(context.seeds)}) where a cell says nothing else"
 
 
 def _survivors(context: Context) -> list[str]:
@@ -84,9 +84,9 @@ def _no_average(context: Context) -> list[str]:
     for method, found in context.averages.items():
         if not found.missing or set(found.scores) == set(context.seeds):
             continue
-        what = f"average over seed {seed_words(list(found.scores))} alone" if found.scores else "no average"
+        what = f"average over {seed_words(list(found.scores))} alone" if found.scores else "no average"
         if not found.scores and found.common:
-            what += f" (--seeds shared: over seed {seed_words(found.common)})"
+            what += f" (--seeds shared: over {seed_words(found.common)})"
         reason = f"{what}; without a score: {'; '.join(found.missing)}"
         reasons.setdefault(reason, []).append(context.title(method))
     return [f"{', '.join(methods)}: {reason}" for reason, methods in reasons.items()]

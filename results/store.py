@@ -75,9 +75,11 @@ def write_atomically(target: Path, content: bytes) -> Path:
         os.chmod(scratch, 0o644)
         os.replace(scratch, target)
     except OSError as error:
+        raise StoreError(f"{target}: cannot be written: {error.strerror}; choose another folder with --out") from error
+    finally:
+        # Gone already where the rename came through; left over after an error or Ctrl-C.
         if scratch is not None and os.path.exists(scratch):
             os.unlink(scratch)
-        raise StoreError(f"{target}: cannot be written: {error.strerror}; choose another folder with --out") from error
     return target
 
 

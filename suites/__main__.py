@@ -4,21 +4,38 @@ from __future__ import annotations
 
 import os
 import sys
-import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+from suites.options import (
+    RUNS,
+    Device,
+    Options,
+    Profile,
+    Suite,
+    overrides_of,
+    parse_seeds,
+    resolve_device,
+    resolve_profile,
+    split,
+    takes_options,
+)
+
+if TYPE_CHECKING:
+    from results.schema import Plan, Record
+    from suites.plan import Request
+    from suites.suite import Runtime
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 BAD_INPUT = 2
-RUNS = Path("results") / "runs"
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -34,137 +51,70 @@ WIDTH_OF_A_FILE = 150
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH_OF_A_FILE)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
-Suite = Annotated[str, typer.Argument(help="suite to run, e.g. `glue`")]
-Profile = Annotated[
-    str,
-    typer.Option(help="`auto` (micro without a CUDA device, paper with one), `micro`, `small` or `paper`"),
-]
-Rank = Annotated[int, typer.Option(help="rank of the comparison: of the factors, or of the projection for galore")]
-Tasks = Annotated[str, typer.Option("--task", help="comma-joined tasks; default: all")]
-Methods = Annotated[str, typer.Option("--method", help="comma-joined methods; default: all (see `methods`)")]
-Seeds = Annotated[str, typer.Option(help="comma-joined seeds")]
-Model = Annotated[str, typer.Option(help="`micro`, `minilm`, a folder, or a hub name; default: the profile's")]
-DataDir = Annotated[
-    Path | None, typer.Option(help="folder with the data in its official layout (GLUE: TSV), instead of the hub")
-]
-Out = Annotated[Path, typer.Option(help="folder of the records; a run with a record there is not run again")]
-Workers = Annotated[int | None, typer.Option(help="runs at a time; default: one a core, one on a GPU")]
-Device = Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`")]
-Offline = Annotated[bool, typer.Option("--offline", help="never use the network")]
-Steps = Annotated[int | None, typer.Option(help="optimizer steps a run, instead of the profile's")]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        help="any other setting, in TOML: `--set batch_size=32`, `--set task.cola.max_length=64`, "
-        "`--set method.gradnormlorp.config.projection_rank=2`",
-    ),
-]
-
 
 @dataclass(frozen=True)
 class Prepared:
     """A request made ready: everything the commands share."""
 
-    request: Any
-    runtime: Any
-    plans: list[Any]
+    request: Request
+    runtime: Runtime
+    plans: list[Plan]
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn what a user got wrong into one line on stderr and exit code 2."""
+    """Turn what a user got wrong, and Ctrl-C, into one line on stderr and exit code 2."""
     try:
         yield
     except (ValueError, TypeError) as error:
         text = " ".join(str(error).split())
         errors.print(f"error: {text}", style="bold red", markup=False)
         raise typer.Exit(BAD_INPUT) from None
+    except KeyboardInterrupt as stop:
+        errors.print(f"interrupted: {stop or 'no run was in hand'}", markup=False)
+        raise typer.Exit(BAD_INPUT) from None
 
 
 @app.command()
-def run(
-    suite: Suite,
-    profile: Profile = "auto",
-    rank: Rank = 8,
-    task: Tasks = "",
-    method: Methods = "",
-    seeds: Seeds = "0,1,2",
-    model: Model = "",
-    data_dir: DataDir = None,
-    steps: Steps = None,
-    set_: Sets = None,
-    out: Out = RUNS,
-    workers: Workers = None,
-    device: Device = "auto",
-    offline: Offline = False,
-) -> None:
+@takes_options()
+def run(options: Options) -> None:
     """Run the missing runs of a comparison and write one record each."""
     with one_line_errors():
-        prepared = prepare(
-            suite, profile, rank, task, method, seeds, model, data_dir, steps, set_, workers, device, offline
-        )
-        failed = start(prepared, out)
+        prepared = prepare(options)
+        failed = start(prepared, options.out)
     raise typer.Exit(1 if failed else 0)
 
 
 @app.command()
-def plan(
-    suite: Suite,
-    profile: Profile = "auto",
-    rank: Rank = 8,
-    task: Tasks = "",
-    method: Methods = "",
-    seeds: Seeds = "0,1,2",
-    model: Model = "",
-    data_dir: DataDir = None,
-    steps: Steps = None,
-    set_: Sets = None,
-    out: Out = RUNS,
-    workers: Workers = None,
-    device: Device = "auto",
-    offline: Offline = False,
-) -> None:
+@takes_options()
+def plan(options: Options) -> None:
     """Show what `run` would do, how long it should take and how much memory it needs; run nothing."""
     with one_line_errors():
-        prepared = prepare(
-            suite, profile, rank, task, method, seeds, model, data_dir, steps, set_, workers, device, offline
-        )
-        show(prepared, out)
+        from suites.preflight import predict_peaks
+
+        prepared = prepare(options)
+        todo, known = missing_runs(prepared, options.out)
+        show(prepared, todo, known, predict_peaks(todo, prepared.runtime), options.out)
 
 
 @app.command()
+@takes_options(fixed={"seeds": "0"}, defaults={"profile": "small", "out": RUNS / "tuning"})
 def tune(
-    suite: Suite,
-    profile: Profile = "small",
-    rank: Rank = 8,
-    task: Tasks = "",
-    method: Methods = "",
-    model: Model = "",
-    data_dir: DataDir = None,
-    steps: Steps = None,
-    set_: Sets = None,
-    out: Out = RUNS / "tuning",
-    workers: Workers = None,
-    device: Device = "auto",
-    offline: Offline = False,
-    write: Annotated[bool, typer.Option(help="write the choice beside the profile")] = True,
+    options: Options, write: Annotated[bool, typer.Option(help="write the choice beside the profile")] = True
 ) -> None:
     """Choose each method's learning rate from a grid of equal size, on a held-out part of train, one seed.
 
     Validation is never looked at. The records of the grid stay in --out.
     """
-    from suites import tuning
-
     with one_line_errors():
-        prepared = prepare(
-            suite, profile, rank, task, method, "0", model, data_dir, steps, set_, workers, device, offline, plans=False
-        )
+        from suites import tuning
+
+        prepared = prepare(options, plans=False)
         plans = tuning.grid_plans(prepared.request, prepared.runtime)
-        failed = start(Prepared(prepared.request, prepared.runtime, plans), out)
-        console.print(tuning.choice_table(plans, out))
+        failed = start(Prepared(prepared.request, prepared.runtime, plans), options.out)
+        console.print(tuning.choice_table(plans, options.out))
         if write:
-            console.print(str(tuning.write_choice(prepared.request, plans, out)))
+            console.print(str(tuning.write_choice(prepared.request, plans, options.out)))
     raise typer.Exit(1 if failed else 0)
 
 
@@ -183,9 +133,9 @@ def methods() -> None:
 @app.command()
 def tasks(suite: Suite = "glue") -> None:
     """List the tasks of a suite."""
-    from suites.registry import get_suite
-
     with one_line_errors():
+        from suites.registry import get_suite
+
         console.print(", ".join(get_suite(suite).tasks))
 
 
@@ -196,118 +146,66 @@ def which_profile(suite: Suite = "glue", profile: Profile = "auto", device: Devi
         console.print(resolve_profile(profile, resolve_device(device))[0])
 
 
-def resolve_device(name: str) -> Any:
-    """Return the torch device that `name` stands for.
-
-    Raises:
-        ValueError: unknown, or CUDA asked for where there is none.
-    """
-    import torch
-
-    from baselines.registry import checked_name
-
-    checked_name(name, ("auto", "cpu", "cuda"), "device")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda': no CUDA device is here (nearest allowed value: cpu)")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
-
-
-def resolve_profile(name: str, device: Any, insisted: bool = False) -> tuple[str, str]:
-    """Return (profile, why).
-
-    Raises:
-        ValueError: unknown, or `paper` without a GPU and without `--device cpu` insisting on it.
-    """
-    from baselines.registry import checked_name
-    from suites.config import PROFILE_NAMES
-
-    checked_name(name, ("auto", *PROFILE_NAMES), "profile")
-    if name == "auto":
-        if device.type == "cuda":
-            return "paper", "auto: a CUDA device is here"
-        return "micro", "auto: no CUDA device is here"
-    if name == "paper" and device.type != "cuda" and not insisted:
-        raise ValueError(
-            "profile 'paper': needs a CUDA device, and none is here (allowed: micro, small; nearest: small); "
-            "to run it on the processor for days, insist with --device cpu"
-        )
-    return name, "asked for"
-
-
-def prepare(
-    suite: str,
-    profile: str,
-    rank: int,
-    task: str,
-    method: str,
-    seeds: str,
-    model: str,
-    data_dir: Path | None,
-    steps: int | None,
-    set_: list[str] | None,
-    workers: int | None,
-    device: str,
-    offline: bool,
-    plans: bool = True,
-) -> Prepared:
+def prepare(options: Options, plans: bool = True) -> Prepared:
     """Resolve the command line. Says in its first line which profile runs and where.
 
     Raises:
         ValueError: whatever is wrong with it, in one line.
     """
-    torch_device = resolve_device(device)
-    name, why = resolve_profile(profile, torch_device, insisted=device == "cpu")
-    console.print(f"profile {name} ({why}), device {torch_device.type}", style="bold")
+    device = resolve_device(options.device)
+    name, why = resolve_profile(options.profile, device, insisted=options.device == "cpu")
+    console.print(f"profile {name} ({why}), device {device.type}", style="bold")
     from suites.launch import shared_out
     from suites.plan import Request, make_plans
     from suites.registry import get_suite
     from suites.suite import Runtime
 
-    get_suite(suite)
-    overrides = parse_sets(set_ or [])
-    overrides |= {"model": model} if model else {}
-    overrides |= {"source": "directory"} if data_dir is not None else {}
-    overrides |= {"steps": steps} if steps is not None else {}
-    folder = Path(model) if model and Path(model).is_dir() else None
-    data_dir = data_dir.resolve() if data_dir is not None else None
-    runtime = shared_out(Runtime(torch_device, data_dir, folder, offline=offline), workers)
+    suite = get_suite(options.suite)
+    folder = Path(options.model) if options.model and Path(options.model).is_dir() else None
+    data_dir = options.data_dir.resolve() if options.data_dir is not None else None
+    runtime = shared_out(Runtime(device, data_dir, folder, offline=options.offline), options.workers)
     request = Request(
-        suite=suite,
+        suite=options.suite,
         profile=name,
-        rank=rank,
-        tasks=tuple(split(task)),
-        methods=tuple(split(method)),
-        seeds=tuple(parse_seeds(seeds)),
-        overrides=tuple(overrides.items()),
+        rank=options.rank,
+        tasks=tuple(split(options.task)),
+        methods=tuple(split(options.method)),
+        seeds=tuple(parse_seeds(options.seeds)),
+        overrides=tuple(overrides_of(options, suite.tasks).items()),
     )
     return Prepared(request, runtime, make_plans(request, runtime) if plans else [])
 
 
-def show(prepared: Prepared, out: Path) -> list[Any]:
-    """Check the plans against model and data, print what is to run, and return the missing ones."""
-    from suites import console as view
-    from suites.plan import expected_seconds, missing, reference_root
-    from suites.preflight import check, predict_peaks
+def missing_runs(prepared: Prepared, out: Path) -> tuple[list[Plan], list[Record]]:
+    """Return the plans without a record in `out`, checked against model and data, and the records there.
+
+    Raises:
+        ValueError: a record that cannot be read; data, model or settings that do not fit.
+    """
     from results.store import read_records
+    from suites.plan import missing
+    from suites.preflight import check
 
     known = read_records([out]) if out.exists() else []
     todo = missing(prepared.plans, known)
-    if todo:
-        check(todo, prepared.runtime)
-    predicted = predict_peaks(todo, prepared.runtime)
+    check(todo, prepared.runtime)
+    return todo, known
+
+
+def show(
+    prepared: Prepared, todo: list[Plan], known: list[Record], predicted: dict[str, int | None], out: Path
+) -> None:
+    """Print what is to run, how much memory it needs and how long it should take."""
+    from results.store import read_records
+    from suites import console as view
+    from suites.plan import expected_seconds, reference_root
+
     console.print(view.plan_table(prepared.plans, todo, predicted))
     first = prepared.plans[0]
     console.print(f"model: {first.model.name}" + (f" ({first.model.disclosure})" if first.model.disclosure else ""))
     references = read_records([reference_root()]) if reference_root().exists() else []
     seconds = expected_seconds(todo, known or references, prepared.runtime.workers)
-    tasks = len({plan.task for plan in prepared.plans})
-    console.print(
-        f"{len(prepared.plans)} runs: {tasks} tasks, {len(todo)} missing, {prepared.runtime.workers} at a time, "
-        f"{prepared.runtime.threads} threads each; expected time: "
-        + (view.duration_text(seconds) if todo else "none, everything is there")
-        + f"; records in {out}"
-    )
-    return [(plan, predicted.get(plan.hash())) for plan in todo]
+    console.print(view.summary_line(prepared.plans, todo, prepared.runtime, seconds, out), markup=False)
 
 
 def start(prepared: Prepared, out: Path) -> int:
@@ -315,77 +213,25 @@ def start(prepared: Prepared, out: Path) -> int:
 
     Raises:
         ValueError: bad input, or a store that cannot be used.
+        KeyboardInterrupt: Ctrl-C.
     """
     from results.store import check_writable
     from suites.console import ProgressListener
-    from suites.launch import Interrupted, launch
+    from suites.launch import launch
+    from suites.preflight import predict_peaks
 
-    check_writable(out)
-    todo = show(prepared, out)
+    todo, known = missing_runs(prepared, out)
+    predicted = predict_peaks(todo, prepared.runtime)
+    if todo:
+        check_writable(out)
+    show(prepared, todo, known, predicted, out)
     if not todo:
         return 0
-    plans = [plan for plan, _ in todo]
-    try:
-        with ProgressListener(console, plans) as listener:
-            records = launch(plans, prepared.runtime, out, {plan.hash(): peak for plan, peak in todo}, listener)
-    except Interrupted:
-        errors.print("interrupted: the runs in hand are recorded as such; the same command goes on where it stopped")
-        raise typer.Exit(BAD_INPUT) from None
+    with ProgressListener(console, todo) as listener:
+        records = launch(todo, prepared.runtime, out, predicted, listener)
     bad = [record for record in records if record.status != "ok"]
     console.print(f"{len(records) - len(bad)} runs ok" + (f", {len(bad)} not" if bad else ""))
     return len(bad)
-
-
-def split(text: str) -> list[str]:
-    """Return the parts of a comma-joined list."""
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def parse_seeds(text: str) -> list[int]:
-    """Return the seeds of a comma-joined list.
-
-    Raises:
-        ValueError: a part is no whole number, or there is none.
-    """
-    parts = split(text)
-    if not parts:
-        raise ValueError(f"seeds {text!r}: must be whole numbers joined by commas (nearest allowed value: 0)")
-    for part in parts:
-        if not part.lstrip("-").isdigit():
-            raise ValueError(f"seed {part!r}: must be a whole number (nearest allowed value: 0)")
-    return [int(part) for part in parts]
-
-
-def parse_sets(texts: list[str]) -> dict[str, Any]:
-    """Return `--set` options merged into one table.
-
-    Raises:
-        ValueError: not `name=value` in TOML.
-    """
-    try:
-        return tomllib.loads("\n".join(texts))
-    except tomllib.TOMLDecodeError:
-        pass
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"--set {text!r}: must be name=value")
-        try:
-            tomllib.loads(text)
-        except tomllib.TOMLDecodeError:
-            try:
-                tomllib.loads(f"{name} = '{value.strip()}'")
-            except tomllib.TOMLDecodeError as error:
-                raise ValueError(f"--set {text!r}: {error}") from error
-    quoted = []
-    for text in texts:
-        name, _, value = text.partition("=")
-        try:
-            tomllib.loads(text)
-            quoted.append(text)
-        except tomllib.TOMLDecodeError:
-            quoted.append(f"{name} = '{value.strip()}'")
-    return tomllib.loads("\n".join(quoted))
 
 
 if __name__ == "__main__":

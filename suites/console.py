@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -11,6 +12,7 @@ from rich.table import Table
 from baselines.registry import get_method
 from results.schema import Plan, Record
 from suites.launch import Event
+from suites.suite import Runtime
 
 SIGNS = {
     "ok": "ok",
@@ -66,11 +68,24 @@ def result_line(record: Record) -> str:
         value = record.evaluations[-1].metrics.get(record.main_metric)
         score = "undefined" if value is None else f"{record.main_metric} {value:.4f}"
     if record.status != "ok":
-        score = (record.error or "").splitlines()[0][:160]
+        score = next(iter((record.error or "").splitlines()), "")[:160]
     peak = None if record.memory is None or record.memory.step_peak is None else record.memory.step_peak.total_bytes
     wall = record.timing.wall_s if record.timing else None
     seconds = "" if wall is None else f"  {wall:.1f} s"
-    return f"{SIGNS[record.status]:>8}  {plan.task:<5} {plan.method:<13} seed {plan.seed}  {score}  peak {bytes_text(peak)}{seconds}"
+    what = f"{SIGNS[record.status]:>8}  {plan.task:<5} {plan.method:<13} seed {plan.seed}"
+    return f"{what}  {score}  peak {bytes_text(peak)}{seconds}"
+
+
+def summary_line(
+    plans: Sequence[Plan], todo: Sequence[Plan], runtime: Runtime, seconds: float | None, out: Path
+) -> str:
+    """Return the line that says how many runs there are, how they are shared out, and how long they should take."""
+    tasks = len({plan.task for plan in plans})
+    expected = duration_text(seconds) if todo else "none, everything is there"
+    return (
+        f"{_counted(len(plans), 'run')} ({_counted(tasks, 'task')}), {len(todo)} missing; {runtime.workers} at a time, "
+        f"{_counted(runtime.threads, 'thread')} each; expected time: {expected}; records in {out}"
+    )
 
 
 class ProgressListener:
@@ -125,6 +140,10 @@ class ProgressListener:
         self._console.print(
             f"[{self._ended:>3}/{self._runs}] {result_line(event.record)}", markup=False, highlight=False
         )
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _common(plans: Sequence[Plan]) -> dict[str, object]:

@@ -10,8 +10,10 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
@@ -46,6 +48,8 @@ class _Worker:
     plan: Plan
     process: BaseProcess
     pipe: Connection
+    earlier: tuple[int, int] | None
+    oom_kills: int | None
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     failure: str | None = None
 
@@ -55,6 +59,9 @@ Listener = Callable[[Event], None]
 
 class Interrupted(KeyboardInterrupt):
     """The user stopped the launch; the runs in hand are recorded as interrupted."""
+
+    def __str__(self) -> str:
+        return "the runs in hand are recorded as such; the same command goes on where it stopped"
 
 
 def launch(
@@ -87,12 +94,18 @@ def launch(
                     active.remove(worker)
                     records.append(_finish(worker, runtime, store, listen))
     except KeyboardInterrupt as stop:
-        _stop(active, signal.SIGINT)
-        for worker in active:
-            records.append(_finish(worker, runtime, store, listen, interrupted=True))
+        with _undisturbed():
+            _signal(active, signal.SIGINT)
+            for worker in active:
+                _end(worker)
+            for worker in active:
+                records.append(_finish(worker, runtime, store, listen, interrupted=True))
         raise Interrupted from stop
     except BaseException:
-        _stop(active, signal.SIGTERM)
+        with _undisturbed():
+            _signal(active, signal.SIGTERM)
+            for worker in active:
+                _end(worker)
         raise
     return records
 
@@ -109,10 +122,11 @@ def _start(
     process = context.Process(
         target=_work, args=(plan, runtime, store, predicted.get(plan.hash()), theirs), name=plan.label, daemon=True
     )
+    worker = _Worker(plan, process, ours, _stamp(_record_path(store, plan)), oom_kills())
     process.start()
     theirs.close()
     listen(Event(plan))
-    return _Worker(plan, process, ours)
+    return worker
 
 
 def _work(plan: Plan, runtime: Runtime, store: Path, predicted: int | None, pipe: Connection) -> None:
@@ -128,7 +142,11 @@ def _work(plan: Plan, runtime: Runtime, store: Path, predicted: int | None, pipe
         now = time.monotonic()
         if now - last > REPORT_EVERY_S or step == plan.training.steps:
             last = now
-            pipe.send(("step", step, loss))
+            try:
+                pipe.send(("step", step, loss))
+            except BrokenPipeError:
+                # The launcher is gone: nobody waits for this run any more.
+                raise KeyboardInterrupt from None
 
     record = execute(plan, runtime, predicted, report)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -166,20 +184,47 @@ def _drain(worker: _Worker, listen: Listener) -> bool:
 
 
 def _finish(worker: _Worker, runtime: Runtime, store: Path, listen: Listener, interrupted: bool = False) -> Record:
+    _end(worker)
+    if worker.failure is not None:
+        raise StoreError(worker.failure)
+    path = _record_path(store, worker.plan)
+    if _stamp(path) in (None, worker.earlier):
+        record = _obituary(worker, runtime, interrupted)
+        write_record(store, record)
+    else:
+        record = read_record(path)
+    listen(Event(worker.plan, record=record))
+    return record
+
+
+def _end(worker: _Worker) -> None:
     worker.process.join(GRACE_S)
     if worker.process.is_alive():
         worker.process.kill()
         worker.process.join()
     worker.pipe.close()
-    if worker.failure is not None:
-        raise StoreError(worker.failure)
-    path = store / f"{worker.plan.label}.json"
-    record = read_record(path) if path.exists() else None
-    if record is None or record.finished_at < worker.started_at:
-        record = _obituary(worker, runtime, interrupted)
-        write_record(store, record)
-    listen(Event(worker.plan, record=record))
-    return record
+
+
+def _record_path(store: Path, plan: Plan) -> Path:
+    return store / f"{plan.label}.json"
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return what tells one version of a record from the next; None where there is none."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def oom_kills() -> int | None:
+    """Return how many processes the kernel has killed for want of memory; None where it does not say."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(count) for name, _, count in (line.partition(" ") for line in lines) if name == "oom_kill"), None)
 
 
 def _obituary(worker: _Worker, runtime: Runtime, interrupted: bool) -> Record:
@@ -190,11 +235,15 @@ def _obituary(worker: _Worker, runtime: Runtime, interrupted: bool) -> Record:
     if interrupted:
         status, error = "interrupted", "interrupted by the user"
     elif code is not None and code < 0:
-        name = signal.Signals(-code).name
-        error = f"the process was killed by {name}"
-        if name == "SIGKILL":
-            # Nobody but the kernel's out-of-memory killer (or a person) sends this signal.
-            status, error = "out_of_memory", f"{error}, as the kernel does when memory runs out"
+        error = f"the process was killed by {signal.Signals(-code).name}"
+        if code == -signal.SIGKILL:
+            kills = oom_kills()
+            if kills is None or worker.oom_kills is None:
+                error += "; whether memory ran out is not known: this system does not count such kills"
+            elif kills > worker.oom_kills:
+                status, error = "out_of_memory", f"{error}, and the kernel says that memory ran out"
+            else:
+                error += ", but not by the kernel for want of memory"
     return Record(
         plan=worker.plan,
         plan_hash=worker.plan.hash(),
@@ -206,10 +255,23 @@ def _obituary(worker: _Worker, runtime: Runtime, interrupted: bool) -> Record:
     )
 
 
-def _stop(active: list[_Worker], number: int) -> None:
+def _signal(active: list[_Worker], number: int) -> None:
     for worker in active:
         if worker.process.is_alive() and worker.process.pid is not None:
             os.kill(worker.process.pid, number)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keep a second Ctrl-C from cutting short what the first one asked for: a grace period a worker at most."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def shared_out(runtime: Runtime, workers: int | None) -> Runtime:

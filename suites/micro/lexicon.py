@@ -1,7 +1,8 @@
 """The words of the generated language: synonyms, antonyms, hypernyms, polarity, names and pronouns, in two genres.
 
 A concept has one or two interchangeable forms (synonyms). Nouns have a kind, whose own noun is their hypernym; verbs
-and adjectives may have an opposite. The genre `shore` has nouns and places that `village` lacks; other words are shared.
+and adjectives may have an opposite. The genre `shore` has nouns and places that `village` lacks; they share the
+other words.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Noun:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verb:
-    """A verb concept: `forms` are (base, third person, participle); `objects` the kinds it takes, none if intransitive."""
+    """A verb concept: `forms` are (base, third person, participle); `objects` the kinds it takes, () if intransitive."""
 
     key: str
     forms: tuple[tuple[str, str, str], ...]

@@ -16,7 +16,7 @@ def _spoken(item: Clause, dice: Dice) -> str:
 
 
 def paraphrase(same: bool, genre: str, dice: Dice) -> tuple[str, str]:
-    """Two sentences that say the same in other words (synonyms, voice, order), or differ in one part of their content or two."""
+    """Two sentences that say the same in other words (synonyms, voice, order), or differ in one or two parts."""
     item = clause(dice, genre, "definite", 0.3, 0.5, 0.1)
     second = item
     for _ in range(0 if same else 1 + dice.below(2)):
@@ -35,13 +35,6 @@ def _slots(item: Clause) -> list[str]:
     if item.place is not None:
         slots.append("place")
     return slots
-
-
-def _hides(slot: str, item: Clause) -> Clause:
-    """The clause without what a question about `slot` does not show."""
-    if slot == "place":
-        return replace(item, place=None)
-    return replace(item, subject=replace(item.subject, adjective=None)) if slot == "subject" else item
 
 
 def questions(same: bool, genre: str, dice: Dice) -> tuple[str, str]:
@@ -69,7 +62,7 @@ def questions(same: bool, genre: str, dice: Dice) -> tuple[str, str]:
 
 
 def similarity(genre: str, dice: Dice) -> tuple[str, str, float]:
-    """Two sentences with up to five parts that differ, and a similarity in [0, 5] in steps of 0.2 with a rater's spread."""
+    """Two sentences that differ in up to five parts, and a similarity in [0, 5] by 0.2, with a rater's spread."""
     item = clause(dice, genre, "definite", 0.5, 0.6, 0.0)
     second, lost = graded(item, genre, dice.below(6), dice)
     spread = sum(dice.uniform() for _ in range(4)) - 2.0

@@ -82,7 +82,7 @@ def acceptability(right: bool, genre: str, dice: Dice) -> str:
         negated = replace(item, negated=True)
         words = say_predicate(negated, dice)
         form = next(forms for forms in item.verb.forms if forms[0] == words[2])
-        return text([*subject, *between, *words[:2], dice.pick((form[1], form[1] + "")), *words[3:]], ".")
+        return text([*subject, *between, *words[:2], form[1], *words[3:]], ".")
     if way == "order":
         return text(_swap_neighbours([*subject, *between, *say_predicate(item, dice)], dice), ".")
     if way == "missing":

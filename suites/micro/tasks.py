@@ -26,7 +26,7 @@ Maker = Callable[[int, str, Dice], tuple[str, ...]]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Task:
-    """One task: columns, label names (none: a score), shares of the labels, wrong labels, train rows, and its generator."""
+    """One task: columns, labels (none: a score), share of each label and of wrong ones, size, generator, splits."""
 
     name: str
     columns: tuple[str, ...]

@@ -104,9 +104,10 @@ def test_bytes_are_printed_in_binary_units() -> None:
 
 
 def test_many_seeds_in_a_row_are_shortened() -> None:
-    assert seed_words([0, 1, 2]) == "0, 1, 2"
-    assert seed_words(range(5, 40)) == "5 to 39"
-    assert seed_words([0, 1, 2, 3, 4, 5, 9]) == "0, 1, 2, 3, 4, 5, 9"
+    assert seed_words([0, 1, 2]) == "seeds 0, 1, 2"
+    assert seed_words(range(5, 40)) == "seeds 5 to 39"
+    assert seed_words([0, 1, 2, 3, 4, 5, 9]) == "seeds 0, 1, 2, 3, 4, 5, 9"
+    assert seed_words([4]) == "seed 4"
 
 
 def test_looks_are_fixed_and_unknown_methods_get_their_own() -> None:

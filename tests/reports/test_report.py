@@ -71,10 +71,11 @@ def test_report_has_every_form_and_the_page_names_them(tmp_path: Path, make_grid
 
 
 def test_what_an_earlier_report_left_is_removed(tmp_path: Path, make_grid: Grid) -> None:
-    build_glue_report(make_grid(), tmp_path, "micro", 8)
+    build_glue_report(make_grid(methods=("full", "lora"), seeds=(0,)), tmp_path, "micro", 8)
     folder = tmp_path / "glue-micro-r8"
+    assert (folder / "front.png").is_file()
     (folder / "mine.txt").write_text("kept", encoding="utf-8")
-    paths = build_glue_report(make_grid(tasks=("rte",), measured=False), tmp_path, "micro", 8)
+    paths = build_glue_report(make_grid(tasks=("rte",), seeds=(0,), measured=False), tmp_path, "micro", 8)
     assert {path.name for path in folder.iterdir()} == {path.name for path in paths} | {"mine.txt"}
     assert not (folder / "front.png").exists()
     text = (folder / "report.md").read_text(encoding="utf-8")

@@ -1,0 +1,222 @@
+"""The options that the commands share: declared once, handed to a command as one value.
+
+torch is imported only where a device is asked for, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+if TYPE_CHECKING:
+    import torch
+
+RUNS = Path("results") / "runs"
+
+Suite = Annotated[str, typer.Argument(help="suite to run, e.g. `glue`")]
+Profile = Annotated[
+    str,
+    typer.Option(help="`auto` (micro without a CUDA device, paper with one), `micro`, `small` or `paper`"),
+]
+Device = Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What `run`, `plan` and `tune` can be told, as typed."""
+
+    suite: Suite
+    profile: Profile = "auto"
+    rank: Annotated[
+        int, typer.Option(help="rank of the comparison: of the factors, or of the projection for galore")
+    ] = 8
+    task: Annotated[str, typer.Option(help="comma-joined tasks; default: all (see `tasks`)")] = ""
+    method: Annotated[str, typer.Option(help="comma-joined methods; default: all (see `methods`)")] = ""
+    seeds: Annotated[str, typer.Option(help="comma-joined seeds")] = "0,1,2"
+    model: Annotated[str, typer.Option(help="`micro`, `minilm`, a folder, or a hub name; default: the profile's")] = ""
+    data_dir: Annotated[
+        Path | None, typer.Option(help="folder with the data in its official layout (GLUE: TSV), instead of the hub")
+    ] = None
+    steps: Annotated[int | None, typer.Option(help="optimizer steps a run, instead of the profile's")] = None
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="any other setting, in TOML: `--set batch_size=32`, `--set task.cola.max_length=64`, "
+            "`--set method.gradnormlorp.config.projection_rank=2`",
+        ),
+    ] = None
+    out: Annotated[Path, typer.Option(help="folder of the records; a run with a record there is not run again")] = RUNS
+    workers: Annotated[int | None, typer.Option(help="runs at a time; default: one a core, one on a GPU")] = None
+    device: Device = "auto"
+    offline: Annotated[bool, typer.Option("--offline", help="never use the network")] = False
+
+
+def takes_options(
+    fixed: Mapping[str, Any] | None = None, defaults: Mapping[str, Any] | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Return a decorator: the command line gets the fields of `Options`, the command one `Options` as first argument.
+
+    Args:
+        fixed: fields that this command does not offer, with their values.
+        defaults: fields whose default is another one here.
+    """
+    settled, changed = dict(fixed or {}), dict(defaults or {})
+    hints = get_type_hints(Options, include_extras=True)
+    offered = [field for field in dataclasses.fields(Options) if field.name not in settled]
+
+    def parameter(field: dataclasses.Field[Any]) -> inspect.Parameter:
+        default = changed.get(field.name, field.default)
+        return inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            annotation=hints[field.name],
+            default=inspect.Parameter.empty if default is dataclasses.MISSING else default,
+        )
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+            for each in list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        ]
+        parameters = [*map(parameter, offered), *own]
+
+        @functools.wraps(command)
+        def wrapper(**given: Any) -> None:
+            options = Options(**settled, **{field.name: given.pop(field.name) for field in offered})
+            command(options, **given)
+
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {each.name: each.annotation for each in parameters}
+        return wrapper
+
+    return decorate
+
+
+def overrides_of(options: Options, tasks: Iterable[str]) -> dict[str, Any]:
+    """Return the settings that the command line lays over the profile's.
+
+    Raises:
+        ValueError: a `--set` that is no TOML, or that speaks of a task or method that does not exist.
+    """
+    overrides = parse_sets(options.set_ or [])
+    check_tables(overrides, tasks)
+    overrides |= {"model": options.model} if options.model else {}
+    overrides |= {"source": "directory"} if options.data_dir is not None else {}
+    return overrides | ({"steps": options.steps} if options.steps is not None else {})
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the torch device that `name` stands for.
+
+    Raises:
+        ValueError: unknown, or CUDA asked for where there is none.
+    """
+    import torch
+
+    from baselines.registry import checked_name
+
+    checked_name(name, ("auto", "cpu", "cuda"), "device")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda': no CUDA device is here (nearest allowed value: cpu)")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def resolve_profile(name: str, device: torch.device, insisted: bool = False) -> tuple[str, str]:
+    """Return (profile, why).
+
+    Raises:
+        ValueError: unknown, or `paper` without a GPU and without `--device cpu` insisting on it.
+    """
+    from baselines.registry import checked_name
+    from suites.config import PROFILE_NAMES
+
+    checked_name(name, ("auto", *PROFILE_NAMES), "profile")
+    if name == "auto":
+        if device.type == "cuda":
+            return "paper", "auto: a CUDA device is here"
+        return "micro", "auto: no CUDA device is here"
+    if name == "paper" and device.type != "cuda" and not insisted:
+        raise ValueError(
+            "profile 'paper': needs a CUDA device, and none is here (allowed: micro, small; nearest: small); "
+            "to run it on the processor for days, insist with --device cpu"
+        )
+    return name, "asked for"
+
+
+def split(text: str) -> list[str]:
+    """Return the parts of a comma-joined list, each once."""
+    return list(dict.fromkeys(part.strip() for part in text.split(",") if part.strip()))
+
+
+def parse_seeds(text: str) -> list[int]:
+    """Return the seeds of a comma-joined list.
+
+    Raises:
+        ValueError: a part is no whole number, or there is none.
+    """
+    seeds = []
+    for part in split(text) or [text]:
+        try:
+            seeds.append(int(part))
+        except ValueError as error:
+            raise ValueError(
+                f"seed {part!r}: must be a whole number from 0 on, several joined by commas (nearest allowed value: 0)"
+            ) from error
+    return list(dict.fromkeys(seeds))
+
+
+def parse_sets(texts: list[str]) -> dict[str, Any]:
+    """Return `--set` options merged into one table.
+
+    Raises:
+        ValueError: not `name=value` in TOML, or the same setting twice.
+    """
+    try:
+        return tomllib.loads("\n".join(_as_toml(text) for text in texts))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"--set {' --set '.join(texts)}: cannot be given together: {error}") from error
+
+
+def check_tables(overrides: Mapping[str, Any], tasks: Iterable[str]) -> None:
+    """Raise ValueError unless what stands below `task.` and `method.` names tasks and methods, settings below them."""
+    from baselines.registry import checked_name, methods
+
+    if "rank" in overrides:
+        raise ValueError(f"--set rank={overrides['rank']!r}: the rank is given by --rank")
+    known = {"task": list(tasks), "method": list(methods())}
+    for kind, names in known.items():
+        for name, settings in _table(overrides, kind, f"{kind}.<{kind}>.<setting>=value").items():
+            checked_name(name, names, f"{kind} in --set")
+            if not isinstance(settings, dict):
+                raise ValueError(f"--set {kind}.{name}={settings!r}: must be {kind}.{name}.<setting>=value")
+            check_tables(settings, known["task"])
+    _table(overrides, "config", "config.<setting of a method>=value")
+
+
+def _table(settings: Mapping[str, Any], name: str, form: str) -> Mapping[str, Any]:
+    value = settings.get(name, {})
+    if not isinstance(value, dict):
+        raise ValueError(f"--set {name}={value!r}: must be {form}")
+    return value
+
+
+def _as_toml(text: str) -> str:
+    """Return `text` as TOML, where a value that is no TOML is taken for a bare word."""
+    name, equals, value = text.partition("=")
+    if equals:
+        for candidate in (text, f"{name} = {json.dumps(value.strip(), ensure_ascii=False)}"):
+            try:
+                tomllib.loads(candidate)
+            except tomllib.TOMLDecodeError:
+                continue
+            return candidate
+    raise ValueError(f"--set {text!r}: must be name=value, such as batch_size=32 or task.cola.max_length=64")

@@ -1,0 +1,338 @@
+"""What every method of the registry must hold to, on a BERT, a RoBERTa and a LLaMA: a new method is taken up by itself."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from baselines.method import AdamSettings, Method, MethodConfig, Placement, check_optimizer_covers, trainable
+from baselines.registry import methods
+from baselines.targets import place, shapes
+from results.schema import DataPlan, ModelPlan, Plan, TrainingPlan
+from suites import measure
+from suites.run import Built, build
+
+RANK = 8
+NETWORKS = ("bert", "roberta", "llama")
+ALL_NETWORKS = (*NETWORKS, "llama-lm", "llama-tied")
+METHODS = tuple(methods())
+Make = Callable[[str], nn.Module]
+MakeBatch = Callable[[str], dict[str, Tensor]]
+
+every_method = pytest.mark.parametrize("method_name", METHODS)
+every_network = pytest.mark.parametrize("network", NETWORKS)
+every_network_and_heads = pytest.mark.parametrize("network", ALL_NETWORKS)
+both_widths = pytest.mark.parametrize("bits", [32, 8])
+
+
+def settings_of(method: Method[Any]) -> MethodConfig:
+    """Return the settings at RANK, with a basis refreshed every third step where there is one."""
+    config: MethodConfig = method.configure(RANK)
+    return config.model_copy(update={"refresh_gap": 3}) if "refresh_gap" in type(config).model_fields else config
+
+
+def is_adapter(method: Method[Any]) -> bool:
+    """Whether the method trains factors of a rank, beside a frozen weight."""
+    return method.ranks((64, 64), settings_of(method)).rank is not None
+
+
+def plan_of(method: Method[Any], bits: int) -> Plan:
+    # Factors start at zero and take larger steps than whole weights bear.
+    rate = 2e-2 if is_adapter(method) else 2e-3
+    return Plan(
+        suite="toy", task="toy", profile="toy", method=method.name, targets="attention+mlp", seed=0,
+        method_config=settings_of(method).model_dump(mode="json"),
+        model=ModelPlan(name="toy", source="config"), data=DataPlan(source="micro", name="toy", max_length=10),
+        training=TrainingPlan(steps=1, batch_size=6, learning_rate=rate, state_bits=bits),
+    )  # fmt: skip
+
+
+def built_on(model: nn.Module, method_name: str, bits: int = 32, only_targets: bool = False) -> Built:
+    """Attach a method at a fixed seed; with `only_targets` a parameter-efficient method trains nothing but adapters."""
+    placement = place(model, "attention+mlp", train_rest=False)
+    if only_targets:
+        placement = Placement(placement.targets, ())
+    return build(model, placement, plan_of(methods()[method_name], bits), torch.device("cpu"))
+
+
+def train(model: nn.Module, optimizer: Optimizer, batch: dict[str, Tensor], steps: range) -> None:
+    """Train on one batch; the step's number seeds its dropout."""
+    model.train()
+    for step in steps:
+        torch.manual_seed(100 + step)
+        optimizer.zero_grad(set_to_none=True)
+        model(**batch).loss.backward()
+        optimizer.step()
+
+
+@torch.no_grad()
+def outputs(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, float]:
+    """Return logits and loss with dropout off."""
+    model.eval()
+    result = model(**batch)
+    return result.logits, float(result.loss)
+
+
+@every_method
+@every_network_and_heads
+def test_trains_exactly_what_it_documents(method_name: str, network: str, make_network: Make) -> None:
+    method, model = methods()[method_name], make_network(network)
+    before = dict(model.named_parameters())
+    placement = place(model, "attention+mlp", train_rest=False)
+    dense = shapes(model, placement.targets)
+    method.attach(model, placement, settings_of(method))
+    now = trainable(model)
+    if not is_adapter(method):
+        assert now.keys() == before.keys()
+        assert all(now[name] is before[name] for name in before)
+        return
+    kept = {name for name in now if any(now[name] is old for old in before.values())}
+    assert kept == set(placement.trained)
+    for layer in placement.targets:
+        own = {name for name in now if name.startswith(f"{layer}.")}
+        values = sum(now[name].numel() for name in own)
+        outputs_, inputs = dense[layer]
+        factors = RANK * (outputs_ + inputs)
+        # With or without a magnitude per output unit.
+        assert values in (factors, factors + outputs_)
+        kept |= own
+    assert kept == set(now)
+
+
+@pytest.mark.parametrize(
+    ("method_name", "values"),
+    [("lora", 8 * (1024 + 64)), ("dora", 8 * (1024 + 64) + 1024), ("gradnormlorp", 8 * (1024 + 64) + 1024)],
+)
+def test_trained_values_of_one_layer(method_name: str, values: int, make_network: Make) -> None:
+    model = make_network("bert")
+    methods()[method_name].attach(model, place(model, "intermediate.dense", False), methods()[method_name].configure(8))
+    name = "bert.encoder.layer.2.intermediate.dense."
+    assert sum(p.numel() for key, p in trainable(model).items() if key.startswith(name)) == values
+
+
+@every_method
+@every_network_and_heads
+@both_widths
+def test_optimizer_covers_exactly_the_trainable(
+    method_name: str, network: str, bits: int, make_network: Make
+) -> None:
+    method, model = methods()[method_name], make_network(network)
+    placement = place(model, "attention+mlp", train_rest=False)
+    config = settings_of(method)
+    method.attach(model, placement, config)
+    optimizer = method.optimizer(model, placement, AdamSettings(1e-3, state_bits=bits), config)
+    check_optimizer_covers(model, optimizer)
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert sorted(held) == sorted(id(parameter) for parameter in trainable(model).values())
+
+
+@every_method
+def test_optimizer_check_sees_a_missing_a_double_and_a_frozen_parameter(method_name: str, make_network: Make) -> None:
+    built = built_on(make_network("bert"), method_name)
+    group = built.optimizer.param_groups[0]["params"]
+    taken = group.pop()
+    with pytest.raises(RuntimeError, match="does not hold 1 trainable"):
+        check_optimizer_covers(built.model, built.optimizer)
+    group += [taken, taken]
+    with pytest.raises(RuntimeError, match="twice"):
+        check_optimizer_covers(built.model, built.optimizer)
+    group.pop()
+    taken.requires_grad_(False)
+    with pytest.raises(RuntimeError, match="not trainable"):
+        check_optimizer_covers(built.model, built.optimizer)
+
+
+@every_method
+@every_network_and_heads
+def test_starts_at_the_base_function(
+    method_name: str, network: str, make_network: Make, make_batch: MakeBatch
+) -> None:
+    model, batch = make_network(network), make_batch(network)
+    base, _ = outputs(model, batch)
+    built = built_on(model, method_name)
+    assert torch.equal(outputs(built.model, batch)[0], base)
+
+
+@every_method
+@every_network
+@both_widths
+def test_a_few_steps_reduce_the_loss_without_the_head(
+    method_name: str, network: str, bits: int, make_network: Make, make_batch: MakeBatch
+) -> None:
+    batch = make_batch(network)
+    built = built_on(make_network(network), method_name, bits, only_targets=True)
+    _, start = outputs(built.model, batch)
+    train(built.model, built.optimizer, batch, range(12))
+    _, end = outputs(built.model, batch)
+    print("LOSS", start, end)
+    assert end < 0.9 * start
+
+
+@every_method
+@every_network
+def test_every_target_layer_changes(
+    method_name: str, network: str, make_network: Make, make_batch: MakeBatch
+) -> None:
+    model = make_network(network)
+    layers = place(model, "attention+mlp", False).targets
+    before = {name: model.get_submodule(name).weight.detach().clone() for name in layers}
+    built = built_on(model, method_name)
+    train(built.model, built.optimizer, make_batch(network), range(3))
+    merged = methods()[method_name].merge(built.model)
+    still = [name for name in layers if torch.equal(merged.get_submodule(name).weight, before[name])]
+    assert not still
+
+
+@every_method
+@every_network
+@both_widths
+def test_state_bytes_follow_the_formula(
+    method_name: str, network: str, bits: int, make_network: Make, make_batch: MakeBatch
+) -> None:
+    """To the byte, but for what the formula leaves out: step counters and bitsandbytes' two shared code tables."""
+    built = built_on(make_network(network), method_name, bits)
+    train(built.model, built.optimizer, make_batch(network), range(3))
+    left_out: dict[str, list[int]] = {}
+    for key, tensor in measure.held_tensors(built.optimizer, built.model):
+        if key in ("step", "qmap1", "qmap2"):
+            left_out.setdefault(key, []).append(tensor.untyped_storage().nbytes())
+    assert set(left_out.get("step", [])) <= {4}
+    assert len(left_out.get("step", [])) in (0, len(trainable(built.model)))
+    assert all(left_out.get(table, [1024]) == [1024] for table in ("qmap1", "qmap2"))
+    walked = measure.state_bytes(built.optimizer, built.model)
+    assert walked - sum(map(sum, left_out.values())) == built.formula_state_bytes
+    kinds = {shape.split()[-1] for shape in measure.state_shapes(built.optimizer)}
+    assert ("uint8" in kinds) == (bits == 8)
+
+
+@pytest.mark.parametrize(
+    ("method_name", "wide", "eight_bit"),
+    [
+        # An 1024 x 64 weight at rank 8, by hand from each file's formula; 8 bits: 2 bytes a value, 8 per block of 256.
+        ("full", 8 * 65536, 2 * 65536 + 8 * 256),
+        ("lora", 8 * (8192 + 512), 2 * 8192 + 8 * 32 + 8 * 512),
+        ("dora", 8 * (8192 + 512 + 1024), 2 * 8192 + 8 * 32 + 8 * 512 + 8 * 1024),
+        ("galore", 4 * (2 * 1024 + 64) * 8, 2 * 8192 + 8 * 32 + 4 * 64 * 8),
+        (
+            "gradnormlorp",
+            4 * (2 * 4 * (1024 + 64) + 2 * 8 * 4 + 2 * 1024),
+            2 * 4096 + 8 * 16 + 8 * 256 + 2 * 4 * 8 * 4 + 8 * 1024,
+        ),
+    ],
+)
+def test_layer_bytes_by_hand(method_name: str, wide: int, eight_bit: int) -> None:
+    method = methods()[method_name]
+    assert method.layer_state_bytes((1024, 64), method.configure(8), 32) == wide
+    assert method.layer_state_bytes((1024, 64), method.configure(8), 8) == eight_bit
+
+
+@every_method
+def test_saves_state_as_it_says(method_name: str, make_network: Make, make_batch: MakeBatch) -> None:
+    built = built_on(make_network("bert"), method_name)
+    train(built.model, built.optimizer, make_batch("bert"), range(2))
+    saves = measure.state_bytes(built.optimizer, built.model) < built.dense_state_bytes
+    assert saves == methods()[method_name].saves_state
+
+
+@every_method
+@every_network_and_heads
+def test_merge_leaves_the_base_network_with_the_same_outputs(
+    method_name: str, network: str, make_network: Make, make_batch: MakeBatch
+) -> None:
+    base, batch = make_network(network), make_batch(network)
+    built = built_on(make_network(network), method_name)
+    train(built.model, built.optimizer, batch, range(4))
+    before, _ = outputs(built.model, batch)
+    assert (before - outputs(base, batch)[0]).abs().max() > 1e-2
+    merged = methods()[method_name].merge(built.model)
+    torch.testing.assert_close(outputs(merged, batch)[0], before, rtol=1e-4, atol=1e-4)
+    assert [(name, type(module)) for name, module in merged.named_modules()] == [
+        (name, type(module)) for name, module in base.named_modules()
+    ]
+    assert [(name, p.shape, p.dtype) for name, p in merged.named_parameters()] == [
+        (name, p.shape, p.dtype) for name, p in base.named_parameters()
+    ]
+    assert list(merged.state_dict()) == list(base.state_dict())
+    assert set(vars(merged)) == set(vars(base))
+
+
+@every_method
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_merged_network_takes_a_method_again(method_name: str, make_network: Make, make_batch: MakeBatch) -> None:
+    batch = make_batch("bert")
+    merged = methods()[method_name].merge(built_on(make_network("bert"), method_name).model)
+    before, _ = outputs(merged, batch)
+    assert torch.equal(outputs(built_on(merged, method_name).model, batch)[0], before)
+
+
+@every_method
+@both_widths
+def test_resumes_bit_for_bit(
+    method_name: str, bits: int, make_network: Make, make_batch: MakeBatch
+) -> None:
+    batch = make_batch("roberta")
+    straight = built_on(make_network("roberta"), method_name, bits)
+    train(straight.model, straight.optimizer, batch, range(4))
+    file = io.BytesIO()
+    torch.save({"model": straight.model.state_dict(), "optimizer": straight.optimizer.state_dict()}, file)
+    train(straight.model, straight.optimizer, batch, range(4, 8))
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = built_on(make_network("roberta"), method_name, bits)
+    resumed.model.load_state_dict(saved["model"])
+    resumed.optimizer.load_state_dict(saved["optimizer"])
+    train(resumed.model, resumed.optimizer, batch, range(4, 8))
+    other = dict(resumed.model.named_parameters())
+    assert [name for name, p in straight.model.named_parameters() if not torch.equal(p, other[name])] == []
+
+
+@every_method
+@every_network
+def test_same_seed_gives_the_same_adapters(method_name: str, network: str, make_network: Make) -> None:
+    def attached(seed: int) -> dict[str, Tensor]:
+        model = make_network(network)
+        torch.manual_seed(seed)
+        method = methods()[method_name]
+        method.attach(model, place(model, "attention+mlp", False), settings_of(method))
+        return trainable(model)
+
+    first, same, other = attached(3), attached(3), attached(4)
+    assert first.keys() == same.keys()
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first) == is_adapter(methods()[method_name])
+
+
+@every_method
+def test_tied_weights_stay_tied_and_are_trained_once(
+    method_name: str, make_network: Make, make_batch: MakeBatch
+) -> None:
+    model = make_network("llama-tied")
+    start = model.lm_head.weight.detach().clone()
+    built = built_on(model, method_name)
+    train(built.model, built.optimizer, make_batch("llama-tied"), range(3))
+    merged = methods()[method_name].merge(built.model)
+    assert merged.lm_head.weight is merged.model.embed_tokens.weight
+    # Fine-tuning keeps the backbone's embeddings frozen, and with them the head that they are.
+    assert torch.equal(merged.lm_head.weight, start) == is_adapter(methods()[method_name])
+
+
+@every_method
+def test_pretraining_placement_trains_embeddings_and_norms_too(
+    method_name: str, make_network: Make, make_batch: MakeBatch
+) -> None:
+    model = make_network("llama-tied")
+    method, placement = methods()[method_name], place(model, "attention+mlp", train_rest=True)
+    config = settings_of(method)
+    outside = {name: model.get_parameter(name).detach().clone() for name in placement.trained}
+    assert {"model.embed_tokens.weight", "model.norm.weight"} <= set(outside)
+    method.attach(model, placement, config)
+    optimizer = method.optimizer(model, placement, AdamSettings(1e-3), config)
+    check_optimizer_covers(model, optimizer)
+    train(model, optimizer, make_batch("llama-tied"), range(2))
+    assert [name for name, old in outside.items() if torch.equal(model.get_parameter(name), old)] == []

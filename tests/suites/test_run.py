@@ -1,0 +1,258 @@
+"""One run from plan to record, for every method; every failure is a record with its own status."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from baselines.registry import get_method, methods
+from results.schema import Memory, Plan, Record
+from results.store import read_record, write_record
+from suites import run
+from suites.preflight import predict_peaks
+from suites.registry import get_suite
+from suites.run import execute, is_out_of_memory
+from suites.suite import Batch, Runtime
+
+Execute = Callable[..., Record]
+NAMES = tuple(methods())
+
+
+def quiet(step: int, loss: float) -> None:
+    pass
+
+
+def plan_for(make_plan: Any, name: str, **settings: Any) -> Plan:
+    """A plan whose bases, where the method has any, are refreshed at steps 1 and 3 of 3."""
+    gap = {"config": {"refresh_gap": 2}} if "refresh_gap" in get_method(name).config_type.model_fields else {}
+    plan: Plan = make_plan(method=name, **gap, **settings)
+    return plan
+
+
+@pytest.fixture(scope="module")
+def record_of(make_plan: Any, runtime: Runtime) -> Execute:
+    kept: dict[tuple[str, int], Record] = {}
+
+    def find(name: str, state_bits: int = 32) -> Record:
+        if (name, state_bits) not in kept:
+            plan = plan_for(make_plan, name, state_bits=state_bits)
+            predicted = predict_peaks([plan], runtime)[plan.hash()]
+            kept[name, state_bits] = execute(plan, runtime, predicted, quiet)
+        return kept[name, state_bits]
+
+    return find
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_gives_a_whole_record(name: str, record_of: Execute) -> None:
+    record = record_of(name)
+    assert (record.status, record.error) == ("ok", None)
+    assert record.plan_hash == record.plan.hash()
+    assert record.data is not None
+    assert record.data.train_rows == 48
+    assert record.data.eval_rows == {"validation": 32}
+    assert [point.step for point in record.curve] == [1, 2, 3]
+    assert record.skipped_steps == 0
+    assert record.timing is not None
+    assert record.timing.timed_steps == 1
+    (evaluation,) = record.evaluations
+    assert (evaluation.step, record.main_metric) == (3, "validation/accuracy")
+    assert 0 <= (evaluation.metrics["validation/accuracy"] or -1) <= 1
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_certificate_says_what_the_method_did(name: str, record_of: Execute, runtime: Runtime) -> None:
+    record = record_of(name)
+    method = get_method(name)
+    config = method.config_type(**record.plan.method_config)
+    certificate, memory = record.engagement, record.memory
+    assert certificate is not None
+    assert memory is not None
+    placed = get_suite("glue").placement(record.plan, runtime)
+    assert tuple(layer.name for layer in certificate.layers) == placed.targets
+    for layer in certificate.layers:
+        ranks = method.ranks(layer.shape, config)
+        assert (layer.rank, layer.projection_rank) == (ranks.rank, ranks.projection_rank)
+    projects = certificate.layers[0].projection_rank is not None
+    assert (certificate.basis_bytes > 0) is projects
+    assert certificate.refreshes == (2 if projects else None)
+    assert (certificate.state_bytes < certificate.dense_state_bytes) is method.saves_state
+    assert memory.state_bytes == certificate.state_bytes
+    # Beside what the formula counts there are only step counters of 4 bytes.
+    assert memory.formula_state_bytes is not None
+    counters = sum(count for what, count in certificate.state_shapes.items() if what.startswith("step "))
+    assert memory.state_bytes - memory.formula_state_bytes == 4 * counters
+    assert (certificate.trainable_parameters == certificate.total_parameters) is (
+        memory.trainable_bytes == memory.weight_bytes
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_memory_is_the_same_to_the_byte_in_a_second_run(name: str, record_of: Execute, runtime: Runtime) -> None:
+    first = record_of(name)
+    second = execute(first.plan, runtime, None, quiet)
+    assert counted(first.memory) == counted(second.memory)
+    assert first.engagement == second.engagement
+    assert [point.loss for point in first.curve] == [point.loss for point in second.curve]
+    assert first.evaluations == second.evaluations
+
+
+def counted(memory: Memory | None) -> dict[str, Any]:
+    """What is counted, without what the process saw and what was predicted."""
+    assert memory is not None
+    return memory.model_dump(exclude={"rss_peak_bytes", "rss_start_bytes", "predicted_peak_bytes"})
+
+
+@pytest.mark.parametrize("state_bits", [32, 8])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_predicted_peak_is_the_tracked_one(name: str, state_bits: int, record_of: Execute) -> None:
+    if state_bits == 8:
+        pytest.importorskip("bitsandbytes")
+    memory = record_of(name, state_bits).memory
+    assert memory is not None
+    assert memory.step_peak is not None
+    assert memory.predicted_peak_bytes == memory.step_peak.total_bytes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_moments_of_eight_bits_work_and_need_less(name: str, record_of: Execute) -> None:
+    pytest.importorskip("bitsandbytes")
+    record = record_of(name, 8)
+    assert record.status == "ok"
+    assert record.engagement is not None
+    assert any("uint8" in shape for shape in record.engagement.state_shapes)
+    wide = record_of(name).engagement
+    assert wide is not None
+    assert record.engagement.state_bytes < wide.state_bytes
+
+
+def test_a_record_survives_the_store(record_of: Execute, tmp_path: Path) -> None:
+    record = record_of("gradnormlorp")
+    assert read_record(write_record(tmp_path, record)) == record
+
+
+def test_a_method_that_saves_nothing_fails_with_the_reason(make_plan: Any, runtime: Runtime) -> None:
+    config = {"projection_rank": 96, "allow_full_rank": True, "rank": 96}
+    record = execute(make_plan(method="gradnormlorp", config=config, targets="attention+mlp"), runtime, None, quiet)
+    assert record.status == "failed"
+    assert "GradNormLoRP" in (record.error or "")
+    assert "not below" in (record.error or "")
+    assert record.engagement is not None
+    assert record.engagement.state_bytes >= record.engagement.dense_state_bytes
+    assert record.evaluations == []
+
+
+def test_galore_at_the_size_of_the_layer_is_refused(make_plan: Any, runtime: Runtime) -> None:
+    record = execute(make_plan(method="galore", config={"projection_rank": 96}), runtime, None, quiet)
+    assert record.status == "failed"
+    assert "projection_rank 96" in (record.error or "")
+    assert len((record.error or "").splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("problem", "status", "lines"),
+    [
+        (ValueError("rank 0: must be at least 1"), "failed", 1),
+        (RuntimeError("something broke"), "failed", 3),
+        (MemoryError("no more"), "out_of_memory", 1),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory", 1),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+            "out_of_memory",
+            1,
+        ),
+        (KeyboardInterrupt(), "interrupted", 1),
+    ],
+)
+def test_a_failure_is_a_record_with_its_status(
+    problem: BaseException,
+    status: str,
+    lines: int,
+    make_plan: Any,
+    runtime: Runtime,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise problem
+
+    monkeypatch.setattr(run, "tracked_pass", fail)
+    record = execute(make_plan(), runtime, None, quiet)
+    assert record.status == status
+    text = (record.error or "").splitlines()
+    assert (str(problem) or "interrupted by the user") in text[0]
+    assert len(text) >= lines
+    assert len(text) == lines or lines > 1
+    assert (record.memory, record.timing, record.curve) == (None, None, [])
+    assert record.data is not None
+
+
+def test_other_runtime_errors_are_no_lack_of_memory() -> None:
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert not is_out_of_memory(ValueError("DefaultCPUAllocator"))
+
+
+def test_what_was_reached_before_an_interruption_is_kept(make_plan: Any, runtime: Runtime) -> None:
+    def stop(step: int, loss: float) -> None:
+        if step == 2:
+            raise KeyboardInterrupt
+
+    record = execute(make_plan(), runtime, None, stop)
+    assert (record.status, record.error) == ("interrupted", "interrupted by the user")
+    assert [point.step for point in record.curve] == [1, 2]
+    assert record.engagement is not None
+
+
+def test_a_run_that_explodes_is_diverged_and_its_curve_survives_the_store(
+    make_plan: Any, runtime: Runtime, tmp_path: Path
+) -> None:
+    plan = make_plan(steps=12, learning_rate=1e30, clip_norm=0.0)
+    plan = plan.model_copy(update={"training": plan.training.model_copy(update={"max_skipped": 4})})
+    record = execute(plan, runtime, None, quiet)
+    assert record.status == "diverged"
+    assert "4 steps in a row were not finite" in (record.error or "")
+    assert record.skipped_steps >= 4
+    assert not math.isfinite(record.curve[-1].loss)
+    again = read_record(write_record(tmp_path, record))
+    assert math.isnan(again.curve[-1].loss) is math.isnan(record.curve[-1].loss)
+    assert again.skipped_steps == record.skipped_steps
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, first_steps: int) -> None:
+    """Make the loss not a number in the first steps of the training; the tracked pass has another model and is spared."""
+    seen: list[nn.Module] = []
+    calls = 0
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        nonlocal calls
+        if not any(model is other for other in seen):
+            seen.append(model)
+        value: Tensor = model(**batch).loss
+        if len(seen) == 2:
+            calls += 1
+            return value * math.nan if calls <= first_steps else value
+        return value
+
+    monkeypatch.setattr("suites.glue._loss", loss)
+
+
+def test_a_skipped_first_step_is_no_failure(make_plan: Any, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch, first_steps=1)
+    record = execute(make_plan(method="gradnormlorp"), runtime, None, quiet)
+    assert (record.status, record.error, record.skipped_steps) == ("ok", None, 1)
+    assert record.engagement is not None
+    assert record.engagement.basis_bytes > 0
+
+
+def test_a_short_run_of_skipped_steps_alone_is_diverged(
+    make_plan: Any, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoil(monkeypatch, first_steps=3)
+    record = execute(make_plan(), runtime, None, quiet)
+    assert record.status == "diverged"
+    assert record.error == "none of the 3 steps was finite"

@@ -1,6 +1,6 @@
 """DoRA: LoRA's direction, normalised per output unit, times a trained magnitude (Liu et al. 2024, arXiv 2402.09353).
 
-    y = x W'^T,   W' = m * V / ||V||_row,   V = W0 + (alpha / R) * A B        through peft, the norm detached (section 4.3)
+    y = x W'^T,   W' = m * V / ||V||_row,   V = W0 + (alpha / R) * A B      through peft, norm detached (section 4.3)
 
 Bytes of state for an O x I weight: 8 * (R * (O + I) + O) with 32-bit moments. Stated choices: bias frozen.
 """

@@ -1,6 +1,7 @@
 """GaLore: full-rank weights, Adam on projected gradients (Zhao et al. 2024, arXiv 2403.03507, algorithm 2).
 
-    R = G Q or Q^T G;   N = Adam(R);   W <- W - lr * scale * (N Q^T or Q N);   Q: top singular vectors of G, every refresh_gap steps
+    R = G Q or Q^T G;   N = Adam(R);   W <- W - lr * scale * (N Q^T or Q N)
+    Q: top singular vectors of G, anew every refresh_gap steps
 
 Bytes of state for an O x I weight, basis on the smaller side: 4 * (2 * max(O, I) + min(O, I)) * P with 32-bit moments.
 Stated choices: every parameter outside the targets is trained with plain AdamW; moments are kept at a refresh.

@@ -1,10 +1,10 @@
-"""GradNormLoRP: weight-normalised low-rank layers whose factor gradients are projected (Huang et al. 2024, arXiv 2412.19616).
+"""GradNormLoRP: weight-normalised low-rank layers, factor gradients projected (Huang et al. 2024, arXiv 2412.19616).
 
     W' = m * V / ||V||_row,   V = W0 + (alpha / R) * A B;   A, B by AdamW on projected gradients, m by plain AdamW
 
-Bytes of state for an O x I weight, basis on the factors' small side: 4 * (2 * P * (O + I) + 2 * R * P + 2 * O) with 32-bit
-moments. Stated choices: P = R / 2 unless given, since P = R is a rotation that saves nothing (the release's GLUE script runs
-so); the gradient passes through the norm (`full`); moments are kept at a refresh.
+Bytes of state for an O x I weight, basis on the factors' small side: 4 * (2 * P * (O + I) + 2 * R * P + 2 * O) with
+32-bit moments. Stated choices: P = R / 2 unless given, since P = R is a rotation that saves nothing (the release's GLUE
+script runs so); the gradient passes through the norm (`full`); moments are kept at a refresh.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def configure(rank: int) -> GradNormLoRPConfig:
 
 
 def attach(model: nn.Module, placement: Placement, config: GradNormLoRPConfig) -> None:
-    """Put the weight-normalised layers in place; afterwards exactly factors, magnitudes and `placement.trained` train."""
+    """Put the weight-normalised layers in place; exactly factors, magnitudes and `placement.trained` train then."""
     layers = shapes(model, placement.targets)
     check_rank(config.rank, layers)
     if config.rank == 1 and not config.allow_full_rank:

@@ -111,7 +111,7 @@ def freeze_except(model: nn.Module, names: Sequence[str]) -> None:
 
 
 def check_rank(rank: int, layers: dict[str, tuple[int, int]], what: str = "rank") -> None:
-    """Raise ValueError if `rank` is below 1 or above the smaller side of any layer, naming the nearest allowed value."""
+    """Raise ValueError if `rank` is below 1 or above a layer's smaller side, naming the nearest allowed value."""
     if rank < 1:
         raise ValueError(f"{what} {rank}: must be at least 1 (nearest allowed value: 1)")
     name, shape = min(layers.items(), key=lambda item: min(item[1]))

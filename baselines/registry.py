@@ -46,4 +46,4 @@ def checked_name(name: str, known: Iterable[str], what: str) -> str:
         return name
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.3)
     hint = f"; nearest: {near[0]}" if near else ""
-    raise ValueError(f"unknown {what} {name!r}: known are {', '.join(names)}{hint}")
+    raise ValueError(f"unknown {what} {name!r}: known are {', '.join(names) or 'none'}{hint}")

@@ -9,6 +9,7 @@ M rows, N columns, P projection rank. One rule for factors and for dense weights
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -136,7 +137,9 @@ def small_bases(
     for index, (grad, before) in enumerate(zip(grads, old, strict=True)):
         basis = None
         if kind == "warm" and krylov_pays(min(grad.shape), projection_rank):
-            basis = krylov_basis(_tall(grad), _small_side(before, grad), projection_rank)
+            tall = grad if grad.shape[0] >= grad.shape[1] else grad.T
+            half = half_products_pay(grad)
+            basis = krylov_basis(tall, _small_side(before, grad), projection_rank, half_products=half)
         if basis is None:
             exact[min(grad.shape), grad.dtype, grad.device].append(index)
         else:
@@ -154,11 +157,15 @@ def small_bases(
 
 def krylov_pays(size: int, projection_rank: int) -> bool:
     """Return whether the block Krylov basis is expected to cost less than the eigenproblem of this size."""
-    return size >= 256 and projection_rank * (6 if size < 1024 else 4) <= size
+    return size >= 256 and 6 * projection_rank <= size
 
 
 def krylov_basis(
-    grad_MN: Tensor, start_NP: Tensor | None, projection_rank: int, tolerance: float = 3e-3
+    grad_MN: Tensor,
+    start_NP: Tensor | None,
+    projection_rank: int,
+    tolerance: float = 3e-3,
+    half_products: bool = False,
 ) -> Tensor | None:
     """Return nearly the top right singular vectors of a tall gradient, by a block Krylov space with Rayleigh-Ritz.
 
@@ -168,22 +175,29 @@ def krylov_basis(
     columns). The space grows until one more block adds less than `tolerance` to the energy |G Q|^2; each block
     shrinks what is missing about sixfold, so that 99.9 % of the best energy is kept. C is never formed.
 
+    `half_products` multiplies by G in bfloat16. V stays orthonormal in full precision, so the rounding only turns the
+    basis a little within the space, which costs energy in second order.
+
     Returns None where the space would grow past 0.6 N, and the full eigenproblem costs less.
     Shapes: gradient (M, N) with M >= N, start (N, P); returns (N, P).
     """
     size = grad_MN.shape[1]
+    full = torch.promote_types(grad_MN.dtype, torch.float32)
     width = max(16, -(-projection_rank // 2))
-    block = _orthonormal(_start_block(start_NP, size, width, grad_MN))
+    operand = grad_MN.to(torch.bfloat16 if half_products else full)
+    block = _orthonormal(_start_block(start_NP, size, width, full, grad_MN.device))
     space = block
-    small = grad_MN.new_zeros(0, 0)
+    small = block.new_zeros(0, 0)
     energy = 0.0
     while True:
-        image = grad_MN.T @ (grad_MN @ block)
+        # The narrow factor stands on the left: the wide one is then read once, in order.
+        image = ((operand @ block.to(operand.dtype)).T @ operand).T.to(full)
         column = space.T @ image
         small = _bordered(small, column)
-        values, vectors = torch.linalg.eigh(small)
-        before, energy = energy, float(values[-projection_rank:].sum())
-        if space.shape[1] >= projection_rank + width and energy - before <= tolerance * energy:
+        enough = space.shape[1] >= projection_rank
+        before, energy = energy, float(torch.linalg.eigvalsh(small)[-projection_rank:].sum()) if enough else 0.0
+        if before > 0 and energy - before <= tolerance * energy:
+            vectors = torch.linalg.eigh(small).eigenvectors
             basis: Tensor = space @ vectors[:, -projection_rank:].flip(1)
             return basis
         if space.shape[1] + width > 0.6 * size:
@@ -194,13 +208,29 @@ def krylov_basis(
         space = torch.cat([space, block], 1)
 
 
-def _start_block(start_NP: Tensor | None, size: int, width: int, like: Tensor) -> Tensor:
-    kept = like.new_empty(size, 0) if start_NP is None else start_NP[:, :width].to(like.dtype)
+def half_products_pay(grad: Tensor) -> bool:
+    """Return whether bfloat16 products are native where this gradient lies, and precise enough for it."""
+    if grad.dtype not in (torch.float32, torch.bfloat16):
+        return False
+    return _native_bf16(grad.device.type)
+
+
+@functools.cache
+def _native_bf16(device_type: str) -> bool:
+    if device_type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # Older torch has no way to ask; there float32 products are taken, with the same result to a rounding.
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device_type == "cpu" and bool(capabilities.get("avx512_bf16", False))
+
+
+def _start_block(start_NP: Tensor | None, size: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    kept = torch.empty(size, 0, dtype=dtype, device=device) if start_NP is None else start_NP[:, :width].to(dtype)
     missing = width - kept.shape[1]
     if missing == 0:
         return kept
     fresh = torch.randn(size, missing, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    return torch.cat([kept, fresh.to(like)], 1)
+    return torch.cat([kept, fresh.to(kept)], 1)
 
 
 def _bordered(square: Tensor, column: Tensor) -> Tensor:

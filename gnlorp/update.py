@@ -14,8 +14,6 @@ from gnlorp.projection import Bases, add_up_, damp_noise_, down, fit, projected_
 
 # Projected gradients and updates of at most this many values are alive at once.
 CHUNK_VALUES = 1 << 22
-# Gradients whose norm lies outside are scaled before their squares are summed, which would leave float32's range.
-SAFE_NORMS = (1e-12, 1e12)
 
 
 def gradient_norms(grads: Sequence[Tensor | None]) -> list[float]:
@@ -77,9 +75,7 @@ def update_projected_(
         elif decay != 1.0:
             weight.mul_(decay)
     due = [i for i in live if norms[i] > 0 and states[i].get("step", 0) % group["refresh_gap"] == 0]
-    _refresh(
-        [weights[i] for i in due], [grads[i] for i in due], [states[i] for i in due], [norms[i] for i in due], group
-    )
+    _refresh([weights[i] for i in due], [grads[i] for i in due], [states[i] for i in due], group)
     for chunk in _chunks(live, weights, group):
         _step_projected_(
             [weights[i] for i in chunk], [grads[i] for i in chunk], [states[i] for i in chunk], decay, group
@@ -110,15 +106,11 @@ def _step_projected_(
         add_up_(weight, update, each, decay, scale)
 
 
-def _refresh(
-    weights: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], norms: Sequence[float], group: Any
-) -> None:
+def _refresh(weights: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], group: Any) -> None:
     if not weights:
         return
-    low, high = SAFE_NORMS
-    scaled = [grad if low < norm < high else grad / norm for grad, norm in zip(grads, norms, strict=True)]
     old = [_bases_of(state) if state else None for state in states]
-    fitted = fit(scaled, old, group["projection_rank"], group["side"], group["basis"])
+    fitted = fit(grads, old, group["projection_rank"], group["side"], group["basis"])
     for weight, state, before, after in zip(weights, states, old, fitted, strict=True):
         if before is None:
             shape = projected_shape(weight.shape, group["projection_rank"], group["side"])

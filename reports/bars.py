@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -130,27 +130,23 @@ def _parts(context: Context, bars: list[Bar], task: str) -> Figure:
     return figure
 
 
-def dots_plot(context: Context, majority: Mapping[str, float] | None = None) -> Plot | None:
-    """Draw every seed's score and the mean, a panel a task; None without scores.
-
-    Args:
-        majority: task -> score of the constant predictor on the metric's own scale, drawn as a line where given.
-    """
+def dots_plot(context: Context) -> Plot | None:
+    """Draw every seed's score, the mean, and that of a constant prediction, a panel a task; None without scores."""
     tasks = [task for task in context.tasks if any((method, task) in context.grid for method in context.methods)]
     if not any(cell.scores for cell in context.grid.values()):
         return None
     caption = context.caption("score of every seed (markers) and mean (bar) by task, in percent", scores=True)
-    return draw("dots", DOTS_TITLE, caption, lambda: _dots(context, tasks, majority or {}))
+    return draw("dots", DOTS_TITLE, caption, lambda: _dots(context, tasks))
 
 
-def _dots(context: Context, tasks: list[str], majority: Mapping[str, float]) -> Figure:
+def _dots(context: Context, tasks: list[str]) -> Figure:
     titles = [context.title(method) for method in context.methods]
     rows = -(-len(tasks) // min(3, len(tasks)))
     panel = 0.75 + 0.24 * len(context.methods)
     height = 1.5 + panel * rows
     footer = f"Marker: one seed; bar: mean over seeds. Scores: {context.convention.words()}. "
     footer += "Scales differ between panels and do not start at zero."
-    footer += " Vertical line: predicting the most frequent class." if majority else ""
+    footer += " Vertical line: predicting the most frequent class." if context.constants else ""
     figure, (bottom, top) = framed(WIDTH, height, DOTS_TITLE, context, footer)
     axes = panels(
         figure,
@@ -165,8 +161,8 @@ def _dots(context: Context, tasks: list[str], majority: Mapping[str, float]) -> 
         ax.set_title(TASKS[task])
         for row, method in enumerate(context.methods):
             _draw_cell(context, ax, row, method, task)
-        if task in majority:
-            ax.axvline(100 * majority[task], color=FAINT, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
+        if task in context.constants:
+            ax.axvline(100 * context.constants[task], color=FAINT, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
         ax.set_yticks(range(len(titles)), titles if index % 3 == 0 else [""] * len(titles), fontsize=9.5)
         ax.tick_params(axis="y", length=0)
         ax.set_ylim(len(context.methods) - 0.4, -0.6)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,7 +47,6 @@ def glue_report(
     convention: Convention | None = None,
     where: Iterable[str] = (),
     against: str | None = None,
-    majority: Mapping[str, float] | None = None,
 ) -> Report:
     """Return the report of one profile and rank, nothing written yet.
 
@@ -56,7 +55,6 @@ def glue_report(
         convention: how runs become scores and scores an average; None is the default one.
         where: conditions on plans, see `selection.select`.
         against: method of the paired differences; None is full fine-tuning.
-        majority: task -> score of the constant predictor, drawn as a line in the dot plot.
 
     Raises:
         ReportError: no record fits, or two fit the same place.
@@ -69,7 +67,7 @@ def glue_report(
     makers = (memory_table, peak_by_task_table, process_table, estimate_table, time_table)
     scores = (score_table(context), difference_table(context, against), status_table(context))
     tables = (*scores, *(make(context) for make in makers))
-    plots = (front_plot(context), dots_plot(context, majority), parts_plot(context), curve_plot(context))
+    plots = (front_plot(context), dots_plot(context), parts_plot(context), curve_plot(context))
     return Report(context, tuple(t for t in tables if t is not None), tuple(p for p in plots if p is not None))
 
 

@@ -72,6 +72,18 @@ class Context:
         """Method -> average under the convention, in the order of rows."""
         return {method: average(method, self.grid, self.seeds, self.convention) for method in self.methods}
 
+    @cached_property
+    def constants(self) -> dict[str, float]:
+        """Task -> score of the best constant prediction under the convention; absent where that is undefined."""
+        found: dict[str, float] = {}
+        for record in self.records:
+            if record.data is not None and record.plan.task in TASKS:
+                values = [record.data.constant_scores.get(key) for key in self.convention.keys(record.plan.task)]
+                known = [value for value in values if value is not None]
+                if known and len(known) == len(values):
+                    found[record.plan.task] = sum(known) / len(known)
+        return found
+
     def title(self, method: str) -> str:
         """Return the method's printed name."""
         return self.looks[method].title

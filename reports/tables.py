@@ -16,6 +16,9 @@ from reports.style import seed_words
 
 EMPTY = Entry("—")
 SHOWN_ERRORS = 20
+CONSTANT_RULE = (
+    "Constant prediction: the most frequent class of the evaluated rows for every row; undefined for correlations"
+)
 LEVEL_WORDS = f"{100 * LEVEL:.0f} %"
 BOLD_RULE = (
     f"Bold: highest mean of its column, if the paired {LEVEL_WORDS} t interval over seeds against every other mean "
@@ -41,10 +44,23 @@ def score_table(context: Context) -> Table:
         summary = context.averages[method].summary
         entries.append(Entry(_with_n(summary, context.seeds), best_average == method) if summary.n else EMPTY)
         rows.append((Entry(context.title(method)), *entries))
+    rows += _constant_rows(context)
     heads = ("Method", *(TASKS[task] for task in context.tasks), "Average")
-    notes = (_seed_note(context), BOLD_RULE, *_survivors(context), *_no_average(context), *context.provenance())
+    constant = [CONSTANT_RULE] if context.constants else []
+    reasons = (*_survivors(context), *_no_average(context))
+    notes = (_seed_note(context), *constant, BOLD_RULE, *reasons, *context.provenance())
     caption = context.caption("scores in percent, mean ± standard deviation over seeds", scores=True)
     return Table("scores", caption, heads, tuple(rows), notes, _score_data(context))
+
+
+def _constant_rows(context: Context) -> list[tuple[Entry, ...]]:
+    if not context.constants:
+        return []
+    entries = [
+        Entry(percent(summarise([context.constants[task]]))) if task in context.constants else EMPTY
+        for task in context.tasks
+    ]
+    return [(Entry("Constant prediction"), *entries, EMPTY)]
 
 
 def percent(summary: Summary) -> str:

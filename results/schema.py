@@ -220,6 +220,9 @@ class DataFacts(Strict):
     eval_rows: dict[str, int]
     official: bool
     notes: list[str] = []
+    constant_scores: dict[str, float | None] = Field(
+        default={}, description="scores of the best constant prediction, under the keys of `Evaluation.metrics`"
+    )
 
 
 class Record(Strict):

@@ -1,7 +1,7 @@
 """Settings of a suite: defaults, then a profile's TOML delta, then the command line; resolved per task and method.
 
-Precedence, weakest first: the defaults of `Settings`; the profile's table for the suite; its `rank.<n>` table; the tuned
-file beside the profile; the command line. Inside each, `task.<name>`, then `method.<name>`, then
+Precedence, weakest first: the defaults of `Settings`; the profile's table for the suite; its `rank.<n>` table; the
+tuned file beside the profile; the command line. Inside each, `task.<name>`, then `method.<name>`, then
 `task.<name>.method.<name>` override the values above them for single runs.
 """
 

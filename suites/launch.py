@@ -213,7 +213,7 @@ def _stamp(path: Path) -> tuple[int, int] | None:
     """Return what tells one version of a record from the next; None where there is none."""
     try:
         found = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return found.st_ino, found.st_mtime_ns
 

@@ -102,8 +102,9 @@ def classifier(plan: ModelPlan, runtime: Runtime, num_labels: int, seed: int) ->
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
-    # Its report that the head is new comes with every run, and is what a run wants.
+    # Its report that the head is new comes with every run, and is what a run wants; its bar would cut through ours.
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     where, options = location(plan, runtime)
     torch.manual_seed(seed)
     try:

@@ -32,7 +32,7 @@ class Request:
 
 
 def make_plans(request: Request, runtime: Runtime) -> list[Plan]:
-    """Return every run of a request: seed by seed, then tasks, then methods, so that a cut-off leaves whole comparisons.
+    """Return every run of a request: seed by seed, then tasks, then methods: a cut-off leaves whole comparisons.
 
     Raises:
         ValueError: an unknown name or a value outside its rule, named.

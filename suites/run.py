@@ -221,18 +221,18 @@ def _execute(
         built = build(job.model(), job.placement, plan, device)
 
     def watched(step: int, loss: float) -> None:
-        # A step that was skipped has no state yet to certify.
-        if "engagement" not in parts and step > out.skipped_steps:
-            certificate = _certificate(built, out)
-            parts["engagement"] = certificate
-            method = get_method(plan.method)
-            measure.check_engagement(certificate, built.model, method.title, method.saves_state)
+        # Early, so that no time goes into a method without effect. A skipped step has no state yet to certify, and a
+        # factor that starts at zero gives its partner state only in the second one.
+        if 1 <= step - out.skipped_steps <= 2:
+            parts["engagement"] = _certificate(built, out)
+            _check_certificate(parts["engagement"], built, plan)
         report(step, loss)
 
     torch.manual_seed(derived_seed(plan.seed, "dropout"))
     with devices.phase("train"):
         train(built.model, built.optimizer, job, plan.training, out, watched)
     parts["engagement"] = _certificate(built, out)
+    _check_certificate(parts["engagement"], built, plan)
     parts["memory"] = Memory(
         weight_bytes=measure.weight_bytes(built.model),
         trainable_bytes=measure.trainable_bytes(built.model),
@@ -262,6 +262,11 @@ def _certificate(built: Built, out: Outcome) -> Engagement:
         built.dense_state_bytes,
         refreshes,
     )
+
+
+def _check_certificate(certificate: Engagement, built: Built, plan: Plan) -> None:
+    method = get_method(plan.method)
+    measure.check_engagement(certificate, built.model, method.title, method.saves_state)
 
 
 def _set_refresh_gap(optimizer: Optimizer, gap: int) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -76,11 +77,12 @@ def mean_scores(plans: Sequence[Plan], store: Path) -> dict[str, list[tuple[Poin
 
 def choose(plans: Sequence[Plan], store: Path) -> dict[str, Point]:
     """Return method -> the grid point with the best mean held-out score over the tasks, at the end of the runs."""
-    chosen = {}
+    chosen: dict[str, Point] = {}
     for method, points in mean_scores(plans, store).items():
         known = [(score, index) for index, (_, score) in enumerate(points) if score is not None]
         if known:
-            chosen[method] = points[max(known, key=lambda pair: (pair[0], -pair[1]))[1]]
+            _, best = max(known, key=lambda pair: (pair[0], -pair[1]))
+            chosen[method] = points[best][0]
     return chosen
 
 
@@ -104,6 +106,8 @@ def choice_table(plans: Sequence[Plan], store: Path) -> Table:
 def write_choice(request: Request, plans: Sequence[Plan], store: Path) -> Path:
     """Write the choice beside the profile, as a delta that the profile takes up by itself, and return its path.
 
+    Methods that were not tuned this time keep what an earlier choice gave them.
+
     Raises:
         ValueError: a method has no point with a score on every task.
     """
@@ -116,13 +120,14 @@ def write_choice(request: Request, plans: Sequence[Plan], store: Path) -> Path:
     tasks = ",".join(dict.fromkeys(plan.task for plan in plans))
     lines = [
         f"# Written by `suites tune {request.suite} --profile {request.profile} --rank {request.rank} --task {tasks}`:",
-        "# per method the grid point of the best mean score on held-out train rows, one seed; validation was not looked at.",
+        "# per method the grid point of the best mean score on held-out train rows, one seed; validation not looked at",
     ]
-    for method, point in sorted(chosen.items()):
+    path = tuned_path(request.profile, request.suite, request.rank)
+    earlier = tomllib.loads(path.read_text()).get("method", {}) if path.exists() else {}
+    for method, point in sorted({**earlier, **chosen}.items()):
         lines += ["", f"[method.{method}]", f"learning_rate = {point['learning_rate']!r}"]
         if "config" in point:
             lines.append(f"config = {{ scale = {point['config']['scale']!r} }}")
-    path = tuned_path(request.profile, request.suite, request.rank)
     return write_atomically(path, ("\n".join(lines) + "\n").encode())
 
 

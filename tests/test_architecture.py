@@ -1,4 +1,4 @@
-"""The house over `ast`: which package may import which, what a method's file holds, no method or suite named elsewhere."""
+"""The house over `ast`: which package imports which, what a method's file holds, no method or suite named elsewhere."""
 
 from __future__ import annotations
 

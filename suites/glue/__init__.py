@@ -114,6 +114,11 @@ class GlueSuite:
                 eval_rows={name: len(rows) for name, rows in validation.items()},
                 official=loaded.official,
                 notes=loaded.notes,
+                constant_scores={
+                    f"{name}/{metric}": value
+                    for name, rows in validation.items()
+                    for metric, value in metrics.majority(task.name, torch.from_numpy(rows.labels)).items()
+                },
             ),
             main_metric=main_metric(task, plan.data.held_out),
         )

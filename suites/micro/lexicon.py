@@ -24,7 +24,7 @@ class Noun:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Verb:
-    """A verb concept: `forms` are (base, third person, participle); `objects` the kinds it takes, () if intransitive."""
+    """A verb concept: `forms` are (base, third person, participle); `objects` the kinds it takes, () for none."""
 
     key: str
     forms: tuple[tuple[str, str, str], ...]

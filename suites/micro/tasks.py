@@ -1,7 +1,7 @@
 """Nine generated tasks with GLUE's shapes: column names, label order, splits and label balance as in `nyu-mll/glue`.
 
 A stated share of the labels of every split is wrong (`Task.noise`), as some of GLUE's own are; no method can learn
-those on validation, so a perfect reader of the language stays below 100 %. Scores check the pipeline and the ordering of
+those on validation, so a perfect reader of the language stays below 100 %. Scores check the pipeline and the order of
 methods; they say nothing about GLUE itself.
 """
 

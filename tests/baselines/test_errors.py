@@ -16,7 +16,9 @@ from baselines.registry import get_method, methods
 from baselines.targets import place
 
 Make = Callable[[str], nn.Module]
-RANKED = tuple(name for name, method in methods().items() if any(vars(method.ranks((9, 9), method.configure(4))).values()))
+RANKED = tuple(
+    name for name, method in methods().items() if any(vars(method.ranks((9, 9), method.configure(4))).values())
+)
 PROJECTING = tuple(
     name for name, method in methods().items() if method.ranks((9, 9), method.configure(4)).projection_rank is not None
 )

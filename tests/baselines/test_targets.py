@@ -93,9 +93,7 @@ def test_head_and_pooler_are_never_targets(network: str, make_network: Make) -> 
         ("llama", "release-glue", "release-glue"),
     ],
 )
-def test_a_pattern_that_matches_nothing_is_an_error(
-    network: str, targets: str, named: str, make_network: Make
-) -> None:
+def test_a_pattern_that_matches_nothing_is_an_error(network: str, targets: str, named: str, make_network: Make) -> None:
     with pytest.raises(ValueError, match="matches no linear layer") as raised:
         match_layers(make_network(network), targets)
     text = str(raised.value)
@@ -125,7 +123,9 @@ def test_fine_tuning_trains_the_head_and_pooler(network: str, trained: set[str],
 def test_pre_training_trains_everything_outside_the_targets(network: str, make_network: Make) -> None:
     model = make_network(network)
     placement = place(model, "mlp", train_rest=True)
-    inside = {name for name, _ in model.named_parameters() if name.startswith(tuple(f"{n}." for n in placement.targets))}
+    inside = {
+        name for name, _ in model.named_parameters() if name.startswith(tuple(f"{n}." for n in placement.targets))
+    }
     assert set(placement.trained) == {name for name, _ in model.named_parameters()} - inside
 
 

@@ -14,12 +14,14 @@ from gnlorp import GradNormLoRPAdamW, attach, param_groups
 from gnlorp.moments import optimizer_state_bytes
 
 GO_ON = """
-import importlib.util, sys, torch
+import importlib.util, pathlib, sys, torch
 spec = importlib.util.spec_from_file_location("state_test", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
-torch.set_num_threads(int(sys.argv[6]))
-torch.save(module.train(sys.argv[2], int(sys.argv[3]), eval(sys.argv[4])), sys.argv[5])
+torch.set_num_threads(int(sys.argv[3]))
+for name, options in module.RUNS.items():
+    start = pathlib.Path(sys.argv[2], name)
+    torch.save(module.train(f"{start}.pt", 5, options), f"{start}.resumed.pt")
 """
 
 
@@ -52,27 +54,26 @@ def same(a: object, b: object) -> bool:
     return a == b
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"state_bits": 32, "side": "small"},
-        {"state_bits": 8, "side": "small"},
-        pytest.param({"state_bits": 8, "side": "both", "moments": "rotate"}, marks=pytest.mark.slow),
-        pytest.param({"state_bits": 32, "side": "large", "moments": "reset", "basis": "warm"}, marks=pytest.mark.slow),
-    ],
-)
-def test_a_run_resumed_in_a_new_process_is_bit_equal(options, tmp_path):
-    if options["state_bits"] == 8:
-        pytest.importorskip("bitsandbytes")
-    whole = train("", 11, options)
-    torch.save(train("", 6, options), tmp_path / "half.pt")
-    values = (__file__, tmp_path / "half.pt", 5, repr(options), tmp_path / "resumed.pt", torch.get_num_threads())
-    subprocess.run([sys.executable, "-c", GO_ON, *map(str, values)], check=True)
-    resumed = torch.load(tmp_path / "resumed.pt", weights_only=True)
-    kinds = {v.dtype for s in whole["optimizer"]["state"].values() for v in s.values() if isinstance(v, torch.Tensor)}
-    if options["side"] != "both":
-        assert (torch.uint8 in kinds) == (options["state_bits"] == 8)
-    assert same(whole, resumed)
+RUNS: dict[str, dict[str, object]] = {
+    "plain": {"state_bits": 32, "side": "small"},
+    "packed": {"state_bits": 8, "side": "small"},
+    "packed_rotated": {"state_bits": 8, "side": "both", "moments": "rotate"},
+    "reset": {"state_bits": 32, "side": "large", "moments": "reset", "basis": "warm"},
+}
+
+
+def test_runs_resumed_in_a_new_process_are_bit_equal(tmp_path):
+    pytest.importorskip("bitsandbytes")
+    whole = {name: train("", 11, options) for name, options in RUNS.items()}
+    for name, options in RUNS.items():
+        torch.save(train("", 6, options), tmp_path / f"{name}.pt")
+    subprocess.run([sys.executable, "-c", GO_ON, __file__, tmp_path, str(torch.get_num_threads())], check=True)
+    for name in RUNS:
+        assert same(whole[name], torch.load(tmp_path / f"{name}.resumed.pt", weights_only=True)), name
+    states = whole["packed"]["optimizer"]["state"].values()
+    assert torch.uint8 in {
+        value.dtype for state in states for value in state.values() if isinstance(value, torch.Tensor)
+    }
 
 
 @pytest.mark.parametrize("stop", range(1, 9))

@@ -138,12 +138,17 @@ def test_bars_add_up_to_the_tracked_peak(make_grid: Grid) -> None:
     assert galore.parts["Optimizer state"] == 900_000
 
 
-def test_majority_line_only_if_given(drawn: list[Drawn], make_grid: Grid) -> None:
-    context = Context(make_grid(tasks=("rte", "cola")), "micro", 8)
-    dots_plot(context)
-    dots_plot(context, {"rte": 0.5})
+def test_line_of_the_constant_prediction_only_if_recorded(drawn: list[Drawn], make_grid: Grid) -> None:
+    records = make_grid(tasks=("rte", "cola"))
+    dots_plot(Context(records, "micro", 8))
+    dots_plot(Context([_with_constant(record, {"validation/accuracy": 0.5}) for record in records], "micro", 8))
     without, given = (sum(line.get_linestyle() == "--" for ax in one.figure.axes for line in ax.lines) for one in drawn)
     assert (without, given) == (0, 1)
+
+
+def _with_constant(record: Record, scores: dict[str, float | None]) -> Record:
+    assert record.data is not None
+    return record.model_copy(update={"data": record.data.model_copy(update={"constant_scores": scores})})
 
 
 def test_smoothing_keeps_a_constant_and_halves_nothing() -> None:

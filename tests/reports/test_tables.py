@@ -42,6 +42,16 @@ def test_scores_are_printed_in_percent_with_spread(make_record: Make) -> None:
     assert data.loc["rte", "scores"] == "0.6 0.65 0.7"
 
 
+def test_constant_prediction_has_a_row_where_it_is_recorded(make_record: Make) -> None:
+    record = make_record(seed=0, score=0.6)
+    assert record.data is not None
+    facts = record.data.model_copy(update={"constant_scores": {"validation/accuracy": 0.525}})
+    table = score_table(context_of([record.model_copy(update={"data": facts})]))
+    assert texts(table, "Constant prediction")["RTE"] == "52.5"
+    assert texts(table, "Constant prediction")["CoLA"] == "—"
+    assert "Constant prediction" not in {row[0].text for row in score_table(context_of([record])).rows}
+
+
 def test_a_missing_seed_shows_its_n(make_grid: Grid) -> None:
     records = [r for r in make_grid() if not (r.plan.method == "dora" and r.plan.task == "cola" and r.plan.seed == 0)]
     table = score_table(context_of(records))

@@ -35,7 +35,8 @@ PARTS: dict[str, Any] = {
         "device": "cpu", "device_name": "cpu", "device_memory_bytes": None, "cpu_count": 2, "threads": 1, "workers": 2,
         "ram_bytes": 8 * 2**30,
     },
-    "data": {"train_rows": 2490, "eval_rows": {"validation": 277}, "official": True, "notes": ["é, \"quoted\""]},
+    "data": {"train_rows": 2490, "eval_rows": {"validation": 277}, "official": True, "notes": ["é, \"quoted\""],
+             "constant_scores": {"validation/accuracy": 0.527, "validation/f1": None}},
     "engagement": {
         "layers": [{"name": "a.query", "shape": [768, 768], "rank": 8, "projection_rank": 4}],
         "trainable_parameters": 10, "total_parameters": 20, "state_shapes": {"exp_avg 8x4 float32": 2},

@@ -97,7 +97,9 @@ def test_a_reader_never_sees_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     true_replace = os.replace
 
     def watched(source: str, destination: Path) -> None:
-        seen.append((target.read_bytes(), Path(source).read_bytes(), Path(source).parent, list(record_paths([tmp_path]))))
+        seen.append(
+            (target.read_bytes(), Path(source).read_bytes(), Path(source).parent, list(record_paths([tmp_path])))
+        )
         true_replace(source, destination)
 
     monkeypatch.setattr(store.os, "replace", watched)

@@ -1,0 +1,216 @@
+"""Settings: which layer beats which, lengths in two units, and what is refused in which words."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from baselines.registry import methods
+from suites import config
+from suites.config import PROFILE_NAMES, Settings, load_profile, method_config, resolve, tuned_path, validated
+
+LEVELS = ("layer", "task", "method", "task.method")
+MODEL: dict[str, Any] = {"model": "toy"}
+
+
+def at(level: str, values: dict[str, Any]) -> dict[str, Any]:
+    """Return a layer that gives `values` at one of the LEVELS, for task "a" and method "lora"."""
+    return {
+        "layer": values,
+        "task": {"task": {"a": values}},
+        "method": {"method": {"lora": values}},
+        "task.method": {"task": {"a": {"method": {"lora": values}}}},
+    }[level]
+
+
+def joined(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Merge nested tables."""
+    result: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            both = isinstance(value, dict) and isinstance(result.get(key), dict)
+            result[key] = joined(result[key], value) if both else value
+    return result
+
+
+@pytest.fixture
+def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand an empty folder in for the profiles."""
+    monkeypatch.setattr(config, "PROFILES", tmp_path)
+    return tmp_path
+
+
+def test_defaults_are_the_weakest() -> None:
+    assert resolve([MODEL], "a", "lora") == Settings(model="toy")
+    assert resolve([MODEL, {"batch_size": 3}], "a", "lora").batch_size == 3
+
+
+@pytest.mark.parametrize(("weak", "strong"), list(itertools.combinations(range(len(LEVELS)), 2)))
+def test_inside_a_layer_the_narrower_level_wins(weak: int, strong: int) -> None:
+    both = joined(at(LEVELS[strong], {"batch_size": 2}), at(LEVELS[weak], {"batch_size": 1}))
+    assert resolve([MODEL, both], "a", "lora").batch_size == 2
+
+
+@pytest.mark.parametrize(("weak", "strong"), list(itertools.product(LEVELS, LEVELS)))
+def test_a_later_layer_wins_at_whatever_level(weak: str, strong: str) -> None:
+    layers = [MODEL, at(weak, {"batch_size": 1}), at(strong, {"batch_size": 2})]
+    assert resolve(layers, "a", "lora").batch_size == 2
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_table_is_for_its_task_and_method_alone(level: str) -> None:
+    layers = [MODEL, at(level, {"batch_size": 9})]
+    assert resolve(layers, "a", "lora").batch_size == 9
+    assert (resolve(layers, "b", "lora").batch_size == 9) == (level in ("layer", "method"))
+    assert (resolve(layers, "a", "dora").batch_size == 9) == (level in ("layer", "task"))
+
+
+def test_the_whole_chain_from_profile_to_command_line(profiles: Path) -> None:
+    """Every layer sets its own setting and all later ones; each must be seen from the layer that is last to set it."""
+    (profiles / "micro.toml").write_text(
+        """
+        [toy]
+        model = "m"
+        max_length = 1
+        batch_size = 1
+        train_rows = 1
+        eval_rows = 1
+        [toy.method.lora]
+        batch_size = 2
+        train_rows = 2
+        eval_rows = 2
+        [toy.rank.8]
+        train_rows = 3
+        eval_rows = 3
+        [toy.rank.4]
+        max_length = 99
+        [other]
+        max_length = 98
+        """
+    )
+    (profiles / "micro.toy.rank8.tuned.toml").write_text("[method.lora]\neval_rows = 4\nwarmup_fraction = 0.4")
+    (profiles / "micro.toy.rank4.tuned.toml").write_text("max_length = 97")
+    layers = load_profile("micro", "toy", 8)
+    found = resolve([*layers, {"warmup_fraction": 0.5}], "a", "lora")
+    assert (found.max_length, found.batch_size, found.train_rows, found.eval_rows) == (1, 2, 3, 4)
+    assert found.warmup_fraction == 0.5
+    assert resolve(layers, "a", "lora").warmup_fraction == 0.4
+    assert resolve(layers, "a", "dora").eval_rows == 3
+    assert resolve(load_profile("micro", "toy", 4), "a", "lora").max_length == 97
+
+
+def test_a_method_in_the_command_lines_layer(profiles: Path) -> None:
+    layers = [MODEL, at("task.method", {"learning_rate": 1e-3}), at("method", {"learning_rate": 2e-3})]
+    assert resolve(layers, "a", "lora").learning_rate == 2e-3
+
+
+@pytest.mark.parametrize(("first", "second"), [({"steps": 5}, {"epochs": 2.0}), ({"epochs": 2.0}, {"steps": 5})])
+@pytest.mark.parametrize(("weak", "strong"), list(itertools.combinations(range(len(LEVELS)), 2)))
+def test_a_length_replaces_the_weaker_one_in_the_other_unit(
+    first: dict[str, Any], second: dict[str, Any], weak: int, strong: int
+) -> None:
+    """Inside one layer by level, and from layer to layer."""
+    one = joined(at(LEVELS[weak], first), at(LEVELS[strong], second))
+    for layers in ([MODEL, one], [MODEL, at(LEVELS[strong], first), at(LEVELS[weak], second)]):
+        found = resolve(layers, "a", "lora")
+        assert {"steps": found.steps, "epochs": found.epochs} == {"steps": None, "epochs": None, **second}
+
+
+def test_both_units_at_once_stay_for_the_plan_to_refuse() -> None:
+    found = resolve([MODEL, {"steps": 5, "epochs": 1.0}], "a", "lora")
+    assert (found.steps, found.epochs) == (5, 1.0)
+
+
+def test_config_is_merged_setting_by_setting() -> None:
+    layers = [
+        {**MODEL, "config": {"scale": 1.0, "alpha": 1.0}},
+        at("method", {"config": {"alpha": 2.0, "dropout": 0.0}}),
+        at("task", {"config": {"dropout": 0.5}}),
+    ]
+    assert resolve(layers, "a", "lora").config == {"scale": 1.0, "alpha": 2.0, "dropout": 0.5}
+    assert layers[0]["config"] == {"scale": 1.0, "alpha": 1.0}
+
+
+def test_a_grid_is_replaced_whole() -> None:
+    layers = [MODEL, {"grid": [{"learning_rate": 1.0}]}, at("method", {"grid": [{"learning_rate": 2.0}]})]
+    assert resolve(layers, "a", "lora").grid == [{"learning_rate": 2.0}]
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"batch_sise": 4}, r"^unknown setting 'batch_sise': known are model, .*; nearest: batch_size$"),
+        ({"batch_size": 0}, r"^setting batch_size = 0: input should be greater than 0$"),
+        ({"learning_rate": -1.0}, r"^setting learning_rate = -1.0: input should be greater than 0$"),
+        ({"precision": "fp16"}, r"^setting precision = 'fp16': input should be 'fp32', 'bf16' or 'bf16-autocast'$"),
+        ({"warmup_fraction": 1.0}, r"^setting warmup_fraction = 1.0: input should be less than 1$"),
+        ({"state_bits": 16}, r"^setting state_bits = 16: input should be 8 or 32$"),
+        ({"steps": "many"}, r"^setting steps = 'many': input should be a valid integer"),
+        ({"steps": 0}, r"^setting steps = 0: input should be greater than 0$"),
+    ],
+)
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_wrong_setting_is_named_with_its_value_and_rule(values: dict[str, Any], text: str, level: str) -> None:
+    with pytest.raises(ValueError, match=text) as raised:
+        resolve([MODEL, at(level, values)], "a", "lora")
+    assert "\n" not in str(raised.value)
+
+
+def test_validated_returns_the_kind_asked_for() -> None:
+    assert validated(Settings, {"model": "x", "steps": 3}, "setting") == Settings(model="x", steps=3)
+
+
+def test_an_unknown_profile_and_one_without_the_suite(profiles: Path) -> None:
+    (profiles / "micro.toml").write_text("[glue]\nmodel = 'micro'\n")
+    with pytest.raises(ValueError, match="unknown profile 'smal': known are micro, small, paper; nearest: small"):
+        load_profile("smal", "glue", 8)
+    with pytest.raises(ValueError, match="profile 'micro' has no settings for suite 'c4'"):
+        load_profile("micro", "c4", 8)
+
+
+def test_the_tuned_file_lies_beside_the_profile(profiles: Path) -> None:
+    assert tuned_path("small", "glue", 8) == profiles / "small.glue.rank8.tuned.toml"
+
+
+@pytest.mark.parametrize("profile", PROFILE_NAMES)
+@pytest.mark.parametrize("rank", [4, 8])
+def test_the_profiles_resolve_for_every_method(profile: str, rank: int) -> None:
+    layers = load_profile(profile, "glue", rank)
+    for method in methods():
+        settings = resolve(layers, "cola", method)
+        method_config(method, rank, settings.config)
+        assert (settings.steps is None) != (settings.epochs is None)
+        for point in settings.grid:
+            method_config(method, rank, resolve([*layers, point], "cola", method).config)
+
+
+def test_method_config_puts_overrides_on_top_of_the_rank() -> None:
+    found = method_config("gradnormlorp", 16, {"scale": 3.0}).model_dump()
+    assert (found["rank"], found["projection_rank"], found["scale"]) == (16, 8, 3.0)
+    assert method_config("gradnormlorp", 16, {"projection_rank": 2}).model_dump()["projection_rank"] == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "rank", "overrides", "text"),
+    [
+        ("lorra", 8, {}, r"^unknown method 'lorra': known are .*; nearest: lora$"),
+        ("lora", 8, {"alfa": 1.0}, r"^unknown lora setting 'alfa': known are rank, alpha, dropout; nearest: alpha$"),
+        ("lora", 8, {"alpha": 0}, r"^lora setting alpha = 0: input should be greater than 0$"),
+        ("lora", 8, {"dropout": 1.0}, r"^lora setting dropout = 1.0: input should be less than 1$"),
+        ("galore", 8, {"side": "left"}, r"^galore setting side = 'left': input should be 'small', 'large' or 'both'$"),
+        (
+            "galore",
+            8,
+            {"refresh_gap": 0},
+            r"^galore setting refresh_gap = 0: input should be greater than or equal to 1$",
+        ),
+        ("gradnormlorp", 1, {}, r"^rank 1: gradnormlorp needs at least 2"),
+        ("full", 8, {"scale": 1.0}, r"^unknown full setting 'scale': known are none$"),
+    ],
+)
+def test_a_wrong_method_setting_is_named(method: str, rank: int, overrides: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        method_config(method, rank, overrides)

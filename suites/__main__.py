@@ -72,7 +72,7 @@ def one_line_errors() -> Iterator[None]:
         errors.print(f"error: {text}", style="bold red", markup=False)
         raise typer.Exit(BAD_INPUT) from None
     except KeyboardInterrupt as stop:
-        errors.print(f"interrupted: {stop or 'no run was in hand'}", markup=False)
+        errors.print(f"interrupted: {str(stop) or 'no run was in hand'}", markup=False)
         raise typer.Exit(BAD_INPUT) from None
 
 

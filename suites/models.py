@@ -115,7 +115,7 @@ def classifier(plan: ModelPlan, runtime: Runtime, num_labels: int, seed: int) ->
             dtype=torch.float32,
             **options,
         )
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise ValueError(unreachable("model", plan, error)) from error
     assert isinstance(model, nn.Module)
     return model.train()
@@ -132,7 +132,7 @@ def classifier_skeleton(plan: ModelPlan, runtime: Runtime, num_labels: int) -> n
     where, options = location(plan, runtime)
     try:
         config = AutoConfig.from_pretrained(where, num_labels=num_labels, **options)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(unreachable("model", plan, error)) from error
     config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
@@ -142,7 +142,7 @@ def classifier_skeleton(plan: ModelPlan, runtime: Runtime, num_labels: int) -> n
 
 def unreachable(what: str, plan: ModelPlan, error: Exception) -> str:
     """Return one line that says what could not be had, why, and what can be done."""
-    reason = str(error).splitlines()[0][:160]
+    reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
     advice = "; without the network take --profile micro, --model minilm or a folder" if plan.source == "hub" else ""
     return f"{what} {plan.name!r} cannot be loaded: {reason}{advice}"
 
@@ -158,7 +158,7 @@ def tokenizer(plan: ModelPlan, runtime: Runtime) -> Any:
     where, options = location(plan, runtime)
     try:
         return AutoTokenizer.from_pretrained(where, **options)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ValueError(unreachable("tokenizer of", plan, error)) from error
 
 

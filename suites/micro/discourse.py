@@ -23,63 +23,70 @@ class Document:
     connective: str | None
 
 
-Maker = Callable[[str, Dice], Document]
+# (whether the relation holds, genre, dice) -> document; kinds with more than two relations draw their own
+Maker = Callable[[bool, str, Dice], Document]
 
 
-def _similar(genre: str, dice: Dice) -> Document:
+def _plain(_: bool, genre: str, dice: Dice) -> Document:
+    return Document(sentences.plain(genre, dice), None, None)
+
+
+def _review(liked: bool, _: str, dice: Dice) -> Document:
+    return Document(sentences.review(liked, dice), None, "bravo" if liked else "alas")
+
+
+def _acceptability(right: bool, genre: str, dice: Dice) -> Document:
+    return Document(sentences.acceptability(right, genre, dice), None, "right" if right else "wrong")
+
+
+def _similar(_: bool, genre: str, dice: Dice) -> Document:
     first, second, score = pairs.similarity(genre, dice)
     return Document(first, second, "so" if score > 3.6 else "also" if score > 1.8 else "but")
 
 
-def _reference(genre: str, dice: Dice) -> Document:
+def _reference(_: bool, genre: str, dice: Dice) -> Document:
     item, right = sentences.reference(genre, dice), dice.chance(0.5)
     return Document(item.sentence, sentences.resolved(item, right), "yes" if right else "no")
 
 
-def _inference(genre: str, dice: Dice) -> Document:
+def _inference(_: bool, genre: str, dice: Dice) -> Document:
     label = dice.below(3)
     return Document(*pairs.inference(label, genre, dice), ("so", "also", "but")[label])
 
 
-def _plain(genre: str, dice: Dice) -> Document:
-    return Document(sentences.plain(genre, dice), None, None)
-
-
-def _review(genre: str, dice: Dice) -> Document:
-    liked = dice.chance(0.5)
-    return Document(sentences.review(liked, dice), None, "bravo" if liked else "alas")
-
-
-def _acceptability(genre: str, dice: Dice) -> Document:
-    right = dice.chance(0.5)
-    return Document(sentences.acceptability(right, genre, dice), None, "right" if right else "wrong")
-
-
 def _paired(make: Callable[[bool, str, Dice], tuple[str, str]], yes: str, no: str) -> Maker:
-    def maker(genre: str, dice: Dice) -> Document:
-        holds = dice.chance(0.5)
+    def maker(holds: bool, genre: str, dice: Dice) -> Document:
         return Document(*make(holds, genre, dice), yes if holds else no)
 
     return maker
 
 
-# Pairs that must be compared word by word take the most practice, so they make up most of the text.
-KINDS: dict[str, tuple[int, Maker]] = {
-    "plain": (1, _plain),
-    "review": (1, _review),
-    "acceptability": (2, _acceptability),
-    "paraphrase": (4, _paired(pairs.paraphrase, "so", "but")),
-    "questions": (3, _paired(pairs.questions, "so", "but")),
-    "similar": (3, _similar),
-    "reference": (3, _reference),
-    "answering": (3, _paired(pairs.answering, "yes", "no")),
-    "recognition": (1, _paired(pairs.recognition, "so", "but")),
-    "inference": (2, _inference),
+KINDS: dict[str, Maker] = {
+    "plain": _plain,
+    "review": _review,
+    "acceptability": _acceptability,
+    "paraphrase": _paired(pairs.paraphrase, "so", "but"),
+    "questions": _paired(pairs.questions, "so", "but"),
+    "similar": _similar,
+    "reference": _reference,
+    "answering": _paired(pairs.answering, "yes", "no"),
+    "recognition": _paired(pairs.recognition, "so", "but"),
+    "inference": _inference,
 }
-_DRAW = tuple(maker for share, maker in KINDS.values() for _ in range(share))
+# How often a kind is drawn is how often it is named.
+MIXES: dict[str, tuple[str, ...]] = {
+    "broad": (
+        "plain", "review", "acceptability", "acceptability", "paraphrase", "questions", "similar", "reference",
+        "answering", "recognition", "inference", "inference", "reference",
+    ),
+    "comparing": (
+        "plain", "review", "acceptability", "acceptability", "recognition", "inference", "inference",
+        *("paraphrase", "similar", "answering") * 4, *("questions", "reference") * 3,
+    ),
+}  # fmt: skip
 
 
-def document(dice: Dice) -> Document:
-    """A random document of either genre."""
-    genre = dice.pick(lexicon.GENRES)
-    return dice.pick(_DRAW)(genre, dice)
+def document(dice: Dice, mix: str) -> Document:
+    """A random document of either genre, of a kind drawn from the mix."""
+    genre, kind = dice.pick(lexicon.GENRES), dice.pick(MIXES[mix])
+    return KINDS[kind](dice.chance(0.5), genre, dice)

@@ -1,6 +1,6 @@
 """Rebuild the micro encoder: masked-language modelling on the generated language, one thread, one seed.
 
-    python -m suites.micro.pretrain [--folder FOLDER] [--steps N] [--seed N]
+    python -m suites.micro.pretrain [--folder FOLDER] [--seed N]
 
 Every document starts with `<s>`. In a share of the documents the connective that introduces it is a word to be
 predicted, and `<s>` stands in its place as a mask would: so `<s>` learns to sum up the document. A run that was stopped
@@ -34,24 +34,53 @@ _RECORD, _CHECKPOINT = "pretraining.json", "checkpoint.pt"
 
 
 @dataclasses.dataclass(frozen=True)
+class Round:
+    """One pass of training with its own optimizer and learning rate; `asked` is the share of asked connectives."""
+
+    steps: int
+    lr: float
+    warmup_steps: int
+    mix: str
+    asked: float
+    masked_when_asked: float
+    quiet_steps: int = 0
+    asked_when_quiet: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
-    """Everything that decides the weights, apart from the language itself."""
+    """Everything that decides the weights, apart from the language itself.
+
+    The first round is quiet about connectives at its start, and the second asks for little else, mostly between
+    sentences that must be compared word by word: a model that already fills a gap in one sentence from the other
+    learns quickly to tell how they differ, and one that does not hardly learns it at all.
+    """
 
     seed: int = 1
-    steps: int = 9000
-    batch: int = 64
-    lr: float = 2e-3
-    warmup_steps: int = 300
+    rounds: tuple[Round, ...] = (
+        Round(7000, 2e-3, 300, "broad", 0.7, 0.05, quiet_steps=2664, asked_when_quiet=0.1),
+        Round(3000, 1e-3, 100, "comparing", 0.9, 0.0),
+    )
+    batch: int = 64  # of every round
     weight_decay: float = 0.01
     masked: float = 0.2
-    asked_early: float = 0.1
-    asked_late: float = 0.85
-    late_from: float = 0.36
-    asked_weight: float = 1.0
     hidden: int = 96
     layers: int = 3
     heads: int = 4
     intermediate: int = 384
+
+    @property
+    def steps(self) -> int:
+        """Steps of all rounds."""
+        return sum(part.steps for part in self.rounds)
+
+    def at(self, step: int) -> tuple[Round, int]:
+        """The round of a step, and the step within it."""
+        for part in self.rounds:
+            if step < part.steps:
+                return part, step
+            step -= part.steps
+        raise AssertionError("a step past the last round")
 
 
 def config(recipe: Recipe) -> transformers.RobertaConfig:
@@ -80,28 +109,29 @@ def encode(item: Document, words: dict[str, int], ask: bool) -> tuple[list[int],
 
 
 def block(recipe: Recipe, index: int, words: dict[str, int]) -> list[list[tuple[list[int], int | None]]]:
-    """`BLOCK` batches of documents of like length, decided by recipe and index alone.
-
-    Connectives are rarely asked for before the share `late_from` of the steps: telling how two sentences differ is
-    learned quickly by a model that already fills a gap in one from the other, and hardly at all by one that does not.
-    """
+    """`BLOCK` batches of documents of like length, decided by recipe and index alone."""
     dice = Dice("micro pretraining", recipe.seed, index)
-    share = recipe.asked_early if index * BLOCK < recipe.late_from * recipe.steps else recipe.asked_late
-    coded = [encode(document(dice), words, dice.chance(share)) for _ in range(BLOCK * recipe.batch)]
+    part, inside = recipe.at(index * BLOCK)
+    share = part.asked_when_quiet if inside < part.quiet_steps else part.asked
+    coded = [encode(document(dice, part.mix), words, dice.chance(share)) for _ in range(BLOCK * recipe.batch)]
     coded.sort(key=lambda pair: len(pair[0]))
     return dice.shuffled([coded[i : i + recipe.batch] for i in range(0, len(coded), recipe.batch)])
 
 
 def mask(
-    coded: list[tuple[list[int], int | None]], recipe: Recipe, vocabulary_size: int, generator: torch.Generator
+    coded: list[tuple[list[int], int | None]],
+    shares: tuple[float, float],
+    vocabulary_size: int,
+    generator: torch.Generator,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Inputs, attention mask and targets (B, T): of the chosen words 70 % masked, 15 % replaced, 15 % left.
 
-    Where the connective is asked for it is the target at `<s>` and the only one, so that it can be told.
+    `shares` are those of the words chosen in an ordinary document, and in one whose connective is asked for: there it
+    is the target at `<s>`, and few words are chosen, so that it can be told.
     """
     width = max(len(ids) for ids, _ in coded)
     clean = torch.tensor([ids + [PAD] * (width - len(ids)) for ids, _ in coded])
-    share = torch.tensor([[recipe.masked if asked is None else 0.0] for _, asked in coded])
+    share = torch.tensor([[shares[0] if asked is None else shares[1]] for _, asked in coded])
     chosen = (torch.rand(clean.shape, generator=generator) < share) & (clean >= len(SPECIAL))
     fate = torch.rand(clean.shape, generator=generator)
     anything = torch.randint(len(SPECIAL), vocabulary_size, clean.shape, generator=generator)
@@ -113,36 +143,32 @@ def mask(
 
 
 def objective(
-    model: transformers.RobertaForMaskedLM,
-    inputs: torch.Tensor,
-    attention: torch.Tensor,
-    targets: torch.Tensor,
-    weight: float,
+    model: transformers.RobertaForMaskedLM, inputs: torch.Tensor, attention: torch.Tensor, targets: torch.Tensor
 ) -> torch.Tensor:
-    """Mean cross entropy of the masked words, plus `weight` times that of the connectives."""
+    """Mean cross entropy of the masked words, plus that of the connectives."""
     hidden = model.roberta(input_ids=inputs, attention_mask=attention).last_hidden_state
     chosen = targets != IGNORED
     losses = torch.nn.functional.cross_entropy(model.lm_head(hidden[chosen]), targets[chosen], reduction="none")
     at_head = torch.zeros_like(chosen)
     at_head[:, 0] = True
     head = at_head[chosen]
-    parts = [(1.0, losses[~head]), (weight, losses[head])]
-    return torch.stack([share * part.mean() for share, part in parts if part.numel()]).sum()
+    return torch.stack([part.mean() for part in (losses[~head], losses[head]) if part.numel()]).sum()
 
 
-def rate(step: int, recipe: Recipe) -> float:
-    """Learning rate at a step: linear warm-up, then linear decay to zero."""
-    warm = (step + 1) / recipe.warmup_steps
-    left = (recipe.steps - step) / max(1, recipe.steps - recipe.warmup_steps)
-    return recipe.lr * min(1.0, warm, left)
+def rate(part: Round, step: int) -> float:
+    """Learning rate at a step of a round: linear warm-up, then linear decay to zero."""
+    warm = (step + 1) / part.warmup_steps
+    left = (part.steps - step) / max(1, part.steps - part.warmup_steps)
+    return part.lr * min(1.0, warm, left)
 
 
-def _start(recipe: Recipe) -> tuple[transformers.RobertaForMaskedLM, torch.optim.AdamW]:
+def _start(recipe: Recipe) -> transformers.RobertaForMaskedLM:
     torch.manual_seed(recipe.seed)
-    model = transformers.RobertaForMaskedLM(config(recipe)).eval()
-    return model, torch.optim.AdamW(
-        model.parameters(), recipe.lr, (0.9, 0.98), weight_decay=recipe.weight_decay, fused=True
-    )
+    return transformers.RobertaForMaskedLM(config(recipe)).eval()
+
+
+def _optimizer(model: transformers.RobertaForMaskedLM, recipe: Recipe) -> torch.optim.AdamW:
+    return torch.optim.AdamW(model.parameters(), betas=(0.9, 0.98), weight_decay=recipe.weight_decay, fused=True)
 
 
 def pretrain(recipe: Recipe, folder: pathlib.Path) -> tuple[transformers.RobertaForMaskedLM, list[tuple[int, float]]]:
@@ -153,7 +179,8 @@ def pretrain(recipe: Recipe, folder: pathlib.Path) -> tuple[transformers.Roberta
     """
     folder.mkdir(parents=True, exist_ok=True)
     words = vocabulary()
-    model, optimizer = _start(recipe)
+    model = _start(recipe)
+    optimizer = _optimizer(model, recipe)
     curve: list[tuple[int, float]] = []
     saved, begin = folder / _CHECKPOINT, 0
     if saved.exists():
@@ -168,11 +195,15 @@ def pretrain(recipe: Recipe, folder: pathlib.Path) -> tuple[transformers.Roberta
     for step in rich.progress.track(range(begin, recipe.steps), "pre-training", show_speed=False):
         if step % BLOCK == 0 or not batches:
             batches = block(recipe, step // BLOCK, words)
+        part, inside = recipe.at(step)
+        if inside == 0:
+            optimizer = _optimizer(model, recipe)
         generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-        batch = mask(batches[step % BLOCK], recipe, len(words), generator)
+        shares = (recipe.masked, part.masked_when_asked)
+        batch = mask(batches[step % BLOCK], shares, len(words), generator)
         for group in optimizer.param_groups:
-            group["lr"] = rate(step, recipe)
-        loss = objective(model, *batch, recipe.asked_weight)
+            group["lr"] = rate(part, inside)
+        loss = objective(model, *batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -244,10 +275,7 @@ def main() -> None:
     default = Recipe()
     parser = argparse.ArgumentParser(prog="python -m suites.micro.pretrain", description=__doc__)
     parser.add_argument("--folder", type=pathlib.Path, default=encoder_path())
-    for name in ("steps", "seed"):
-        parser.add_argument(f"--{name}", type=int, default=getattr(default, name))
-    parser.add_argument("--lr", type=float, default=default.lr)
-    parser.add_argument("--batch", type=int, default=default.batch)
+    parser.add_argument("--seed", type=int, default=default.seed)
     given = vars(parser.parse_args())
     folder: pathlib.Path = given.pop("folder")
     recipe = dataclasses.replace(default, **given)

@@ -302,6 +302,7 @@ def test_ctrl_c_before_the_first_run_is_said_in_one_line(invoke: Invoke, monkeyp
     assert result.stderr == "interrupted: no run was in hand\n"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 def test_ctrl_c_keeps_the_runs_apart_and_the_same_command_completes_them(tmp_path: Path) -> None:
     store = tmp_path / "store"

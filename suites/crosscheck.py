@@ -13,7 +13,6 @@ import torch
 from torch.utils.data import Dataset
 
 from results.schema import Plan
-from suites import models
 from suites.environment import derived_seed
 from suites.glue import SUITE, encode
 from suites.loop import autocast

@@ -51,7 +51,7 @@ class Round:
 class Recipe:
     """Everything that decides the weights, apart from the language itself.
 
-    The first round is quiet about connectives at its start, and the second asks for little else, mostly between
+    The first round is quiet about connectives at its start, and the others ask for little else, mostly between
     sentences that must be compared word by word: a model that already fills a gap in one sentence from the other
     learns quickly to tell how they differ, and one that does not hardly learns it at all.
     """
@@ -60,6 +60,7 @@ class Recipe:
     rounds: tuple[Round, ...] = (
         Round(7000, 2e-3, 300, "broad", 0.7, 0.05, quiet_steps=2664, asked_when_quiet=0.1),
         Round(3000, 1e-3, 100, "comparing", 0.9, 0.0),
+        Round(4000, 1e-3, 100, "comparing", 0.9, 0.0),
     )
     batch: int = 64  # of every round
     weight_decay: float = 0.01

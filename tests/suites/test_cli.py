@@ -14,11 +14,14 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from typer.testing import CliRunner
 
+from results.schema import Record
 from results.store import read_records
 from suites import options
 from suites.__main__ import app
+from suites.environment import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = ("--seeds", "0", "--task", "cola", "--steps", "2", "--set", "train_rows=32", "--set", "eval_rows=32")
@@ -152,20 +155,12 @@ def cola(tmp_path: Path) -> Path:
     return folder
 
 
-def remove(path: Path) -> None:
-    path.unlink()
-
-
 def truncate(path: Path) -> None:
     path.write_text("\n".join([*SENTENCES[:4], "w4\t1", *SENTENCES[5:]]) + "\n")
 
 
 def mislabel(path: Path) -> None:
     path.write_text("\n".join([*SENTENCES[:2], "w2\t7\t\tsomething", *SENTENCES[3:]]) + "\n")
-
-
-def empty(path: Path) -> None:
-    path.write_text("")
 
 
 def spoil(path: Path) -> None:
@@ -176,10 +171,10 @@ def spoil(path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "parts"),
     [
-        (remove, ("no file {name}", "train.tsv, dev.tsv")),
+        (Path.unlink, ("no file {name}", "train.tsv, dev.tsv")),
         (truncate, ("{name}, line 5", "2 tab-separated columns, expected 4", "'w4\\t1'")),
         (mislabel, ("{name}, line 3", "wrong label '7'", "allowed are 0, 1", "nearest is '1'")),
-        (empty, ("{name}", "no rows", "at least one")),
+        (lambda path: path.write_text(""), ("{name}", "no rows", "at least one")),
         (spoil, ("{name}, line 13", "not UTF-8", "e9")),
     ],
 )
@@ -208,9 +203,6 @@ def test_a_model_folder_without_weights_or_tokenizer_is_refused(invoke: Invoke, 
 
 def record_text(make_plan: Any) -> str:
     """A valid record, made without a run."""
-    from results.schema import Record
-    from suites.environment import environment
-
     plan = make_plan()
     return Record(
         plan=plan,
@@ -219,7 +211,7 @@ def record_text(make_plan: Any) -> str:
         error="nothing",
         started_at="2025-01-01T00:00:00+00:00",
         finished_at="2025-01-01T00:00:00+00:00",
-        environment=environment(__import__("torch").device("cpu"), 1, 1),
+        environment=environment(torch.device("cpu"), 1, 1),
     ).model_dump_json()
 
 

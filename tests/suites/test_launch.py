@@ -38,7 +38,7 @@ def labels(plans: list[Plan]) -> list[str]:
 def test_a_killed_worker_ends_alone_and_only_its_run_is_missing(
     make_plan: Any, runtime: Runtime, tmp_path: Path
 ) -> None:
-    victim = make_plan(method="full", steps=150)
+    victim = make_plan(method="full", steps=80)
     plans = [victim, make_plan(method="lora"), make_plan(method="galore", seed=1)]
     killed: list[int] = []
     events: list[Event] = []
@@ -53,7 +53,7 @@ def test_a_killed_worker_ends_alone_and_only_its_run_is_missing(
 
     predicted = {plan.hash(): 1000 + index for index, plan in enumerate(plans)}
     records = launch(plans, two_at_a_time(runtime), tmp_path, predicted, kill_the_victim)
-    assert 0 < killed[0] < 150
+    assert 0 < killed[0] < 80
     by_hash = {record.plan_hash: record for record in records}
     assert by_hash.keys() == predicted.keys()
     dead = by_hash.pop(victim.hash())
@@ -81,7 +81,7 @@ def test_a_killed_worker_ends_alone_and_only_its_run_is_missing(
 
 @needs_signals
 def test_an_interruption_leaves_records_of_what_was_in_hand(make_plan: Any, runtime: Runtime, tmp_path: Path) -> None:
-    plans = [make_plan(method="full", steps=150), make_plan(method="lora", steps=150), make_plan(method="galore")]
+    plans = [make_plan(method="full", steps=80), make_plan(method="lora", steps=80), make_plan(method="galore")]
 
     def stop(event: Event) -> None:
         if event.step > 0:
@@ -103,7 +103,7 @@ def test_a_store_that_cannot_be_written_stops_the_launch(make_plan: Any, runtime
     store = tmp_path / "store"
     store.write_text("a file in the folder's place")
     with pytest.raises(StoreError, match=r"cannot be written.*--out"):
-        launch([make_plan(), make_plan(seed=1, steps=150)], two_at_a_time(runtime), store, {}, lambda event: None)
+        launch([make_plan(), make_plan(seed=1, steps=80)], two_at_a_time(runtime), store, {}, lambda event: None)
     assert store.read_text() == "a file in the folder's place"
     assert files(tmp_path) == ["store"]
     assert multiprocessing.active_children() == []

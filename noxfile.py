@@ -1,7 +1,7 @@
 """Sessions: `python -m nox -l` lists them; what stands after `--` goes to the command, `-- --help` explains it.
 
-All sessions share one environment under .nox/, made on first use and again when pyproject.toml or constraints.txt change.
-With GNLORP_PYTHON set to an interpreter that has everything installed, that one is used and nothing is installed.
+All sessions share one environment under .nox/, made on first use and again when pyproject.toml or constraints.txt
+change. With GNLORP_PYTHON set to an interpreter that has everything installed, that one is used, nothing installed.
 """
 
 from __future__ import annotations

@@ -120,6 +120,21 @@ def tune(
 
 
 @app.command()
+@takes_options(fixed={"method": "full"}, defaults={"task": "mrpc,rte"})
+def crosscheck(options: Options) -> None:
+    """Train the records' full fine-tuning again with a plain `transformers.Trainer`, and print both scores.
+
+    Needs the records of `run` in --out. Says for each task whether the means agree within the spread over seeds.
+    """
+    with one_line_errors():
+        from suites.crosscheck import comparison_table
+
+        prepared = prepare(options)
+        _, known = missing_runs(prepared, options.out)
+        console.print(comparison_table(prepared.plans, known, prepared.runtime))
+
+
+@app.command()
 def methods() -> None:
     """List the methods, their papers and their settings with defaults."""
     from baselines.registry import methods as all_methods

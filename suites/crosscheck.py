@@ -1,24 +1,68 @@
-"""A second opinion on the loop: the same full fine-tuning by a plain `transformers.Trainer`, scored by the same metrics.
+"""A second opinion on the loop: the same full fine-tuning by a plain `transformers.Trainer`, under the same metrics.
 
-Model, rows, tokens, steps, batch size, peak learning rate, warm-up, clipping and precision are the plan's; order, dropout
-and schedule are Trainer's own, so that scores agree within the spread over seeds, not digit by digit.
+Model, rows, tokens, steps, batch size, peak learning rate, warm-up, clipping and precision are the plan's; order,
+dropout and schedule are Trainer's own, so that scores agree within the spread over seeds, not digit by digit.
 """
 
 from __future__ import annotations
 
+import statistics
 import tempfile
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+from rich.table import Table
 from torch.utils.data import Dataset
 
-from results.schema import Plan
+from results.schema import Plan, Record
 from suites.environment import derived_seed
 from suites.glue import SUITE, encode
 from suites.loop import autocast
 from suites.suite import Runtime
 
 PRECISIONS = {"fp32": False, "bf16-autocast": True}
+
+
+def comparison_table(plans: Sequence[Plan], records: Iterable[Record], runtime: Runtime) -> Table:
+    """Train every plan with Trainer and return a row a task: both means and spreads, and whether they agree.
+
+    They agree where the means differ by at most the sum of the two standard deviations over seeds.
+
+    Raises:
+        ValueError: a plan without an ok record, or one that `trainer_scores` refuses.
+    """
+    known = {record.plan_hash: record for record in records if record.status == "ok"}
+    lost = [plan.label for plan in plans if plan.hash() not in known]
+    if lost:
+        raise ValueError(
+            f"no record of {lost[0]} (and {len(lost) - 1} more): run it first, or name its folder by --out"
+        )
+    table = Table("task", "metric", "seeds", "this loop", "Trainer", "agree", title="Full fine-tuning, two loops")
+    for task in dict.fromkeys(plan.task for plan in plans):
+        own = [plan for plan in plans if plan.task == task]
+        metric = known[own[0].hash()].main_metric
+        assert metric is not None
+        ours = [known[plan.hash()].evaluations[-1].metrics[metric] for plan in own]
+        theirs = [trainer_scores(plan, runtime)[metric] for plan in own]
+        table.add_row(task, metric, str(len(own)), _spread(ours), _spread(theirs), _verdict(ours, theirs))
+    return table
+
+
+def _spread(scores: Sequence[float | None]) -> str:
+    known = [score for score in scores if score is not None]
+    if len(known) < len(scores):
+        return "undefined"
+    deviation = f" ± {statistics.stdev(known):.4f}" if len(known) > 1 else ""
+    return f"{statistics.fmean(known):.4f}{deviation}"
+
+
+def _verdict(ours: Sequence[float | None], theirs: Sequence[float | None]) -> str:
+    first, second = ([score for score in scores if score is not None] for scores in (ours, theirs))
+    if len(first) < max(2, len(ours)) or len(second) < max(2, len(theirs)):
+        return "unknown: needs two seeds with a score"
+    gap = abs(statistics.fmean(first) - statistics.fmean(second))
+    return "yes" if gap <= statistics.stdev(first) + statistics.stdev(second) else "no"
 
 
 class _Rows(Dataset[encode.EncodedRow]):
@@ -38,7 +82,7 @@ def trainer_scores(plan: Plan, runtime: Runtime) -> dict[str, float | None]:
     Raises:
         ValueError: the plan is not plain full fine-tuning with 32-bit states on GLUE.
     """
-    from transformers import Trainer, TrainingArguments
+    from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
     training = plan.training
     if (
@@ -76,6 +120,9 @@ def trainer_scores(plan: Plan, runtime: Runtime) -> dict[str, float | None]:
         def collate(rows: list[encode.EncodedRow]) -> dict[str, Any]:
             return encode.collate(rows, encoded.pad_id, encoded.max_length)
 
-        Trainer(model=model, args=arguments, train_dataset=_Rows(encoded), data_collator=collate).train()
+        trainer = Trainer(model=model, args=arguments, train_dataset=_Rows(encoded), data_collator=collate)
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
+        trainer.train()
     with autocast(model, training):
         return job.evaluate(model).metrics

@@ -47,7 +47,11 @@ def predict_peaks(plans: Sequence[Plan], runtime: Runtime) -> dict[str, int | No
 
 
 def _shapes(job: Job, plan: Plan, runtime: Runtime) -> object:
-    batch = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in sorted(job.largest.items()))
+    # Whether an input is constant counts too: a model leaves out an attention mask that hides nothing.
+    batch = tuple(
+        (name, tuple(tensor.shape), tensor.dtype, bool((tensor == tensor.flatten()[0]).all()))
+        for name, tensor in sorted(job.largest.items())
+    )
     with torch.device("meta"):
         model = get_suite(plan.suite).skeleton(plan, runtime)
     return batch, tuple((name, tuple(parameter.shape)) for name, parameter in model.named_parameters())

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
+import torch
 
 from suites import preflight
 from suites.preflight import check, predict_peaks
+from suites.registry import get_suite
 from suites.suite import Runtime
 
 
@@ -66,3 +69,16 @@ def test_a_longer_text_needs_more(make_plan: Any, runtime: Runtime) -> None:
     short, long = (make_plan(max_length=length) for length in (8, 48))
     peaks = predict_peaks([short, long], runtime)
     assert (peaks[short.hash()] or 0) < (peaks[long.hash()] or 0)
+
+
+def test_a_batch_without_padding_is_another_trace(make_plan: Any, runtime: Runtime) -> None:
+    plan = make_plan()
+    job = get_suite(plan.suite).job(plan, runtime)
+    whole = torch.ones_like(job.largest["attention_mask"])
+    padded = whole.clone()
+    padded[0, -1] = 0
+    keys = [
+        preflight._shapes(dataclasses.replace(job, largest={**job.largest, "attention_mask": mask}), plan, runtime)
+        for mask in (whole, padded)
+    ]
+    assert keys[0] != keys[1]

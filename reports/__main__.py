@@ -11,6 +11,7 @@ from rich.console import Console
 
 from reports.build import glue_report, write_report
 from reports.convention import ChoiceError, Convention
+from reports.readme import filled
 from reports.render import to_screen
 from reports.selection import ReportError
 from results.store import StoreError, read_records
@@ -78,6 +79,21 @@ def glue(
             console.print(to_screen(table, console.width))
     sys.stdout.write("each table also as .csv and .tex, each figure also as .svg; all of it as one page in report.md\n")
     sys.stdout.write("".join(f"{path}\n" for path in paths if path.suffix in (".md", ".png")))
+
+
+@app.command()
+def readme(
+    path: Annotated[Path, typer.Option(help="The README.")] = Path("README.md"),
+    snapshot: Annotated[Path, typer.Option(help="The committed snapshot.")] = Path("reports/snapshot"),
+) -> None:
+    """Put the snapshot's tables between the README's markers."""
+    try:
+        text = filled(path.read_text(), snapshot)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise typer.Exit(2) from None
+    path.write_text(text)
+    sys.stdout.write(f"{path}\n")
 
 
 def _existing(paths: list[Path]) -> list[Path]:

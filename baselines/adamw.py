@@ -9,9 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baselines.method import AdamSettings
-
-SMALLEST_8BIT = 4096
-BLOCK = 256
+from gnlorp.moments import optimizer_state_bytes
 
 
 def adamw(parameters: Iterable[nn.Parameter], adam: AdamSettings) -> Optimizer:
@@ -38,9 +36,7 @@ def adam_state_bytes(elements: int, state_bits: int) -> int:
     32 bits: 8 bytes a value. 8 bits: 2 bytes a value and two fp32 block maxima per 256 values; parameters under 4,096
     values stay at 32 bits, as in bitsandbytes.
     """
-    if state_bits == 32 or elements < SMALLEST_8BIT:
-        return 8 * elements
-    return 2 * elements + 2 * 4 * -(-elements // BLOCK)
+    return optimizer_state_bytes((elements,), projection_rank=None, state_bits=state_bits)
 
 
 def _nearest(adam: AdamSettings) -> int:

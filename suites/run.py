@@ -62,6 +62,9 @@ def build(model: nn.Module, placement: Placement, plan: Plan, device: torch.devi
     """
     method = get_method(plan.method)
     config = validated(method.config_type, plan.method_config, f"{plan.method} setting")
+    for name in ("per_layer", "checkpointing"):
+        if getattr(plan.training, name):
+            raise ValueError(f"{name} = true: the loop does not do this yet (nearest allowed value: false)")
     if plan.training.precision == "bf16":
         model = model.to(torch.bfloat16)
     shapes = targets.shapes(model, placement.targets)

@@ -257,3 +257,12 @@ def test_a_short_run_of_skipped_steps_alone_is_diverged(
     record = execute(make_plan(), runtime, None, quiet)
     assert record.status == "diverged"
     assert record.error == "none of the 3 steps was finite"
+
+
+@pytest.mark.parametrize("name", ["per_layer", "checkpointing"])
+def test_what_the_loop_does_not_do_is_refused(name: str, make_plan: Any, runtime: Runtime) -> None:
+    plan = make_plan()
+    asked = plan.model_copy(update={"training": plan.training.model_copy(update={name: True})})
+    record = execute(asked, runtime, None, quiet)
+    assert record.status == "failed"
+    assert record.error == f"ValueError: {name} = true: the loop does not do this yet (nearest allowed value: false)"

@@ -30,6 +30,22 @@ def adamw(parameters: Iterable[nn.Parameter], adam: AdamSettings) -> Optimizer:
     raise ValueError(f"state_bits {adam.state_bits}: must be 32 or 8 (nearest allowed value: {_nearest(adam)})")
 
 
+def share_tables(optimizer: Optimizer) -> None:
+    """Make all parameters share bitsandbytes' two quantisation tables again: loading a state gives each its own."""
+    tables = getattr(optimizer, "name2qmap", None)
+    if not tables:
+        return
+    for state in optimizer.state.values():
+        for key, name in (("qmap1", "dynamic"), ("qmap2", "udynamic")):
+            held, shared = state.get(key), tables.get(name)
+            if held is None or shared is None:
+                continue
+            if tables[name].device != held.device:
+                tables[name] = shared.to(held.device)
+            assert torch.equal(held, tables[name]), f"{key} is not bitsandbytes' table {name!r}"
+            state[key] = tables[name]
+
+
 def adam_state_bytes(elements: int, state_bits: int) -> int:
     """Return the bytes of Adam's two moments for one parameter of `elements` values, counters and tables left out.
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field
 from torch import nn
+from torch.optim import Optimizer
 
 from baselines.adamw import adam_state_bytes
-from baselines.method import LayerRanks, MethodConfig, Placement, check_rank
+from baselines.method import LayerRanks, Placement, RestartConfig, check_rank
 from baselines.targets import shapes
 
 
-class AdapterConfig(MethodConfig):
+class AdapterConfig(RestartConfig):
     """Settings of a low-rank adapter."""
 
     rank: int = Field(default=8, description="rank of the factors (Hu et al. 2021, section 4.1)")
@@ -52,6 +56,35 @@ def fold(model: nn.Module) -> nn.Module:
     if "peft_config" in vars(model):
         del model.peft_config
     return model
+
+
+@torch.no_grad()
+def restart(model: nn.Module, optimizer: Optimizer, generator: torch.Generator) -> None:
+    """Merge every adapter into its weight and begin it anew: A zero, B drawn, DoRA's magnitude the weight's row norms.
+
+    The layers' outputs stay the same up to rounding. The moments of the factors and magnitudes are dropped.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            # peft counts the adapter as merged from here on; it is a new one, beside the weight again.
+            module.merge()
+            module.merged_adapters.clear()
+            module._caches.clear()
+            for name in module.active_adapters:
+                _begin(module, name, optimizer, generator)
+
+
+def _begin(module: BaseTunerLayer, name: str, optimizer: Optimizer, generator: torch.Generator) -> None:
+    low, high = module.lora_A[name].weight, module.lora_B[name].weight
+    nn.init.kaiming_uniform_(low, a=math.sqrt(5), generator=generator)
+    high.zero_()
+    changed = [low, high]
+    if name in module.lora_magnitude_vector:
+        magnitude = module.lora_magnitude_vector[name].weight
+        magnitude.copy_(module.get_base_layer().weight.float().norm(dim=1))
+        changed.append(magnitude)
+    for parameter in changed:
+        optimizer.state.pop(parameter, None)
 
 
 def ranks(shape: tuple[int, int], config: AdapterConfig) -> LayerRanks:

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baselines.adamw import adam_state_bytes, adamw
-from baselines.adapters import AdapterConfig, factor_state_bytes, fold, inject, ranks
+from baselines.adapters import AdapterConfig, factor_state_bytes, fold, inject, ranks, restart
 from baselines.method import AdamSettings, Method, Placement, trainable
 
 
@@ -46,4 +46,5 @@ METHOD = Method(
     ranks=ranks,
     layer_state_bytes=layer_state_bytes,
     saves_state=True,
+    restart=restart,
 )

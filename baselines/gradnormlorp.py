@@ -5,27 +5,39 @@
 Bytes of state for an O x I weight, basis on the factors' small side: 4 * (2 * P * (O + I) + 2 * R * P + 2 * O) with
 32-bit moments. Stated choices: P = R / 2 unless given, since P = R is a rotation that saves nothing (the release's GLUE
 script runs so); the gradient passes through the norm (`full`); moments are kept at a refresh.
+
+In the form "dense" there are no factors: W' = m * V / ||V||_row with V the whole weight, its gradient projected as in
+GaLore (the release's pre-training goes that way). State: 4 * ((2 * max(O, I) + min(O, I)) * P + 2 * O).
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
+import torch
 from pydantic import Field
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 from torch.optim import Optimizer
 
 from baselines.adamw import adam_state_bytes
-from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Placement, check_rank
+from baselines.method import AdamSettings, LayerRanks, Method, Placement, RestartConfig, check_rank, trainable
 from baselines.projected import check_projection, projected_adamw, projected_state_bytes
 from baselines.targets import shapes
+from gnlorp import GradNormLoRPAdamW, NormLowRankLinear, param_groups
 from gnlorp import attach as attach_layers
-from gnlorp import merge, param_groups
+from gnlorp import merge as merge_layers
+
+DIRECTION = ".parametrizations.weight.original1"
 
 
-class GradNormLoRPConfig(MethodConfig):
+class GradNormLoRPConfig(RestartConfig):
     """Settings of the layer and of the projection."""
 
+    later: ClassVar[frozenset[str]] = RestartConfig.later | {"form"}
+    form: Literal["factors", "dense"] = Field(
+        default="factors", description="frozen weight plus trained factors, or the whole weight trained"
+    )
     rank: int = Field(default=8, description="rank of the factors (paper's GLUE: 8)")
     projection_rank: int = Field(
         default=4, description="rank of the factors' gradient projection (own choice: rank / 2)"
@@ -53,8 +65,19 @@ def configure(rank: int) -> GradNormLoRPConfig:
 
 
 def attach(model: nn.Module, placement: Placement, config: GradNormLoRPConfig) -> None:
-    """Put the weight-normalised layers in place; exactly factors, magnitudes and `placement.trained` train then."""
+    """Put the weight-normalised layers in place.
+
+    Exactly factors, magnitudes and `placement.trained` train then; in the form "dense", everything.
+    """
     layers = shapes(model, placement.targets)
+    if config.form == "dense":
+        if config.merge_gap:
+            raise ValueError("merge_gap: form 'dense' has no factors to merge (nearest allowed form: factors)")
+        check_projection({f"layer {name}": shape for name, shape in layers.items()}, config, config.allow_full_rank)
+        for name in placement.targets:
+            parametrizations.weight_norm(model.get_submodule(name), dim=0)
+        model.requires_grad_(True)
+        return
     check_rank(config.rank, layers)
     if config.rank == 1 and not config.allow_full_rank:
         raise ValueError("rank 1: leaves no smaller projection_rank without allow_full_rank (nearest allowed value: 2)")
@@ -77,18 +100,42 @@ def _factors(layers: dict[str, tuple[int, int]], rank: int) -> dict[str, tuple[i
 
 
 def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: GradNormLoRPConfig) -> Optimizer:
-    """Return AdamW, projected on the factors."""
+    """Return AdamW, projected on the factors, or on the dense directions."""
+    if config.form == "dense":
+        named = trainable(model)
+        directions = {name + DIRECTION for name in placement.targets}
+        projected = [parameter for name, parameter in named.items() if name in directions]
+        plain = [parameter for name, parameter in named.items() if name not in directions]
+        return projected_adamw(projected, plain, adam, config, config.allow_full_rank)
     factors, rest = param_groups(model, projection_rank=config.projection_rank)
     return projected_adamw(factors["params"], rest["params"], adam, config, config.allow_full_rank)
 
 
 def layer_state_bytes(shape: tuple[int, int], config: GradNormLoRPConfig, state_bits: int) -> int:
-    """Return the state bytes of both projected factors and the magnitude."""
+    """Return the state bytes of both projected factors, or of the projected direction, and of the magnitude."""
     outputs, inputs = shape
+    if config.form == "dense":
+        return projected_state_bytes(shape, config, state_bits) + adam_state_bytes(outputs, state_bits)
     factors = ((outputs, config.rank), (config.rank, inputs))
     return sum(projected_state_bytes(factor, config, state_bits) for factor in factors) + adam_state_bytes(
         outputs, state_bits
     )
+
+
+def merge(model: nn.Module) -> nn.Module:
+    """Fold factors, or direction and magnitude, into ordinary weights."""
+    for module in list(model.modules()):
+        if isinstance(module, nn.Linear) and parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    return merge_layers(model)
+
+
+def restart(model: nn.Module, optimizer: Optimizer, generator: torch.Generator) -> None:
+    """Merge the factors into the frozen weights and begin them anew, magnitudes, moments and bases with them."""
+    assert isinstance(optimizer, GradNormLoRPAdamW)
+    for module in model.modules():
+        if isinstance(module, NormLowRankLinear):
+            optimizer.forget([*module.restart(generator), module.magnitude])
 
 
 METHOD = Method(
@@ -100,7 +147,10 @@ METHOD = Method(
     attach=attach,
     optimizer=optimizer,
     merge=merge,
-    ranks=lambda shape, config: LayerRanks(rank=config.rank, projection_rank=config.projection_rank),
+    ranks=lambda shape, config: LayerRanks(
+        rank=config.rank if config.form == "factors" else None, projection_rank=config.projection_rank
+    ),
     layer_state_bytes=layer_state_bytes,
     saves_state=True,
+    restart=restart,
 )

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baselines.adamw import adamw
-from baselines.adapters import AdapterConfig, factor_state_bytes, fold, inject, ranks
+from baselines.adapters import AdapterConfig, factor_state_bytes, fold, inject, ranks, restart
 from baselines.method import AdamSettings, Method, Placement, trainable
 
 
@@ -42,4 +42,5 @@ METHOD = Method(
     ranks=ranks,
     layer_state_bytes=factor_state_bytes,
     saves_state=True,
+    restart=restart,
 )

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict
+import torch
+from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.optim import Optimizer
 
@@ -18,6 +19,39 @@ class MethodConfig(BaseModel):
     """Settings of one method: frozen, unknown names refused. Every default names its source in its description."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Settings that came after records were written: left out of a plan at their default, so that its hash stays."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as a plan holds them."""
+        defaults = {name: type(self).model_fields[name].default for name in self.later}
+        return {
+            name: value
+            for name, value in self.model_dump(mode="json").items()
+            if name not in defaults or value != defaults[name]
+        }
+
+
+class RestartConfig(MethodConfig):
+    """Settings of a method whose factors can be merged into the weight and begun anew (ReLoRA, arXiv 2307.05695)."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"merge_gap", "rewarm_steps"})
+    merge_gap: int = Field(default=0, ge=0, description="steps between merges of the factors into the weight; 0: never")
+    rewarm_steps: int = Field(
+        default=0, ge=0, description="steps of linear warm-up after each merge (ReLoRA, section 3: 50 to 100)"
+    )
+
+
+def merges_after(config: BaseModel, step: int) -> bool:
+    """Whether the factors are merged after optimizer step `step` (from 1)."""
+    return isinstance(config, RestartConfig) and config.merge_gap > 0 and step % config.merge_gap == 0
+
+
+def rewarm_factor(config: BaseModel, step: int) -> float:
+    """Return the factor on the learning rate of optimizer step `step` (from 1): below 1 only soon after a merge."""
+    if not isinstance(config, RestartConfig) or not 0 < config.merge_gap < step:
+        return 1.0
+    return min(1.0, ((step - 1) % config.merge_gap + 1) / (config.rewarm_steps + 1))
 
 
 C = TypeVar("C", bound=MethodConfig)
@@ -75,6 +109,8 @@ class Method(Generic[C]):
         layer_state_bytes: ((O, I), config, state_bits) -> bytes of optimizer state (bases included) that one target
             weight costs.
         saves_state: whether its optimizer state must be smaller than dense AdamW's (the engagement check).
+        restart: (model, optimizer, generator) -> None. Merges the factors into the weights and begins them anew, with
+            no moments; None where the method has no factors. Its config is a `RestartConfig`.
     """
 
     name: str
@@ -88,6 +124,7 @@ class Method(Generic[C]):
     ranks: Callable[[tuple[int, int], C], LayerRanks]
     layer_state_bytes: Callable[[tuple[int, int], C, int], int]
     saves_state: bool
+    restart: Callable[[nn.Module, Optimizer, torch.Generator], None] | None = None
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -244,3 +244,7 @@ class Record(Strict):
     curve: list[CurvePoint] = []
     main_metric: str | None = Field(default=None, description='"split/metric" that stands for the task in tables')
     skipped_steps: int = 0
+    resumed_at: list[int] = Field(default=[], description="steps from whose checkpoints the run went on")
+    final_digest: str | None = Field(
+        default=None, description="sha256 over all weights, buffers and optimizer state at the end"
+    )

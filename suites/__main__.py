@@ -82,7 +82,7 @@ def run(options: Options) -> None:
     """Run the missing runs of a comparison and write one record each."""
     with one_line_errors():
         prepared = prepare(options)
-        failed = start(prepared, options.out)
+        failed = start(prepared, options.out, options.fresh)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -112,7 +112,7 @@ def tune(
 
         prepared = prepare(options, plans=False)
         plans = tuning.grid_plans(prepared.request, prepared.runtime)
-        failed = start(Prepared(prepared.request, prepared.runtime, plans), options.out)
+        failed = start(Prepared(prepared.request, prepared.runtime, plans), options.out, options.fresh)
         console.print(tuning.choice_table(plans, options.out))
         if write:
             console.print(str(tuning.write_choice(prepared.request, plans, options.out)))
@@ -168,6 +168,10 @@ def prepare(options: Options, plans: bool = True) -> Prepared:
     Raises:
         ValueError: whatever is wrong with it, in one line.
     """
+    from suites.distributed import joined_group
+
+    group = joined_group()
+    console.quiet = errors.quiet = not group.leads
     device = resolve_device(options.device)
     name, why = resolve_profile(options.profile, device, insisted=options.device == "cpu")
     console.print(f"profile {name} ({why}), device {device.type}", style="bold")
@@ -179,7 +183,12 @@ def prepare(options: Options, plans: bool = True) -> Prepared:
     suite = get_suite(options.suite)
     folder = Path(options.model) if options.model and Path(options.model).is_dir() else None
     data_dir = options.data_dir.resolve() if options.data_dir is not None else None
-    runtime = shared_out(Runtime(device, data_dir, folder, offline=options.offline), options.workers)
+    if options.checkpoint_every is not None and options.checkpoint_every < 1:
+        raise ValueError(f"checkpoint-every {options.checkpoint_every}: must be at least 1 (nearest allowed value: 1)")
+    runtime = Runtime(
+        device, data_dir, folder, offline=options.offline, group=group, checkpoint_steps=options.checkpoint_every
+    )
+    runtime = shared_out(runtime, options.workers)
     request = Request(
         suite=options.suite,
         profile=name,
@@ -222,9 +231,11 @@ def show(
     references = read_records([reference_root()]) if reference_root().exists() else []
     seconds = expected_seconds(todo, known or references, prepared.runtime.workers)
     console.print(view.summary_line(prepared.plans, todo, prepared.runtime, seconds, out), markup=False)
+    if warning := view.precision_warning(todo, prepared.runtime):
+        console.print(warning, style="yellow", markup=False)
 
 
-def start(prepared: Prepared, out: Path) -> int:
+def start(prepared: Prepared, out: Path, fresh: bool = False) -> int:
     """Show and run the missing plans; return how many did not end well.
 
     Raises:
@@ -232,22 +243,38 @@ def start(prepared: Prepared, out: Path) -> int:
         KeyboardInterrupt: Ctrl-C.
     """
     from results.store import check_writable
+    from suites import checkpoint, distributed
     from suites.console import ProgressListener
-    from suites.launch import launch
+    from suites.launch import launch, launch_here
     from suites.preflight import predict_peaks
 
+    group = prepared.runtime.group
     todo, known = missing_runs(prepared, out)
+    for each in todo:
+        distributed.check_divides(each.training.accumulation, group)
     predicted = predict_peaks(todo, prepared.runtime)
-    if todo:
+    if todo and group.leads:
         check_writable(out)
+        begin_anew(todo, out) if fresh else checkpoint.check_unchanged(out, todo)
     show(prepared, todo, known, predicted, out)
     if not todo:
         return 0
+    if going_on := checkpoint.unfinished(out, todo):
+        console.print(f"{going_on} of them go on from a checkpoint in {out / checkpoint.FOLDER}", markup=False)
     with ProgressListener(console, todo) as listener:
-        records = launch(todo, prepared.runtime, out, predicted, listener)
+        run_all = launch if group.size == 1 else launch_here
+        records = run_all(todo, prepared.runtime, out, predicted, listener)
     bad = [record for record in records if record.status != "ok"]
     console.print(f"{len(records) - len(bad)} runs ok" + (f", {len(bad)} not" if bad else ""))
     return len(bad)
+
+
+def begin_anew(plans: list[Plan], out: Path) -> None:
+    """Remove the checkpoints of these plans."""
+    from suites import checkpoint
+
+    for each in plans:
+        checkpoint.remove(checkpoint.folder_of(out, each))
 
 
 if __name__ == "__main__":

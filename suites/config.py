@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from baselines.method import MethodConfig
 from baselines.registry import checked_name, methods
 
 PROFILES = Path(__file__).parent / "profiles"
@@ -45,6 +46,10 @@ class Settings(BaseModel):
     clip_norm: float | None = Field(default=1.0, ge=0, description="0 = no clipping")
     precision: Literal["fp32", "bf16", "bf16-autocast"] = "fp32"
     state_bits: Literal[8, 32] = 32
+    per_layer: bool = Field(default=False, description="step each parameter inside backward, and free its gradient")
+    checkpointing: bool = Field(
+        default=False, description="compute activations again in backward instead of keeping them"
+    )
     evaluations: int = Field(default=1, ge=1)
     config: dict[str, Any] = Field(default={}, description="settings of the method itself")
     grid: list[dict[str, Any]] = Field(default=[], description="what `tune` tries for a method")
@@ -113,7 +118,7 @@ def validated(kind: type[T], values: Mapping[str, Any], what: str) -> T:
         raise ValueError(f"{what} {name} = {first['input']!r}: {first['msg'].lower()}") from error
 
 
-def method_config(method: str, rank: int, overrides: Mapping[str, Any]) -> BaseModel:
+def method_config(method: str, rank: int, overrides: Mapping[str, Any]) -> MethodConfig:
     """Return a method's settings in a comparison at `rank`, with `overrides` on top.
 
     Raises:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from baselines.registry import get_method
 from results.schema import Plan, Record
+from suites.environment import bf16_slowdown
 from suites.launch import Event
 from suites.suite import Runtime
 
@@ -85,6 +86,19 @@ def summary_line(
     return (
         f"{_counted(len(plans), 'run')} ({_counted(tasks, 'task')}), {len(todo)} missing; {runtime.workers} at a time, "
         f"{_counted(runtime.threads, 'thread')} each; expected time: {expected}; records in {out}"
+    )
+
+
+def precision_warning(plans: Sequence[Plan], runtime: Runtime) -> str | None:
+    """Return what to know about bf16 on this processor, if a plan wants it there and it is slower than fp32."""
+    if all(plan.training.precision == "fp32" for plan in plans):
+        return None
+    factor = bf16_slowdown(runtime.device)
+    if factor is None or factor < 1.5:
+        return None
+    return (
+        f"warning: bf16 takes {factor:.0f} times as long as fp32 on this processor (one matrix product, measured now); "
+        "--set precision=fp32 is another plan, with records of its own"
     )
 
 

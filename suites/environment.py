@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 import subprocess
+import time
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -145,3 +146,22 @@ def derived_seed(seed: int, purpose: str) -> int:
     if not purpose:
         raise ValueError("the purpose of a seed is empty: it must name what the seed is for")
     return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}".encode()).digest()[:4], "big")
+
+
+def bf16_slowdown(device: torch.device) -> float | None:
+    """Return bf16's time over fp32's for one matrix product on this processor; None on a GPU.
+
+    Processors without bf16 units take many times as long: nothing is wrong then, but the run should know.
+    """
+    if device.type != "cpu":
+        return None
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.ones(128, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            left @ right
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times)
+    return seconds[torch.bfloat16] / seconds[torch.float32]

@@ -24,7 +24,8 @@ from types import FrameType
 import torch
 
 from results.schema import Plan, Record, Status
-from results.store import StoreError, read_record, write_record
+from results.store import FINAL, StoreError, read_record, write_record
+from suites import checkpoint
 from suites.environment import environment, usable_cpus
 from suites.suite import Runtime
 
@@ -110,6 +111,43 @@ def launch(
     return records
 
 
+def launch_here(
+    plans: Sequence[Plan], runtime: Runtime, store: Path, predicted: dict[str, int | None], listen: Listener
+) -> list[Record]:
+    """Run `plans` one after the other in this process, as one of the group's; process 0 alone writes records.
+
+    Raises:
+        StoreError: a record cannot be written.
+        RuntimeError: a run did not end well on every process: the group cannot be trusted after that.
+    """
+    from suites.run import execute
+
+    torch.set_num_threads(runtime.threads)
+    records = []
+    for plan in plans:
+        runtime.group.wait()
+        listen(Event(plan))
+        last = 0.0
+
+        def report(step: int, loss: float, plan: Plan = plan) -> None:
+            nonlocal last
+            if time.monotonic() - last > REPORT_EVERY_S or step == plan.training.steps:
+                last = time.monotonic()
+                listen(Event(plan, step=step, loss=loss))
+
+        predicted_bytes = predicted.get(plan.hash())
+        record = execute(plan, runtime, predicted_bytes, report, checkpoint.folder_of(store, plan))
+        if runtime.group.leads:
+            keep(store, record)
+        listen(Event(plan, record=record))
+        records.append(record)
+        if record.status == "interrupted":
+            raise Interrupted
+        if record.status != "ok":
+            raise RuntimeError(f"{plan.label}: {record.status} on process {runtime.group.rank}: {record.error}")
+    return records
+
+
 def _start(
     context: multiprocessing.context.ForkServerContext,
     plan: Plan,
@@ -148,13 +186,21 @@ def _work(plan: Plan, runtime: Runtime, store: Path, predicted: int | None, pipe
                 # The launcher is gone: nobody waits for this run any more.
                 raise KeyboardInterrupt from None
 
-    record = execute(plan, runtime, predicted, report)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        write_record(store, record)
-    except StoreError as problem:
+        with checkpoint.held(store, plan):
+            record = execute(plan, runtime, predicted, report, checkpoint.folder_of(store, plan))
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            keep(store, record)
+    except (StoreError, checkpoint.CheckpointError) as problem:
         pipe.send(("store", str(problem)))
     pipe.close()
+
+
+def keep(store: Path, record: Record) -> None:
+    """Write a record; with a final one the run's checkpoints have done their work."""
+    write_record(store, record)
+    if record.status in FINAL:
+        checkpoint.remove(checkpoint.folder_of(store, record.plan))
 
 
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
@@ -277,14 +323,18 @@ def _undisturbed() -> Iterator[None]:
 def shared_out(runtime: Runtime, workers: int | None) -> Runtime:
     """Return `runtime` with workers and threads set: one worker on a GPU, else one thread a worker and a worker a core.
 
+    The processes of a group share the cores and do one run at a time.
+
     Raises:
-        ValueError: `workers` is below 1 or above the number of usable cores.
+        ValueError: `workers` is below 1 or above the number of usable cores, or above 1 in a group.
     """
-    cpus = usable_cpus()
-    if workers is not None and not 1 <= workers <= cpus:
+    cpus, size = usable_cpus(), runtime.group.size
+    most = cpus if size == 1 else 1
+    if workers is not None and not 1 <= workers <= most:
+        rule = "the usable cores" if size == 1 else f"since {size} processes work on one run together"
         raise ValueError(
-            f"workers {workers}: must be between 1 and {cpus}, the usable cores "
-            f"(nearest allowed value: {min(max(workers, 1), cpus)})"
+            f"workers {workers}: must be between 1 and {most}, {rule} "
+            f"(nearest allowed value: {min(max(workers, 1), most)})"
         )
-    chosen = workers or (1 if runtime.device.type == "cuda" else cpus)
-    return replace(runtime, workers=chosen, threads=max(1, cpus // chosen))
+    chosen = workers or (1 if runtime.device.type == "cuda" else most)
+    return replace(runtime, workers=chosen, threads=max(1, cpus // (chosen * size)))

@@ -13,9 +13,12 @@ from torch import nn
 from torch.optim import Optimizer
 
 from results.schema import CurvePoint, Evaluation, Timing, TrainingPlan
+from suites.distributed import Group
+from suites.per_layer import PerLayer
 from suites.suite import Batch, Job, Scores
 
 UNTIMED_STEPS = 2
+ALONE = Group()
 Progress = Callable[[int, float], None]
 
 
@@ -66,17 +69,37 @@ class Clock:
 
 @dataclass
 class Outcome:
-    """What a run has reached so far; whole also when the run ends early."""
+    """What a run has reached so far; whole also when the run ends early, and what a resumed run starts from."""
 
+    steps_done: int = 0
     evaluations: list[Evaluation] = field(default_factory=list)
     curve: list[CurvePoint] = field(default_factory=list)
     skipped_steps: int = 0
+    skipped_in_a_row: int = 0
     refreshes: int = 0
     timed: dict[str, float] = field(default_factory=dict)
     timed_steps: int = 0
     refresh_steps: int = 0
     tokens: int = 0
     evaluation_s: float = 0.0
+    resumed_at: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a run does around the loop's steps; steps count from 1, and a hook runs after its step.
+
+    Attributes:
+        report: (step, loss), after every step.
+        rate: step -> factor on the scheduled learning rate of that step.
+        restart: step -> None; may change model and optimizer (factors merged and begun anew).
+        save: step -> None; the run's whole state can be written.
+    """
+
+    report: Progress
+    rate: Callable[[int], float] = lambda step: 1.0
+    restart: Callable[[int], None] = lambda step: None
+    save: Callable[[int], None] = lambda step: None
 
 
 def train_step(
@@ -86,71 +109,108 @@ def train_step(
     job: Job,
     plan: TrainingPlan,
     clock: Clock,
+    group: Group = ALONE,
+    per_layer: PerLayer | None = None,
 ) -> tuple[float, float, bool]:
     """Do one optimizer step over `micro_batches` and return (mean loss, gradient norm before clipping, applied).
 
-    The loss of each micro-batch counts by its rows, so that k micro-batches give the gradient of one batch. A step
-    whose loss or gradient norm is not finite changes nothing: it is not applied.
+    The loss of each micro-batch counts by `job.weight`, so that k micro-batches give the gradient of one batch. Each
+    process of `group` works on every `group.size`-th of them. A step whose loss or gradient norm is not finite changes
+    nothing: it is not applied. With `per_layer` only the parameters whose own gradient is not finite stay unchanged.
     """
-    rows = [len(next(iter(batch.values()))) for batch in micro_batches]
+    weights = [job.weight(batch) for batch in micro_batches]
+    device = next(model.parameters()).device
+    mine = slice(group.rank, None, group.size)
     loss = 0.0
-    for batch, count in zip(micro_batches, rows, strict=True):
-        share = count / sum(rows)
+    for batch, weight in zip(micro_batches[mine], weights[mine], strict=True):
+        share = weight / sum(weights)
         with clock.phase("forward"), autocast(model, plan):
             value = job.loss(model, batch)
         with clock.phase("backward"):
             (value * share).backward()
         loss += float(value.detach()) * share
     with clock.phase("optimizer"):
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        applied = math.isfinite(loss) and bool(torch.isfinite(norm))
+        loss = group.total(loss, device)
+        if per_layer is not None:
+            norm, applied = per_layer.finish()
+            return loss, norm, applied
+        parameters = [parameter for each in optimizer.param_groups for parameter in each["params"]]
+        group.sum_(parameter.grad for parameter in parameters if parameter.grad is not None)
+        total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        applied = math.isfinite(loss) and bool(torch.isfinite(total))
         if applied:
             if plan.clip_norm is not None:
-                nn.utils.clip_grads_with_norm_(parameters, plan.clip_norm, norm)
+                nn.utils.clip_grads_with_norm_(parameters, plan.clip_norm, total)
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return loss, float(norm), applied
+    return loss, float(total), applied
 
 
-def train(model: nn.Module, optimizer: Optimizer, job: Job, plan: TrainingPlan, out: Outcome, report: Progress) -> None:
-    """Run all optimizer steps of `plan`, filling `out` as they go.
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    job: Job,
+    plan: TrainingPlan,
+    out: Outcome,
+    hooks: Hooks,
+    group: Group = ALONE,
+) -> None:
+    """Run the optimizer steps of `plan` that `out` does not hold yet, filling `out` as they go.
 
-    Evaluation is off the clock; the first `UNTIMED_STEPS` steps are too. The learning rate in the curve is the one the
-    step used.
+    Evaluation is off the clock; the first `UNTIMED_STEPS` steps of a process are too. The learning rate in the curve
+    is the one the step used.
 
     Raises:
         DivergedError: `plan.max_skipped` steps in a row were not finite, or none at all was.
+        ValueError: per-layer updates with accumulation, clipping or several processes.
     """
     device = next(model.parameters()).device
-    for group in optimizer.param_groups:
-        group.setdefault("initial_lr", group["lr"])
-    stream = job.batches(0)
+    for each in optimizer.param_groups:
+        each.setdefault("initial_lr", each["lr"])
+    per_layer = per_layer_of(optimizer, plan, group)
+    stream = job.batches(out.steps_done * plan.accumulation)
     evaluate_after = evaluation_steps(plan)
-    skipped_in_a_row = 0
-    for step in range(plan.steps):
-        factor = rate_factor(step, plan)
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] * factor
+    untimed = out.steps_done + UNTIMED_STEPS
+    for step in range(out.steps_done + 1, plan.steps + 1):
+        factor = rate_factor(step - 1, plan) * hooks.rate(step)
+        for each in optimizer.param_groups:
+            each["lr"] = each["initial_lr"] * factor
         batches = [_to(next(stream), device) for _ in range(plan.accumulation)]
         clock = Clock(device)
-        loss, norm, applied = train_step(model, optimizer, batches, job, plan, clock)
+        loss, norm, applied = train_step(model, optimizer, batches, job, plan, clock, group, per_layer)
         refreshed = applied and bool(getattr(optimizer, "last_refreshed", False))
         out.curve.append(
-            CurvePoint(step=step + 1, loss=loss, learning_rate=plan.learning_rate * factor, gradient_norm=norm)
+            CurvePoint(step=step, loss=loss, learning_rate=plan.learning_rate * factor, gradient_norm=norm)
         )
         out.refreshes += refreshed
-        if step >= UNTIMED_STEPS:
+        if step > untimed:
             _add_times(out, clock, refreshed, sum(job.tokens(batch) for batch in batches))
-        skipped_in_a_row = 0 if applied else skipped_in_a_row + 1
+        out.skipped_in_a_row = 0 if applied else out.skipped_in_a_row + 1
         out.skipped_steps += not applied
-        if skipped_in_a_row >= plan.max_skipped:
-            raise DivergedError(f"{skipped_in_a_row} steps in a row were not finite, the last one step {step + 1}")
-        if step + 1 in evaluate_after:
-            _evaluate(model, job, plan, step + 1, out)
-        report(step + 1, loss)
+        if out.skipped_in_a_row >= plan.max_skipped:
+            raise DivergedError(f"{out.skipped_in_a_row} steps in a row were not finite, the last one step {step}")
+        if applied:
+            hooks.restart(step)
+        if step in evaluate_after:
+            _evaluate(model, job, plan, step, out)
+        out.steps_done = step
+        hooks.report(step, loss)
+        hooks.save(step)
     if out.skipped_steps == plan.steps:
         raise DivergedError(f"none of the {plan.steps} steps was finite")
+
+
+def per_layer_of(optimizer: Optimizer, plan: TrainingPlan, group: Group = ALONE) -> PerLayer | None:
+    """Switch `optimizer` to per-layer updates if the plan says so.
+
+    Raises:
+        ValueError: with gradient accumulation, clipping by the common norm, or several processes.
+    """
+    if not plan.per_layer:
+        return None
+    if group.size > 1:
+        raise ValueError(f"per_layer with {group.size} processes: not possible (nearest allowed value: 1 process)")
+    return PerLayer(optimizer, plan.accumulation, plan.clip_norm)
 
 
 def timing(out: Outcome, wall_s: float) -> Timing:

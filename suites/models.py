@@ -140,6 +140,20 @@ def classifier_skeleton(plan: ModelPlan, runtime: Runtime, num_labels: int) -> n
     return model.train()
 
 
+def checkpoint_activations(model: nn.Module) -> None:
+    """Have the model keep only its blocks' inputs for the backward pass and compute the rest again.
+
+    Raises:
+        ValueError: the model has no such mode.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise ValueError(f"checkpointing = true: {type(model).__name__} cannot (nearest allowed value: false)")
+    options = {"use_reentrant": False}
+    # The second name is that of transformers below 5.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable(options)
+
+
 def unreachable(what: str, plan: ModelPlan, error: Exception) -> str:
     """Return one line that says what could not be had, why, and what can be done."""
     reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]

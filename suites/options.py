@@ -57,6 +57,12 @@ class Options:
     out: Annotated[Path, typer.Option(help="folder of the records; a run with a record there is not run again")] = RUNS
     workers: Annotated[int | None, typer.Option(help="runs at a time; default: one a core, one on a GPU")] = None
     device: Device = "auto"
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="optimizer steps between checkpoints; default: one every five minutes")
+    ] = None
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="start anew instead of going on from the checkpoints of a run cut off")
+    ] = False
     offline: Annotated[bool, typer.Option("--offline", help="never use the network")] = False
 
 

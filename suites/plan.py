@@ -70,7 +70,7 @@ def make_plan(request: Request, layers: list[dict[str, Any]], task: str, method:
         task=task,
         profile=request.profile,
         method=method,
-        method_config=method_config(method, request.rank, settings.config).model_dump(mode="json"),
+        method_config=method_config(method, request.rank, settings.config).settings(),
         targets=settings.targets,
         seed=request.seeds[0],
         model=models.resolve_model(settings.model, runtime),
@@ -83,7 +83,8 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
     """Resolve steps, epochs and warm-up to numbers.
 
     Raises:
-        ValueError: steps and epochs both or neither given; a batch that the accumulation does not divide.
+        ValueError: steps and epochs both or neither given; a batch that the accumulation does not divide; per-layer
+            updates with accumulation or clipping.
     """
     if (settings.steps is None) == (settings.epochs is None):
         raise ValueError("steps and epochs: give exactly one of the two (--steps N or --epochs X)")
@@ -93,6 +94,15 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
         raise ValueError(
             f"accumulation {settings.accumulation}: must divide batch_size {settings.batch_size} "
             f"(nearest allowed value: {near})"
+        )
+    if settings.per_layer and settings.accumulation > 1:
+        raise ValueError(
+            f"accumulation {settings.accumulation}: per_layer uses a gradient up at once (nearest allowed value: 1)"
+        )
+    if settings.per_layer and settings.clip_norm:
+        raise ValueError(
+            f"clip_norm {settings.clip_norm}: per_layer never has the norm over all gradients "
+            "(nearest allowed value: 0)"
         )
     per_epoch = math.ceil(train_rows / settings.batch_size)
     if settings.epochs is None:
@@ -113,6 +123,8 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
         clip_norm=settings.clip_norm or None,
         precision=settings.precision,
         state_bits=settings.state_bits,
+        per_layer=settings.per_layer,
+        checkpointing=settings.checkpointing,
         evaluations=min(settings.evaluations, steps),
     )
 

@@ -67,5 +67,7 @@ def _step_key(plan: Plan) -> object:
         training.accumulation,
         training.precision,
         training.state_bits,
+        training.per_layer,
+        training.checkpointing,
         training.clip_norm is None,
     )

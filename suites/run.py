@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,14 +17,23 @@ from torch.optim import Optimizer
 
 from baselines import targets
 from baselines.adamw import adam_state_bytes
-from baselines.method import AdamSettings, Method, Placement, check_optimizer_covers, trainable
+from baselines.method import (
+    AdamSettings,
+    Method,
+    Placement,
+    check_optimizer_covers,
+    merges_after,
+    rewarm_factor,
+    trainable,
+)
 from baselines.registry import get_method
 from gnlorp import Diverged
 from results.schema import Engagement, Layer, Memory, Peak, Plan, Record, Status
-from suites import measure, tracker
+from suites import measure, resume, tracker
 from suites.config import validated
 from suites.environment import derived_seed, environment
-from suites.loop import Clock, DivergedError, Outcome, Progress, timing, train, train_step
+from suites.loop import Clock, DivergedError, Hooks, Outcome, Progress, per_layer_of, timing, train, train_step
+from suites.models import checkpoint_activations
 from suites.registry import get_suite
 from suites.suite import Job, Runtime
 
@@ -62,9 +72,8 @@ def build(model: nn.Module, placement: Placement, plan: Plan, device: torch.devi
     """
     method = get_method(plan.method)
     config = validated(method.config_type, plan.method_config, f"{plan.method} setting")
-    for name in ("per_layer", "checkpointing"):
-        if getattr(plan.training, name):
-            raise ValueError(f"{name} = true: the loop does not do this yet (nearest allowed value: false)")
+    if plan.training.checkpointing:
+        checkpoint_activations(model)
     if plan.training.precision == "bf16":
         model = model.to(torch.bfloat16)
     shapes = targets.shapes(model, placement.targets)
@@ -109,9 +118,10 @@ def prediction_build(
     def make() -> tuple[nn.Module, Optimizer, Callable[[], None]]:
         built = build(suite.skeleton(plan, runtime), job.placement, plan, cpu)
         _set_refresh_gap(built.optimizer, NEVER)
+        per_layer = per_layer_of(built.optimizer, plan.training)
 
         def step() -> None:
-            train_step(built.model, built.optimizer, batches, job, plan.training, Clock(cpu))
+            train_step(built.model, built.optimizer, batches, job, plan.training, Clock(cpu), per_layer=per_layer)
 
         return built.model, built.optimizer, step
 
@@ -134,9 +144,10 @@ def tracked_pass(built: Built, job: Job, plan: Plan, device: torch.device) -> Tr
     job.loss(built.model, batch).backward()
     gradient_bytes = measure.gradient_bytes(built.model)
     built.optimizer.zero_grad(set_to_none=True)
+    per_layer = per_layer_of(built.optimizer, plan.training)
 
     def step() -> None:
-        train_step(built.model, built.optimizer, batches, job, plan.training, Clock(device))
+        train_step(built.model, built.optimizer, batches, job, plan.training, Clock(device), per_layer=per_layer)
 
     # Twice: a factor that starts at zero leaves its partner without a gradient in the first step, so that the
     # partner's basis and moments only come with the second.
@@ -162,8 +173,18 @@ def check_fit(plan: Plan, runtime: Runtime) -> None:
         method.attach(suite.skeleton(plan, runtime), suite.placement(plan, runtime), config)
 
 
-def execute(plan: Plan, runtime: Runtime, predicted_peak_bytes: int | None, report: Progress) -> Record:
-    """Run `plan` and return its record, whatever happens: a failure is a status with its text."""
+def execute(
+    plan: Plan,
+    runtime: Runtime,
+    predicted_peak_bytes: int | None,
+    report: Progress,
+    checkpoints: Path | None = None,
+) -> Record:
+    """Run `plan` and return its record, whatever happens: a failure is a status with its text.
+
+    Goes on from the newest whole checkpoint in the folder `checkpoints`, and writes its own there; they go away once
+    the run has a final record.
+    """
     started = _now()
     start = time.perf_counter()
     rss_start = measure.rss_bytes()
@@ -172,7 +193,7 @@ def execute(plan: Plan, runtime: Runtime, predicted_peak_bytes: int | None, repo
     status: Status = "ok"
     error: str | None = None
     try:
-        _execute(plan, runtime, predicted_peak_bytes, rss_start, report, out, parts)
+        _execute(plan, runtime, predicted_peak_bytes, rss_start, report, checkpoints, out, parts)
     except KeyboardInterrupt:
         status, error = "interrupted", "interrupted by the user"
     except (DivergedError, Diverged) as problem:
@@ -195,6 +216,7 @@ def execute(plan: Plan, runtime: Runtime, predicted_peak_bytes: int | None, repo
         evaluations=out.evaluations,
         curve=out.curve,
         skipped_steps=out.skipped_steps,
+        resumed_at=out.resumed_at,
         **parts,
     )
 
@@ -212,6 +234,7 @@ def _execute(
     predicted: int | None,
     rss_start: int,
     report: Progress,
+    checkpoints: Path | None,
     out: Outcome,
     parts: dict[str, Any],
 ) -> None:
@@ -231,9 +254,13 @@ def _execute(
             _check_certificate(parts["engagement"], built, plan)
         report(step, loss)
 
-    torch.manual_seed(derived_seed(plan.seed, "dropout"))
+    torch.manual_seed(derived_seed(plan.seed, "dropout") + runtime.group.rank)
+    saver = resume.Saver(checkpoints, plan, runtime, built.model, built.optimizer, out)
+    saver.load()
+    hooks = _hooks(built, plan, device, watched, saver.save)
     with devices.phase("train"):
-        train(built.model, built.optimizer, job, plan.training, out, watched)
+        train(built.model, built.optimizer, job, plan.training, out, hooks, runtime.group)
+    parts["final_digest"] = resume.digest(built.model, built.optimizer)
     parts["engagement"] = _certificate(built, out)
     _check_certificate(parts["engagement"], built, plan)
     parts["memory"] = Memory(
@@ -252,6 +279,19 @@ def _execute(
         cuda_allocated_bytes=devices.allocated_bytes,
         cuda_reserved_bytes=devices.reserved_bytes,
     )
+
+
+def _hooks(built: Built, plan: Plan, device: torch.device, report: Progress, save: Callable[[int], None]) -> Hooks:
+    method = get_method(plan.method)
+    config = validated(method.config_type, plan.method_config, f"{plan.method} setting")
+
+    def restart(step: int) -> None:
+        if merges_after(config, step) and step < plan.training.steps:
+            assert method.restart is not None
+            generator = torch.Generator(device).manual_seed(derived_seed(plan.seed, f"restart {step}"))
+            method.restart(built.model, built.optimizer, generator)
+
+    return Hooks(report, lambda step: rewarm_factor(config, step), restart, save)
 
 
 def _certificate(built: Built, out: Outcome) -> Engagement:

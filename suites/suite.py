@@ -13,13 +13,17 @@ from torch import Tensor, nn
 from baselines.method import Placement
 from results.schema import DataFacts, DataPlan, Plan
 from suites.config import Settings
+from suites.distributed import Group
 
 Batch = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a run needs to know of its machine; nothing here changes a result, so nothing here is in the plan."""
+    """What a run needs to know of its machine; nothing here changes a result, so nothing here is in the plan.
+
+    `checkpoint_steps`: optimizer steps between checkpoints; None: one every `checkpoint_s` seconds.
+    """
 
     device: torch.device
     data_dir: Path | None = None
@@ -27,6 +31,9 @@ class Runtime:
     threads: int = 1
     workers: int = 1
     offline: bool = False
+    group: Group = Group()
+    checkpoint_steps: int | None = None
+    checkpoint_s: float = 300.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,11 @@ class Scores:
 
     rows: dict[str, int]
     metrics: dict[str, float | None]
+
+
+def rows(batch: Batch) -> int:
+    """Return the rows of a micro-batch."""
+    return len(next(iter(batch.values())))
 
 
 @dataclass(frozen=True)
@@ -51,6 +63,7 @@ class Job:
         evaluate: model -> scores; leaves the model in training mode as it found it.
         facts: what was loaded.
         main_metric: the key of `Scores.metrics` that stands for the task.
+        weight: batch -> how much its mean loss counts among the micro-batches of a step.
     """
 
     model: Callable[[], nn.Module]
@@ -62,6 +75,7 @@ class Job:
     evaluate: Callable[[nn.Module], Scores]
     facts: DataFacts
     main_metric: str
+    weight: Callable[[Batch], int] = rows
 
 
 class Suite(Protocol):

@@ -197,7 +197,7 @@ def test_method_config_puts_overrides_on_top_of_the_rank() -> None:
     ("method", "rank", "overrides", "text"),
     [
         ("lorra", 8, {}, r"^unknown method 'lorra': known are .*; nearest: lora$"),
-        ("lora", 8, {"alfa": 1.0}, r"^unknown lora setting 'alfa': known are rank, alpha, dropout; nearest: alpha$"),
+        ("lora", 8, {"alfa": 1.0}, r"^unknown lora setting 'alfa': known are .*alpha, dropout; nearest: alpha$"),
         ("lora", 8, {"alpha": 0}, r"^lora setting alpha = 0: input should be greater than 0$"),
         ("lora", 8, {"dropout": 1.0}, r"^lora setting dropout = 1.0: input should be less than 1$"),
         ("galore", 8, {"side": "left"}, r"^galore setting side = 'left': input should be 'small', 'large' or 'both'$"),

@@ -95,3 +95,10 @@ def test_seeds_are_fixed_numbers() -> None:
 def test_bad_seeds(seed: int, purpose: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         env.derived_seed(seed, purpose)
+
+
+def test_bf16_is_compared_with_fp32_on_a_processor_only() -> None:
+    factor = env.bf16_slowdown(torch.device("cpu"))
+    assert factor is not None
+    assert factor > 0
+    assert env.bf16_slowdown(torch.device("cuda")) is None

@@ -13,7 +13,9 @@ import pytest
 
 from results.schema import Plan, Record
 from results.store import StoreError, read_record, read_records
+from suites import console
 from suites import launch as launching
+from suites.checkpoint import LOCK
 from suites.environment import usable_cpus
 from suites.launch import Event, Interrupted, launch, shared_out
 from suites.plan import missing
@@ -27,7 +29,7 @@ def two_at_a_time(runtime: Runtime) -> Runtime:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*"))
+    return sorted(path.name for path in folder.rglob("*") if path.name != LOCK)
 
 
 def labels(plans: list[Plan]) -> list[str]:
@@ -171,3 +173,14 @@ def test_cores_are_shared_out_among_workers(runtime: Runtime) -> None:
     assert (every.workers, every.threads) == (usable_cpus(), 1)
     one = shared_out(runtime, 1)
     assert (one.workers, one.threads) == (1, usable_cpus())
+
+
+@pytest.mark.parametrize(
+    ("precision", "factor", "warns"), [("bf16-autocast", 90.0, True), ("bf16", 1.1, False), ("fp32", 90.0, False)]
+)
+def test_slow_bf16_is_said_before_the_run(
+    precision: str, factor: float, warns: bool, make_plan: Any, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "bf16_slowdown", lambda device: factor)
+    text = console.precision_warning([make_plan(precision=precision)], runtime)
+    assert (text is not None and "bf16 takes 90 times as long" in text) is warns

@@ -19,6 +19,7 @@ from suites.loop import (
     UNTIMED_STEPS,
     Clock,
     DivergedError,
+    Hooks,
     Outcome,
     evaluation_steps,
     rate_factor,
@@ -98,7 +99,7 @@ def micro_training(plan: Plan, runtime: Runtime, dropout: bool = True) -> tuple[
     built = build(model, job.placement, plan, CPU)
     out = Outcome()
     torch.manual_seed(derived_seed(plan.seed, "dropout"))
-    train(built.model, built.optimizer, job, plan.training, out, lambda step, loss: None)
+    train(built.model, built.optimizer, job, plan.training, out, Hooks(lambda step, loss: None))
     return built.model, out, job
 
 
@@ -276,7 +277,7 @@ def trained(stream: list[Batch], **plan: Any) -> Outcome:
     model = network()
     out = Outcome()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    train(model, optimizer, toy_job(stream), training(steps=len(stream), **plan), out, lambda step, loss: None)
+    train(model, optimizer, toy_job(stream), training(steps=len(stream), **plan), out, Hooks(lambda step, loss: None))
     return out
 
 
@@ -310,7 +311,7 @@ def test_the_curve_holds_the_learning_rate_that_the_step_used() -> None:
     model = network()
     out = Outcome()
     plan = training(steps=5, warmup_steps=2)
-    train(model, Watching(model.parameters(), lr=0.1), toy_job(stream), plan, out, lambda step, loss: None)
+    train(model, Watching(model.parameters(), lr=0.1), toy_job(stream), plan, out, Hooks(lambda step, loss: None))
     assert [point.learning_rate for point in out.curve] == pytest.approx(rates, rel=1e-12)
     assert rates == pytest.approx([0.1 / 3, 0.2 / 3, 0.1, 0.2 / 3, 0.1 / 3])
 
@@ -320,7 +321,7 @@ def test_two_groups_keep_the_ratio_of_their_learning_rates() -> None:
     groups = [{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.2}]
     optimizer = torch.optim.SGD(groups, lr=0.1)
     stream = [rows(4, seed) for seed in range(3)]
-    train(model, optimizer, toy_job(stream), training(steps=3), Outcome(), lambda step, loss: None)
+    train(model, optimizer, toy_job(stream), training(steps=3), Outcome(), Hooks(lambda step, loss: None))
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.1 / 3, 0.2 / 3])
 
 
@@ -351,5 +352,5 @@ def test_micro_batches_are_taken_from_the_stream_in_order() -> None:
     job = toy_job([rows(2, 0)], loss)
     job = Job(**{**vars(job), "batches": lambda start: stream})
     plan = training(steps=2, accumulation=2)
-    train(model, torch.optim.SGD(model.parameters(), lr=0.1), job, plan, Outcome(), lambda step, loss: None)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.1), job, plan, Outcome(), Hooks(lambda step, loss: None))
     assert taken == [float(rows(2, seed)["x"][0, 0]) for seed in (0, 1, 2, 0)]

@@ -259,10 +259,37 @@ def test_a_short_run_of_skipped_steps_alone_is_diverged(
     assert record.error == "none of the 3 steps was finite"
 
 
-@pytest.mark.parametrize("name", ["per_layer", "checkpointing"])
-def test_what_the_loop_does_not_do_is_refused(name: str, make_plan: Any, runtime: Runtime) -> None:
-    plan = make_plan()
-    asked = plan.model_copy(update={"training": plan.training.model_copy(update={name: True})})
-    record = execute(asked, runtime, None, quiet)
-    assert record.status == "failed"
-    assert record.error == f"ValueError: {name} = true: the loop does not do this yet (nearest allowed value: false)"
+@pytest.mark.parametrize("name", NAMES)
+def test_per_layer_updates_give_the_same_run_and_free_gradients(name: str, make_plan: Any, runtime: Runtime) -> None:
+    settings = {"clip_norm": 0, "steps": 4}
+    plain, inside = (plan_for(make_plan, name, per_layer=on, **settings) for on in (False, True))
+    predicted = predict_peaks([inside], runtime)[inside.hash()]
+    first, second = execute(plain, runtime, None, quiet), execute(inside, runtime, predicted, quiet)
+    assert (first.status, second.status) == ("ok", "ok"), second.error
+    assert [point.loss for point in first.curve] == [point.loss for point in second.curve]
+    assert first.final_digest == second.final_digest
+    assert [p.gradient_norm for p in first.curve] == pytest.approx([p.gradient_norm for p in second.curve], rel=1e-5)
+    assert first.memory is not None
+    assert first.memory.step_peak is not None
+    assert second.memory is not None
+    assert second.memory.step_peak is not None
+    if name in ("full", "galore"):
+        assert second.memory.step_peak.gradient_bytes < first.memory.step_peak.gradient_bytes
+    assert second.memory.predicted_peak_bytes == second.memory.step_peak.total_bytes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpointing_gives_the_same_losses_with_fewer_activations(
+    name: str, make_plan: Any, runtime: Runtime
+) -> None:
+    plain, again = (plan_for(make_plan, name, checkpointing=on, batch_size=16) for on in (False, True))
+    predicted = predict_peaks([again], runtime)[again.hash()]
+    first, second = execute(plain, runtime, None, quiet), execute(again, runtime, predicted, quiet)
+    assert (first.status, second.status) == ("ok", "ok"), second.error
+    assert [p.loss for p in first.curve] == pytest.approx([p.loss for p in second.curve], rel=1e-6)
+    assert first.memory is not None
+    assert first.memory.step_peak is not None
+    assert second.memory is not None
+    assert second.memory.step_peak is not None
+    assert second.memory.step_peak.activation_bytes < first.memory.step_peak.activation_bytes
+    assert second.memory.predicted_peak_bytes == second.memory.step_peak.total_bytes

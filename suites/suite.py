@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.method import Placement
-from results.schema import DataFacts, DataPlan, Plan
+from results.schema import DataFacts, DataPlan, ModelPlan, Plan
 from suites.config import Settings
 
 Batch = Mapping[str, Tensor]
@@ -19,7 +19,10 @@ Batch = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a run needs to know of its machine; nothing here changes a result, so nothing here is in the plan."""
+    """What a run needs to know of its machine; nothing here changes a result, so nothing here is in the plan.
+
+    `dry`: nothing will be run, so nothing is downloaded to check it.
+    """
 
     device: torch.device
     data_dir: Path | None = None
@@ -27,6 +30,8 @@ class Runtime:
     threads: int = 1
     workers: int = 1
     offline: bool = False
+    tokenizer: Path | None = None
+    dry: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,9 @@ class Suite(Protocol):
         data: names what a task's rows are, for the plan.
         train_rows: counts them.
         verify: loads the data of a plan and checks it, so that bad input is found before the first run.
+        model: names the network that settings ask for, without loading it.
+        outline: the job with placement, loss, token count and largest batch alone, for what needs no data; a suite whose
+            batches vary in shape makes the whole job.
         skeleton: the plan's model from its configuration alone, on whatever device or mode is active.
         placement: the layers and parameters that methods work on in that model.
         job: makes one run ready.
@@ -86,10 +94,14 @@ class Suite(Protocol):
 
     def data(self, task: str, settings: Settings, runtime: Runtime) -> DataPlan: ...
 
+    def model(self, settings: Settings, runtime: Runtime) -> ModelPlan: ...
+
     def verify(self, plan: Plan, runtime: Runtime) -> None: ...
 
     def skeleton(self, plan: Plan, runtime: Runtime) -> nn.Module: ...
 
     def placement(self, plan: Plan, runtime: Runtime) -> Placement: ...
+
+    def outline(self, plan: Plan, runtime: Runtime) -> Job: ...
 
     def job(self, plan: Plan, runtime: Runtime) -> Job: ...

@@ -46,16 +46,22 @@ def shared_python(session: nox.Session, small: bool = False) -> str:
 
 def glue(session: nox.Session, rank: int) -> None:
     """Run the GLUE comparison at `rank`, then write tables and figures and print their paths last."""
+    packaged = any(word in ("small", "minilm") for word in _values(list(session.posargs)))
+    compare(session, "glue", ["--rank", str(rank)], small=packaged)
+
+
+def compare(session: nox.Session, suite: str, rank: list[str], small: bool = False) -> None:
+    """Run a suite's comparison, then write tables and figures and print their paths last."""
     arguments = list(session.posargs)
-    python = shared_python(session, small=any(word in ("small", "minilm") for word in _values(arguments)))
-    session.run(python, "-m", "suites", "run", "glue", "--rank", str(rank), *arguments, external=True)
+    python = shared_python(session, small)
+    session.run(python, "-m", "suites", "run", suite, *rank, *arguments, external=True)
     if {"--help", "-h"} & set(arguments):
         return
     asked = [value for name in ("--profile", "--device") for value in _option(arguments, name)]
-    profile = session.run(python, "-m", "suites", "profile", "glue", *asked, external=True, silent=True)
+    profile = session.run(python, "-m", "suites", "profile", suite, *asked, external=True, silent=True)
     records = dict.fromkeys(_option(arguments, "--out")[1:] or ["results/runs"])
     session.run(
-        python, "-m", "reports", "glue", "--rank", str(rank), "--profile", str(profile).split()[-1],
+        python, "-m", "reports", suite, *rank, "--profile", str(profile).split()[-1],
         "--records", *records, external=True,
     )  # fmt: skip
 
@@ -85,6 +91,13 @@ def glue_rank8(session: nox.Session) -> None:
 def glue_rank4(session: nox.Session) -> None:
     """GLUE at rank 4, five methods."""
     glue(session, 4)
+
+
+@nox.session(venv_backend="none")
+def c4(session: nox.Session) -> None:
+    """C4 pre-training, five methods: `-- --profile small --data-dir DIR`, `-- --profile paper --model 60m`."""
+    asked = list(session.posargs)
+    compare(session, "c4", [] if "--rank" not in asked else _option(asked, "--rank"))
 
 
 @nox.session(venv_backend="none")

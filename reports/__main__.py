@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from reports.build import glue_report, write_report
+from reports.build import Report, c4_report, glue_report, write_report
 from reports.convention import ChoiceError, Convention
 from reports.readme import filled
 from reports.render import to_screen
@@ -73,6 +73,44 @@ def glue(
     except (ReportError, StoreError, ChoiceError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         raise typer.Exit(2) from None
+    _show(report, paths)
+
+
+@app.command()
+def c4(
+    records: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Folder or file of records; may be given several times [results/runs]."),
+    ] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Profile of the runs; may be left out where the records hold one only.")
+    ] = None,
+    rank: Annotated[
+        int | None, typer.Option(help="Rank of the runs; may be left out where the records hold one only.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the report: OUT/c4-PROFILE-rRANK/.")] = Path("reports/build"),
+    against: Annotated[str | None, typer.Option(help="Method of the paired differences [full].")] = None,
+    where: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD=VALUE", help="Keep plans with FIELD=VALUE, such as model.name=60m; repeatable."),
+    ] = None,
+) -> None:
+    """Write the pre-training tables and figures of one profile and rank: perplexity, memory, speed, loss curves.
+
+    Mean and standard deviation over seeds at the last evaluation; on the generated source also what is over its
+    entropy. The same records give the same bytes. Prints the paths last, report.md's at the end.
+    """
+    try:
+        loaded = read_records(_existing(records or [Path("results/runs")]))
+        report = c4_report(loaded, profile, rank, where or (), against)
+        paths = write_report(report, out)
+    except (ReportError, StoreError, ChoiceError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise typer.Exit(2) from None
+    _show(report, paths)
+
+
+def _show(report: Report, paths: list[Path]) -> None:
     console = Console()
     for name in ("scores", "memory"):
         if (table := report.table(name)) is not None:

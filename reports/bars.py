@@ -79,7 +79,7 @@ def parts_plot(context: Context) -> Plot | None:
     if not bars or task is None:
         return None
     what = f"parts of the measured peak memory at {memory_place(context)}"
-    return draw("parts", PARTS_TITLE, context.caption(what), lambda: _parts(context, bars, TASKS[task]))
+    return draw("parts", PARTS_TITLE, context.caption(what), lambda: _parts(context, bars, context.titles[task]))
 
 
 def name_room(names: Sequence[str], size: float) -> float:

@@ -1,4 +1,4 @@
-"""One GLUE report: select the records, make its tables and figures, write every file whole."""
+"""One report: select the records, make its tables and figures, write every file whole."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from reports.bars import dots_plot, parts_plot
 from reports.context import Context
 from reports.convention import Convention
 from reports.ledger import estimate_table, memory_table, peak_by_task_table, process_table, time_table
+from reports.pretraining import Pretraining, loss_differences, perplexity_table, validation_plot
 from reports.plots import Plot, curve_plot, front_plot
 from reports.render import Table, latex_document, to_csv, to_latex, to_markdown
-from reports.selection import ReportError, select
+from reports.selection import ReportError, select, table_rank
 from reports.tables import difference_table, score_table, status_table
 from results.schema import Record
 from results.store import write_atomically
 
 STEMS = ("scores", "differences", "status", "memory", "peaks", "process", "estimates", "time")
 FIGURES = ("front", "curves", "parts", "dots")
+PRETRAINING_NAMES = (*(name for name in STEMS if name != "peaks"), "validation", "curves", "parts")
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,12 @@ class Report:
     context: Context
     tables: tuple[Table, ...]
     plots: tuple[Plot, ...]
+    names: tuple[str, ...] = (*STEMS, *FIGURES)
 
     @property
     def folder(self) -> str:
         """Name of its folder: reports of other profiles and ranks stand beside it."""
-        return re.sub(r"[^\w.-]+", "-", f"glue-{self.context.profile}-r{self.context.rank}")
+        return re.sub(r"[^\w.-]+", "-", f"{self.context.suite}-{self.context.profile}-r{self.context.rank}")
 
     def table(self, name: str) -> Table | None:
         """Return the table of that name, None where the records do not allow it."""
@@ -71,6 +74,29 @@ def glue_report(
     return Report(context, tuple(t for t in tables if t is not None), tuple(p for p in plots if p is not None))
 
 
+def c4_report(
+    records: Sequence[Record],
+    profile: str | None,
+    rank: int | None,
+    where: Iterable[str] = (),
+    against: str | None = None,
+) -> Report:
+    """Return the pre-training report of one profile and rank, nothing written yet; arguments as for `glue_report`.
+
+    Raises:
+        ReportError: no record fits, or two fit the same place.
+        ChoiceError: unknown method in `against`.
+    """
+    chosen = select(records, Pretraining.suite, profile, rank, where)
+    ranks = [found for record in chosen if (found := table_rank(record)) is not None]
+    context = Pretraining(chosen, chosen[0].plan.profile, rank if rank is not None else next(iter(ranks), 0))
+    tables = (perplexity_table(context), loss_differences(context, against), status_table(context))
+    tables = (*tables, *(make(context) for make in (memory_table, process_table, estimate_table, time_table)))
+    plots = (validation_plot(context), curve_plot(context), parts_plot(context))
+    kept = tuple(table for table in tables if table is not None)
+    return Report(context, kept, tuple(p for p in plots if p is not None), PRETRAINING_NAMES)
+
+
 def report_files(report: Report) -> dict[str, bytes]:
     """Return file name -> content of everything a report writes."""
     files: dict[str, bytes] = {}
@@ -89,10 +115,10 @@ def report_files(report: Report) -> dict[str, bytes]:
 
 def _page(report: Report) -> str:
     context = report.context
-    parts = [f"# GLUE, profile {context.profile}, rank {context.rank}\n", *(to_markdown(t) for t in report.tables)]
+    parts = [f"# {context.suite_title}, profile {context.profile}, rank {context.rank}\n", *(to_markdown(t) for t in report.tables)]
     parts += [f"![{plot.title}]({plot.name}.png)\n\n{plot.caption}\n" for plot in report.plots]
     made = {table.name for table in report.tables} | {plot.name for plot in report.plots}
-    absent = [name for name in (*STEMS, *FIGURES) if name not in made]
+    absent = [name for name in report.names if name not in made]
     if absent:
         parts.append(f"Not in this report, since the records hold no values for them: {', '.join(absent)}.\n")
     return "\n".join(parts)
@@ -117,7 +143,7 @@ def write_report(report: Report, out: Path) -> list[Path]:
 
 def _possible() -> set[str]:
     tables = {f"{stem}.{ending}" for stem in STEMS for ending in ("md", "csv", "tex")}
-    return tables | {f"{name}.{ending}" for name in FIGURES for ending in ("png", "svg")}
+    return tables | {f"{name}.{ending}" for name in (*FIGURES, "validation") for ending in ("png", "svg")}
 
 
 def build_glue_report(records: Sequence[Record], out: Path, profile: str | None, rank: int) -> list[Path]:

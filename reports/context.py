@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import ClassVar
 
 import pandas as pd
 
@@ -20,6 +21,10 @@ MICRO = "Checks pipeline and ordering; not the paper's numbers"
 @dataclass(frozen=True)
 class Context:
     """One report: the selected records and the convention they are read under."""
+
+    suite: ClassVar[str] = "glue"
+    suite_title: ClassVar[str] = "GLUE"
+    titles: ClassVar[Mapping[str, str]] = TASKS
 
     records: Sequence[Record]
     profile: str
@@ -91,7 +96,7 @@ class Context:
     def caption(self, what: str, scores: bool = False) -> str:
         """Return a caption that stands alone: what it is, on which model, data and seeds, and how to read it."""
         parts = [
-            f"GLUE, profile {self.profile}, rank {self.rank}: {what}",
+            f"{self.suite_title}, profile {self.profile}, rank {self.rank}: {what}",
             f"Model {joined(self.runs['model_name'])}. Data: {self.data_words}",
             f"Evaluated on {self.split_words}; {seed_words(self.seeds)}",
         ]
@@ -116,7 +121,7 @@ class Context:
         if not foreign:
             return f"{source}, official"
         everything = set(foreign) >= set(known["task"])
-        return f"{source}, not official" + ("" if everything else f" for {', '.join(TASKS[t] for t in foreign)}")
+        return f"{source}, not official" + ("" if everything else f" for {', '.join(self.titles[t] for t in foreign)}")
 
     @property
     def split_words(self) -> str:
@@ -127,7 +132,7 @@ class Context:
 
     def provenance(self) -> tuple[str, ...]:
         """Return sentences on data, model, settings, machine and code behind the report."""
-        lines = [*_by_task("Data", self.runs, "data_notes"), *_spread("Model", self.runs["model_disclosure"])]
+        lines = [*_by_task("Data", self.runs, "data_notes", self.titles), *_spread("Model", self.runs["model_disclosure"])]
         lines += self._learning_rates()
         names = ("steps", "batch_size", "max_length", "precision", "state_bits")
         lines.append("Settings: " + ", ".join(f"{name.replace('_', ' ')} {joined(self.runs[name])}" for name in names))
@@ -163,15 +168,15 @@ def _spread(what: str, values: pd.Series) -> list[str]:
     return [f"{what}: {text}" for text in sorted(set(values.dropna())) if text]
 
 
-def _by_task(what: str, runs: pd.DataFrame, column: str) -> list[str]:
+def _by_task(what: str, runs: pd.DataFrame, column: str, titles: Mapping[str, str]) -> list[str]:
     """Return one line for each text, naming the tasks it is about unless it is about all."""
-    notes = {task: sorted({text for text in runs.loc[runs["task"] == task, column].dropna() if text}) for task in TASKS}
+    notes = {task: sorted({text for text in runs.loc[runs["task"] == task, column].dropna() if text}) for task in titles}
     texts: dict[str, list[str]] = {}
     for task, found in notes.items():
         if found:
             texts.setdefault("; ".join(found), []).append(task)
-    run = set(runs["task"]) & set(TASKS)
+    run = set(runs["task"]) & set(titles)
     return [
-        f"{what}: {text}" if set(tasks) == run else f"{what}, {', '.join(TASKS[task] for task in tasks)}: {text}"
+        f"{what}: {text}" if set(tasks) == run else f"{what}, {', '.join(titles[task] for task in tasks)}: {text}"
         for text, tasks in texts.items()
     ]

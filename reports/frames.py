@@ -14,6 +14,7 @@ import pandas as pd
 from pydantic.fields import FieldInfo
 
 from reports.style import method_title
+from results.metrics import gain
 from results.schema import Environment, Evaluation, Memory, Peak, Record, Status, Timing
 
 Row = dict[str, Any]
@@ -147,7 +148,7 @@ def _scores(record: Record) -> Row:
         value = last.metrics.get(record.main_metric)
         row |= {"last_score": value, "last_step": last.step, "last_epoch": last.epoch}
     if values:
-        best, value = max(values, key=lambda pair: pair[1])
+        best, value = max(values, key=lambda pair: gain(record.main_metric or "", pair[1]))
         row |= {"best_score": value, "best_step": best.step, "best_epoch": best.epoch}
     return row
 
@@ -205,7 +206,7 @@ def runs_frame(records: Sequence[Record]) -> pd.DataFrame:
     """Return one typed row a run (columns: `RUN_COLUMNS`), sorted by suite, profile, task, method and seed.
 
     `last_score` and `best_score` are the record's main metric at the last evaluation and at the one where it is
-    highest. `tracked_peak_bytes` is the larger of the plain and the refresh step's peak. `step_s` is training seconds
+    best. `tracked_peak_bytes` is the larger of the plain and the refresh step's peak. `step_s` is training seconds
     per timed step, `step_ratio` that over full fine-tuning's of the same task, seed and environment
     (`CLOCK_FIELDS`), `<NA>` where no such run is among the records.
     """

@@ -7,7 +7,6 @@ from collections.abc import Callable
 import pandas as pd
 
 from reports.context import Context
-from reports.convention import TASKS
 from reports.render import Entry, Table
 from reports.stats import geometric_mean
 from reports.style import byte_unit, in_unit
@@ -59,14 +58,17 @@ def memory_task(context: Context) -> str | None:
 
 
 def memory_place(context: Context) -> str:
-    """Return "TITLE, the task with the highest peak", less bold where some method was not measured on every task."""
+    """Return "TITLE, the task with the highest peak", less bold where some method was not measured on every task; of a
+    suite with one task its title."""
     task = memory_task(context)
     assert task is not None
+    if len(context.titles) == 1:
+        return context.titles[task]
     runs = finished(context).dropna(subset=["tracked_peak_bytes"])
     cells = runs[runs["task"].isin(context.tasks)].groupby(["method", "task"], observed=True).ngroups
     complete = cells == len(context.methods) * runs["task"].nunique()
     among = "" if complete else " among the tasks measured for the most methods"
-    return f"{TASKS[task]}, the task with the highest peak{among}"
+    return f"{context.titles[task]}, the task with the highest peak{among}"
 
 
 def _unit(ranges: list[Range | None]) -> tuple[str, int]:
@@ -150,7 +152,7 @@ def peak_by_task_table(context: Context) -> Table | None:
         return None
     unit, size = _unit(flat)
     rows = [(Entry(context.title(m)), *(_bytes_entry(found, size) for found in row)) for m, row in ranges.items()]
-    heads = ("Method", *(TASKS[task] for task in context.tasks))
+    heads = ("Method", *(context.titles[task] for task in context.tasks))
     caption = context.caption(f"measured peak memory in {unit} by task, the larger of plain and refresh step")
     note = "One number: identical to the byte over all seeds; two: the smallest and the largest"
     return Table("peaks", caption, heads, tuple(rows), (note,), _range_data(context, runs, ["tracked_peak_bytes"]))
@@ -196,7 +198,7 @@ def estimate_table(context: Context) -> Table | None:
         "Peak, measured",
         "Peak, gap",
     )
-    caption = context.caption(f"estimated against measured memory in {unit} at {TASKS[task]}")
+    caption = context.caption(f"estimated against measured memory in {unit} at {context.titles[task]}")
     notes = (
         "State estimate: the method's own formula over its matched layers, plain AdamW for the rest; peak "
         "estimate: said before the run, plain step",

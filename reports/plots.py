@@ -19,7 +19,6 @@ from matplotlib.patches import Patch
 from matplotlib.transforms import Bbox
 
 from reports.context import MICRO, Context
-from reports.convention import TASKS
 from reports.ledger import byte_range, finished
 from reports.placement import Label, place_labels
 from reports.stats import pareto_front
@@ -67,7 +66,7 @@ def draw(name: str, title: str, caption: str, build: Callable[[], Figure]) -> Pl
 
 def subtitle(context: Context) -> str:
     """Return the line under every figure's title: which runs it is about."""
-    line = f"GLUE, profile {context.profile}, rank {context.rank}, {seed_words(context.seeds)}"
+    line = f"{context.suite_title}, profile {context.profile}, rank {context.rank}, {seed_words(context.seeds)}"
     return f"{line}. {MICRO}." if context.is_micro else f"{line}. Evaluated on {context.split_words}."
 
 
@@ -209,7 +208,7 @@ def _curves(context: Context, curves: pd.DataFrame, tasks: list[str]) -> Figure:
     room = (0.35 + 0.22 * -(-len(present) // LEGEND_COLUMNS)) / height
     axes = panels(figure, len(tasks), bottom + 0.5 / height, top - room, 0.075, 0.2, 0.42)
     for index, (ax, task) in enumerate(zip(axes, tasks, strict=True)):
-        ax.set_title(TASKS[task])
+        ax.set_title(context.titles[task])
         of_task = curves[curves["task"] == task]
         for place, method in enumerate(present):
             _draw_curves(ax, of_task[of_task["method"] == method], context.looks[method], place / len(present))

@@ -22,12 +22,13 @@ def table_rank(record: Record) -> int | None:
 
 
 def select(
-    records: Sequence[Record], suite: str, profile: str | None, rank: int, where: Iterable[str] = ()
+    records: Sequence[Record], suite: str, profile: str | None, rank: int | None, where: Iterable[str] = ()
 ) -> list[Record]:
     """Return the result runs of one suite, profile and rank; methods without a rank belong to every rank.
 
     Args:
         profile: None takes the only profile among the records.
+        rank: None takes the only rank among them.
         where: "field=value" conditions on the plan, such as "training.state_bits=32" or "method_config.alpha=16";
             a plan whose method has no such setting stays.
 
@@ -61,8 +62,11 @@ def _named(records: list[Record], field: str, value: str, empty: str) -> list[Re
     return [r for r in records if getattr(r.plan, field) == value]
 
 
-def _of_rank(records: list[Record], rank: int) -> list[Record]:
+def _of_rank(records: list[Record], rank: int | None) -> list[Record]:
     known = sorted({found for r in records if (found := table_rank(r)) is not None})
+    if rank is None and len(known) > 1:
+        raise ReportError(f"the records hold several ranks, choose one with --rank: {', '.join(map(str, known))}")
+    rank = rank if rank is not None or not known else known[0]
     if known and rank not in known:
         near = min(known, key=lambda other: abs(other - rank))
         raise ReportError(f"no run of rank {rank}: known are {', '.join(map(str, known))}; nearest: {near}")

@@ -33,6 +33,7 @@ class ModelPlan(Strict):
     revision: str | None = None
     digest: str | None = None
     disclosure: str | None = None
+    vocabulary: int | None = Field(default=None, gt=0, description="embeddings of a network made from its size alone")
 
 
 class DataPlan(Strict):
@@ -46,6 +47,11 @@ class DataPlan(Strict):
     train_rows: int | None = Field(default=None, gt=0, description="cap on train rows; None = all")
     eval_rows: int | None = Field(default=None, gt=0, description="cap on rows of each evaluated split; None = all")
     held_out: bool = Field(default=False, description="evaluate on a held-out part of train instead of validation")
+    tokenizer: str | None = Field(default=None, description="where the data, not the model, brings the tokenizer")
+    tokenizer_revision: str | None = None
+    tokenizer_digest: str | None = Field(default=None, description="sha256 of its file; None where a revision names it")
+    layout: Literal["packed", "padded"] | None = Field(default=None, description="how documents become sequences")
+    eval_tokens: int | None = Field(default=None, gt=0, description="budget of predicted tokens; None = all")
 
 
 class TrainingPlan(Strict):
@@ -222,6 +228,12 @@ class DataFacts(Strict):
     notes: list[str] = []
     constant_scores: dict[str, float | None] = Field(
         default={}, description="scores of the best constant prediction, under the keys of `Evaluation.metrics`"
+    )
+    dropped_rows: int | None = Field(default=None, description="train rows left out since they stand in validation")
+    eval_tokens: dict[str, int] = Field(default={}, description="predicted tokens of each evaluated split")
+    eval_bytes: dict[str, int] = Field(default={}, description="bytes of raw text that the predicted tokens cover")
+    floor_nats: dict[str, float] = Field(
+        default={}, description="mean -log p of the predicted tokens under the source itself: no loss is expected below"
     )
 
 

@@ -44,7 +44,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     help=(
         "Compare memory-efficient training methods on the same data, loop and ruler.\n\n"
-        "Start with `python -m suites run glue` (micro profile without a GPU: offline, minutes). "
+        "Start with `python -m suites run glue`, or `run c4` (micro profile without a GPU: offline, minutes). "
         "See what would run first with `python -m suites plan glue`. Only missing runs are run."
     ),
 )
@@ -91,11 +91,17 @@ def run(options: Options) -> None:
 def plan(options: Options) -> None:
     """Show what `run` would do, how long it should take and how much memory it needs; run nothing."""
     with one_line_errors():
-        from suites.preflight import predict_peaks
+        from suites.console import parts_table, size_lines
+        from suites.preflight import predict_parts
 
-        prepared = prepare(options)
+        prepared = prepare(options, dry=True)
         todo, known = missing_runs(prepared, options.out)
-        show(prepared, todo, known, predict_peaks(todo, prepared.runtime), options.out)
+        parts = predict_parts(todo, prepared.runtime)
+        show(prepared, todo, known, {key: peak.total_bytes for key, peak in parts.items()}, options.out)
+        for line in size_lines(prepared.plans):
+            console.print(line, markup=False)
+        if parts:
+            console.print(parts_table(todo, parts))
 
 
 @app.command()
@@ -162,8 +168,8 @@ def which_profile(suite: Suite = "glue", profile: Profile = "auto", device: Devi
         console.print(resolve_profile(profile, resolve_device(device))[0])
 
 
-def prepare(options: Options, plans: bool = True) -> Prepared:
-    """Resolve the command line. Says in its first line which profile runs and where.
+def prepare(options: Options, plans: bool = True, dry: bool = False) -> Prepared:
+    """Resolve the command line. Says in its first line which profile runs and where; `dry`: nothing is to be run.
 
     Raises:
         ValueError: whatever is wrong with it, in one line.
@@ -175,6 +181,7 @@ def prepare(options: Options, plans: bool = True) -> Prepared:
     device = resolve_device(options.device)
     name, why = resolve_profile(options.profile, device, insisted=options.device == "cpu")
     console.print(f"profile {name} ({why}), device {device.type}", style="bold")
+    from suites.config import default_rank
     from suites.launch import shared_out
     from suites.plan import Request, make_plans
     from suites.registry import get_suite
@@ -185,14 +192,23 @@ def prepare(options: Options, plans: bool = True) -> Prepared:
     data_dir = options.data_dir.resolve() if options.data_dir is not None else None
     if options.checkpoint_every is not None and options.checkpoint_every < 1:
         raise ValueError(f"checkpoint-every {options.checkpoint_every}: must be at least 1 (nearest allowed value: 1)")
+    tokenizer = Path(options.tokenizer).resolve() if options.tokenizer and Path(options.tokenizer).exists() else None
     runtime = Runtime(
-        device, data_dir, folder, offline=options.offline, group=group, checkpoint_steps=options.checkpoint_every
+        device,
+        data_dir,
+        folder,
+        offline=options.offline,
+        tokenizer=tokenizer,
+        dry=dry,
+        group=group,
+        checkpoint_steps=options.checkpoint_every,
     )
     runtime = shared_out(runtime, options.workers)
+    rank = options.rank if options.rank is not None else default_rank(name, options.suite, options.model or None)
     request = Request(
         suite=options.suite,
         profile=name,
-        rank=options.rank,
+        rank=rank,
         tasks=tuple(split(options.task)),
         methods=tuple(split(options.method)),
         seeds=tuple(parse_seeds(options.seeds)),

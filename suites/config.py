@@ -1,7 +1,8 @@
 """Settings of a suite: defaults, then a profile's TOML delta, then the command line; resolved per task and method.
 
 Precedence, weakest first: the defaults of `Settings`; the profile's table for the suite; its `rank.<n>` table; the
-tuned file beside the profile; the command line. Inside each, `task.<name>`, then `method.<name>`, then
+tuned file beside the profile; the command line. Inside each, `size.<model>` (where the model's name is that of the
+strongest layer), then `task.<name>`, then `method.<name>`, then `size.<model>.method.<name>` and
 `task.<name>.method.<name>` override the values above them for single runs.
 """
 
@@ -19,7 +20,8 @@ from baselines.registry import checked_name, methods
 
 PROFILES = Path(__file__).parent / "profiles"
 PROFILE_NAMES = ("micro", "small", "paper")
-TABLES = ("rank", "task", "method")
+TABLES = ("rank", "task", "method", "size", "default_rank")
+DEFAULT_RANK = 8
 T = TypeVar("T", bound=BaseModel)
 
 
@@ -41,6 +43,7 @@ class Settings(BaseModel):
     accumulation: int = Field(default=1, gt=0)
     learning_rate: float = Field(default=1e-4, gt=0)
     schedule: Literal["linear", "cosine", "constant"] = "linear"
+    final_fraction: float = Field(default=0.0, ge=0, le=1, description="last learning rate over the peak one")
     warmup_fraction: float = Field(default=0.06, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float | None = Field(default=1.0, ge=0, description="0 = no clipping")
@@ -51,6 +54,10 @@ class Settings(BaseModel):
         default=False, description="compute activations again in backward instead of keeping them"
     )
     evaluations: int = Field(default=1, ge=1)
+    tokenizer: str | None = Field(default=None, description="pre-training: a known name, bpe:N, or a file or folder")
+    vocabulary: int | None = Field(default=None, gt=0, description="pre-training: embeddings; default: the tokenizer's")
+    layout: Literal["packed", "padded"] | None = Field(default=None, description="pre-training: documents to sequences")
+    eval_tokens: int | None = Field(default=None, gt=0, description="pre-training: budget of evaluated tokens")
     config: dict[str, Any] = Field(default={}, description="settings of the method itself")
     grid: list[dict[str, Any]] = Field(default=[], description="what `tune` tries for a method")
 
@@ -72,6 +79,17 @@ def load_profile(name: str, suite: str, rank: int) -> list[dict[str, Any]]:
     return layers
 
 
+def default_rank(name: str, suite: str, model: str | None = None) -> int:
+    """Return the rank of a comparison that names none: the profile's for the model's size, else for the suite.
+
+    Raises:
+        ValueError: unknown profile, or one without a table for the suite.
+    """
+    table = load_profile(name, suite, DEFAULT_RANK)[0]
+    by_size = table.get("size", {}).get(model or table.get("model"), {})
+    return int(by_size.get("default_rank", table.get("default_rank", DEFAULT_RANK)))
+
+
 def tuned_path(profile: str, suite: str, rank: int) -> Path:
     """Return the file that `suites tune` writes its choice to."""
     return PROFILES / f"{profile}.{suite}.rank{rank}.tuned.toml"
@@ -84,12 +102,16 @@ def resolve(layers: list[dict[str, Any]], task: str, method: str) -> Settings:
         ValueError: an unknown or invalid setting, naming it, its value and the rule.
     """
     merged: dict[str, Any] = {}
+    model = next((layer["model"] for layer in reversed(layers) if "model" in layer), None)
     for layer in layers:
+        by_size = layer.get("size", {}).get(model, {})
         by_task = layer.get("task", {}).get(task, {})
         for part in (
             layer,
+            by_size,
             by_task,
             layer.get("method", {}).get(method, {}),
+            by_size.get("method", {}).get(method, {}),
             by_task.get("method", {}).get(method, {}),
         ):
             plain = {key: value for key, value in part.items() if key not in TABLES}

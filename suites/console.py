@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from baselines.registry import get_method
-from results.schema import Plan, Record
+from results.schema import Peak, Plan, Record
 from suites.environment import bf16_slowdown
 from suites.launch import Event
 from suites.suite import Runtime
@@ -58,6 +58,48 @@ def plan_table(plans: Sequence[Plan], todo: Sequence[Plan], predicted: dict[str,
             _span([plan.training.steps for plan in own]),
             bytes_text(max(peaks, default=None)),
         )
+    return table
+
+
+def size_lines(plans: Sequence[Plan]) -> list[str]:
+    """Return a line for each different length of run: steps, micro-batches, sequences and the most tokens they hold."""
+    found = []
+    for plan in plans:
+        training, length = plan.training, plan.data.max_length
+        line = (
+            f"a run: {training.steps:,} steps of {_counted(training.accumulation, 'micro-batch', 'es')} of "
+            f"{_counted(training.batch_size // training.accumulation, 'sequence')}, "
+            f"at most {length:,} tokens each: at most {training.batch_size * length:,} tokens a step, "
+            f"{training.steps * training.batch_size * length:,} in all; warm-up {training.warmup_steps:,} steps"
+        )
+        found.append(line)
+    return list(dict.fromkeys(found))
+
+
+def parts_table(plans: Sequence[Plan], parts: Mapping[str, Peak]) -> Table:
+    """Return a line a method: what the predicted peak of a plain step consists of, and the bytes of a checkpoint.
+
+    A checkpoint is all weights and the optimizer's state.
+    """
+    table = Table(title="Predicted memory of a plain step, at the plan with the highest peak", title_justify="left")
+    heads = ("weights", "gradients", "optimizer state", "activations", "temporary", "other", "peak", "checkpoint")
+    table.add_column("method")
+    for head in heads:
+        table.add_column(head, justify="right")
+    for name in dict.fromkeys(plan.method for plan in plans):
+        peaks = [parts[plan.hash()] for plan in plans if plan.method == name and plan.hash() in parts]
+        peak = max(peaks, key=lambda found: found.total_bytes)
+        amounts = (
+            peak.parameter_bytes,
+            peak.gradient_bytes,
+            peak.optimizer_bytes,
+            peak.activation_bytes,
+            peak.temporary_bytes,
+            peak.buffer_bytes + peak.other_bytes,
+            peak.total_bytes,
+            peak.parameter_bytes + peak.optimizer_bytes,
+        )
+        table.add_row(get_method(name).title, *map(bytes_text, amounts))
     return table
 
 
@@ -156,8 +198,8 @@ class ProgressListener:
         )
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+def _counted(count: int, noun: str, ending: str = "s") -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}{ending}"
 
 
 def _common(plans: Sequence[Plan]) -> dict[str, object]:

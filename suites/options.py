@@ -36,15 +36,22 @@ class Options:
     suite: Suite
     profile: Profile = "auto"
     rank: Annotated[
-        int, typer.Option(help="rank of the comparison: of the factors, or of the projection for galore")
-    ] = 8
+        int | None,
+        typer.Option(
+            help="rank of the comparison: of the factors, or of the projection for galore; default: 8, in c4's paper "
+            "profile by the model's size"
+        ),
+    ] = None
     task: Annotated[str, typer.Option(help="comma-joined tasks; default: all (see `tasks`)")] = ""
     method: Annotated[str, typer.Option(help="comma-joined methods; default: all (see `methods`)")] = ""
     seeds: Annotated[str, typer.Option(help="comma-joined seeds")] = "0,1,2"
-    model: Annotated[str, typer.Option(help="`micro`, `minilm`, a folder, or a hub name; default: the profile's")] = ""
+    model: Annotated[str, typer.Option(help="glue: `micro`, `minilm`, a folder, or a hub name; c4: a size such as `60m`; default: the profile's")] = ""
     data_dir: Annotated[
-        Path | None, typer.Option(help="folder with the data in its official layout (GLUE: TSV), instead of the hub")
+        Path | None, typer.Option(help="folder with the data in its official layout (GLUE: TSV, C4: JSON lines), instead of the hub")
     ] = None
+    tokenizer: Annotated[
+        str, typer.Option(help="c4: `t5-base`, `bpe:N` (trained on the data), or a file or folder; default: the profile's")
+    ] = ""
     steps: Annotated[int | None, typer.Option(help="optimizer steps a run, instead of the profile's")] = None
     set_: Annotated[
         list[str] | None,
@@ -116,6 +123,7 @@ def overrides_of(options: Options, tasks: Iterable[str]) -> dict[str, Any]:
     overrides = parse_sets(options.set_ or [])
     check_tables(overrides, tasks)
     overrides |= {"model": options.model} if options.model else {}
+    overrides |= {"tokenizer": options.tokenizer} if options.tokenizer else {}
     overrides |= {"source": "directory"} if options.data_dir is not None else {}
     return overrides | ({"steps": options.steps} if options.steps is not None else {})
 

@@ -12,7 +12,6 @@ from typing import Any
 from baselines.registry import checked_name, methods
 from results.schema import Plan, Record, TrainingPlan
 from results.store import FINAL
-from suites import models
 from suites.config import Settings, load_profile, method_config, resolve
 from suites.registry import get_suite
 from suites.suite import Runtime
@@ -73,7 +72,7 @@ def make_plan(request: Request, layers: list[dict[str, Any]], task: str, method:
         method_config=method_config(method, request.rank, settings.config).settings(),
         targets=settings.targets,
         seed=request.seeds[0],
-        model=models.resolve_model(settings.model, runtime),
+        model=suite.model(settings, runtime),
         data=suite.data(task, settings, runtime),
         training=training_plan(settings, suite.train_rows(task, settings, runtime)),
     )
@@ -118,6 +117,7 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
         accumulation=settings.accumulation,
         learning_rate=settings.learning_rate,
         schedule=settings.schedule,
+        final_fraction=settings.final_fraction,
         warmup_steps=round(settings.warmup_fraction * steps),
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm or None,

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from results.schema import Plan
+from results.schema import Peak, Plan
 from suites.predict import predict_step_peak
 from suites.registry import get_suite
 from suites.run import check_fit, prediction_build
 from suites.suite import Job, Runtime
+
+ALIKE_FROM = 2
 
 
 def check(plans: Sequence[Plan], runtime: Runtime) -> None:
@@ -26,24 +28,36 @@ def check(plans: Sequence[Plan], runtime: Runtime) -> None:
 
 
 def predict_peaks(plans: Sequence[Plan], runtime: Runtime) -> dict[str, int | None]:
-    """Return plan hash -> tracked peak of a plain step, predicted by the same trace without weights.
+    """Return plan hash -> tracked peak bytes of a plain step, as `predict_parts` finds them."""
+    return {key: peak.total_bytes for key, peak in predict_parts(plans, runtime).items()}
 
-    One trace serves all plans whose step has the same shapes: other seeds, other tasks of the same largest batch.
+
+def predict_parts(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Peak]:
+    """Return plan hash -> tracked peak of a plain step by part, predicted by the same trace without weights.
+
+    One trace serves all plans whose step has the same shapes: other seeds, other tasks of the same largest batch. From
+    the second micro-batch on all are alike (gradients are there), so that no more than two are traced.
     """
-    traced: dict[object, int] = {}
-    found: dict[str, int | None] = {}
+    traced: dict[object, Peak] = {}
+    found: dict[str, Peak] = {}
     jobs: dict[object, tuple[Job, object]] = {}
     for plan in plans:
         job_key = (plan.task, plan.data, plan.training.batch_size, plan.training.accumulation)
         if job_key not in jobs:
-            job = get_suite(plan.suite).job(plan, runtime)
+            job = get_suite(plan.suite).outline(plan, runtime)
             jobs[job_key] = (job, _shapes(job, plan, runtime))
         job, shapes = jobs[job_key]
         key = (shapes, _step_key(plan))
         if key not in traced:
-            traced[key] = predict_step_peak(prediction_build(job, plan, runtime)).peak.total_bytes
+            traced[key] = predict_step_peak(prediction_build(job, _few_micro_batches(plan), runtime)).peak
         found[plan.hash()] = traced[key]
     return found
+
+
+def _few_micro_batches(plan: Plan) -> Plan:
+    training = plan.training
+    few = min(training.accumulation, ALIKE_FROM)
+    return plan.model_copy(update={"training": training.model_copy(update={"accumulation": few})})
 
 
 def _shapes(job: Job, plan: Plan, runtime: Runtime) -> object:
@@ -64,7 +78,7 @@ def _step_key(plan: Plan) -> object:
         plan.targets,
         plan.method,
         str(plan.method_config),
-        training.accumulation,
+        min(training.accumulation, ALIKE_FROM),
         training.precision,
         training.state_bits,
         training.per_layer,

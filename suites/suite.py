@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.method import Placement
-from results.schema import DataFacts, DataPlan, Plan
+from results.schema import DataFacts, DataPlan, ModelPlan, Plan
 from suites.config import Settings
 from suites.distributed import Group
 
@@ -23,6 +23,7 @@ class Runtime:
     """What a run needs to know of its machine; nothing here changes a result, so nothing here is in the plan.
 
     `checkpoint_steps`: optimizer steps between checkpoints; None: one every `checkpoint_s` seconds.
+    `dry`: nothing will be run, so nothing is downloaded to check it.
     """
 
     device: torch.device
@@ -34,6 +35,8 @@ class Runtime:
     group: Group = Group()
     checkpoint_steps: int | None = None
     checkpoint_s: float = 300.0
+    tokenizer: Path | None = None
+    dry: bool = False
 
 
 @dataclass(frozen=True)
@@ -85,6 +88,9 @@ class Suite(Protocol):
         data: names what a task's rows are, for the plan.
         train_rows: counts them.
         verify: loads the data of a plan and checks it, so that bad input is found before the first run.
+        model: names the network that settings ask for, without loading it.
+        outline: the job with placement, loss, token count and largest batch alone, for what needs no data; a suite whose
+            batches vary in shape makes the whole job.
         skeleton: the plan's model from its configuration alone, on whatever device or mode is active.
         placement: the layers and parameters that methods work on in that model.
         job: makes one run ready.
@@ -100,10 +106,14 @@ class Suite(Protocol):
 
     def data(self, task: str, settings: Settings, runtime: Runtime) -> DataPlan: ...
 
+    def model(self, settings: Settings, runtime: Runtime) -> ModelPlan: ...
+
     def verify(self, plan: Plan, runtime: Runtime) -> None: ...
 
     def skeleton(self, plan: Plan, runtime: Runtime) -> nn.Module: ...
 
     def placement(self, plan: Plan, runtime: Runtime) -> Placement: ...
+
+    def outline(self, plan: Plan, runtime: Runtime) -> Job: ...
 
     def job(self, plan: Plan, runtime: Runtime) -> Job: ...

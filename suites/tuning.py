@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
+from results.metrics import gain
 from results.schema import Plan, Record
 from results.store import read_records, write_atomically
 from suites.config import load_profile, resolve, tuned_path
@@ -78,8 +79,9 @@ def mean_scores(plans: Sequence[Plan], store: Path) -> dict[str, list[tuple[Poin
 def choose(plans: Sequence[Plan], store: Path) -> dict[str, Point]:
     """Return method -> the grid point with the best mean held-out score over the tasks, at the end of the runs."""
     chosen: dict[str, Point] = {}
+    metric = _metric(plans, store)
     for method, points in mean_scores(plans, store).items():
-        known = [(score, index) for index, (_, score) in enumerate(points) if score is not None]
+        known = [(gain(metric, score), index) for index, (_, score) in enumerate(points) if score is not None]
         if known:
             _, best = max(known, key=lambda pair: (pair[0], -pair[1]))
             chosen[method] = points[best][0]
@@ -145,6 +147,13 @@ def _scores(plans: Sequence[Plan], store: Path) -> dict[str, float]:
         for record in read_records([store])
         if record.plan_hash in wanted and (score := _held_out_score(record)) is not None
     }
+
+
+def _metric(plans: Sequence[Plan], store: Path) -> str:
+    """Return a main metric of the runs; all of one suite are better in the same direction."""
+    wanted = {plan.hash() for plan in plans}
+    records = read_records([store]) if store.exists() else []
+    return next((r.main_metric for r in records if r.plan_hash in wanted and r.main_metric is not None), "")
 
 
 def _held_out_score(record: Record) -> float | None:

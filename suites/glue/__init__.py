@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from baselines import targets
 from baselines.method import Placement
-from results.schema import DataFacts, DataPlan, Plan
+from results.schema import DataFacts, DataPlan, ModelPlan, Plan
 from suites import models
 from suites.config import Settings
 from suites.environment import derived_seed
@@ -26,6 +26,7 @@ HELD_OUT_FRACTION = 0.1
 HELD_OUT_ROWS = 1000
 SUBSET_SEED = 0
 EVALUATION_BATCH = 64
+PRE_TRAINING = ("tokenizer", "vocabulary", "layout", "eval_tokens")
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,9 @@ class GlueSuite:
     def data(self, task: str, settings: Settings, runtime: Runtime) -> DataPlan:
         """Return what the task's rows are; a digest names them, no path does."""
         row = get_task(task)
+        for name in PRE_TRAINING:
+            if getattr(settings, name) is not None:
+                raise ValueError(f"setting {name} = {getattr(settings, name)!r}: is for pre-training, no task here has it")
         hub = settings.source == "hub"
         return DataPlan(
             source=settings.source,
@@ -48,6 +52,10 @@ class GlueSuite:
             train_rows=settings.train_rows,
             eval_rows=settings.eval_rows,
         )
+
+    def model(self, settings: Settings, runtime: Runtime) -> ModelPlan:
+        """Return which encoder the settings name."""
+        return models.resolve_model(settings.model, runtime)
 
     def train_rows(self, task: str, settings: Settings, runtime: Runtime) -> int:
         """Return how many rows one epoch has."""
@@ -86,6 +94,10 @@ class GlueSuite:
             return encode.encode(rows, tokenizer, task.text_columns, plan.data.max_length)
 
         return loaded, tokenised(train), {name: tokenised(rows) for name, rows in evaluated.items()}
+
+    def outline(self, plan: Plan, runtime: Runtime) -> Job:
+        """Return the whole job: the shape of its largest batch depends on the rows."""
+        return self.job(plan, runtime)
 
     def job(self, plan: Plan, runtime: Runtime) -> Job:
         """Make one run ready."""

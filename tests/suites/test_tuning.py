@@ -51,6 +51,9 @@ class ToySuite:
     name: str = "toy"
     tasks: tuple[str, ...] = ("a", "b")
 
+    def model(self, settings: Settings, runtime: Runtime) -> ModelPlan:
+        return models.resolve_model(settings.model, runtime)
+
     def train_rows(self, task: str, settings: Settings, runtime: Runtime) -> int:
         return 100
 

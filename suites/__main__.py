@@ -135,6 +135,22 @@ def crosscheck(options: Options) -> None:
 
 
 @app.command()
+def contract(
+    method: Annotated[str, typer.Option(help="comma-joined methods; default: all")] = "",
+    backend: Annotated[str, typer.Option(help="of torch.compile: inductor (needs a C++ compiler) or aot_eager")] = (
+        "inductor"
+    ),
+    out: Annotated[Path | None, typer.Option(help="file for the record, e.g. results/reference/contract.json")] = None,
+) -> None:
+    """Check what every method can do (accumulation, clipping, resume, merge, ...) and print the matrix."""
+    with one_line_errors():
+        from suites.contract.command import print_matrix
+
+        failed = print_matrix(console, split(method), backend, out)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
 def methods() -> None:
     """List the methods, their papers and their settings with defaults."""
     from baselines.registry import methods as all_methods

@@ -43,7 +43,9 @@ class Row(Strict):
 
     def __str__(self) -> str:
         wide = max((len(cell.check) for cell in self.cells), default=0)
-        return "\n".join([self.title, *(f"  {cell.check:<{wide}}  {cell.answer}: {cell.reason}" for cell in self.cells)])
+        return "\n".join(
+            [self.title, *(f"  {cell.check:<{wide}}  {cell.answer}: {cell.reason}" for cell in self.cells)]
+        )
 
 
 class Matrix(Strict):

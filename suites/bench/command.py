@@ -38,7 +38,12 @@ def bench(console: Console, groups: Sequence[str], quick: bool, share: float, ou
         f"a quiet machine; record in {out}",
         markup=False,
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(chosen[0].label, total=expected_seconds(chosen, share))
         following = iter([*chosen[1:], None])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
-from gnlorp.projection import Bases, fit, half_products_pay
+from gnlorp.krylov import half_products_pay
+from gnlorp.projection import Bases, fit
 from results.bench import BenchCell, Candidate, Claim
 from suites.bench.peers import NO_GALORE, galore_torch
 from suites.bench.text import captured_gradients

@@ -38,7 +38,12 @@ def items(quick: bool) -> list[Item]:
 
 
 def _whole_items() -> list[Item]:
-    shapes = (((768, 768), True, 6.0), ((768, 3072), True, 9.0), ((2048, 5461), False, 22.0), ((4096, 11008), False, 40.0))
+    shapes = (
+        ((768, 768), True, 6.0),
+        ((768, 3072), True, 9.0),
+        ((2048, 5461), False, 22.0),
+        ((4096, 11008), False, 40.0),
+    )
     found = [
         _layer_item(shape, rank, 512, bias, seconds, seconds * 0.4)
         for rank in (8, 128)
@@ -86,9 +91,7 @@ def _quick_items() -> list[Item]:
     ]
 
 
-def _layer_item(
-    shape: tuple[int, int], rank: int, tokens: int, bias: bool, seconds: float, overhead_s: float
-) -> Item:
+def _layer_item(shape: tuple[int, int], rank: int, tokens: int, bias: bool, seconds: float, overhead_s: float) -> Item:
     label = f"layer {shape[0]}x{shape[1]}, rank {rank}"
     return Item("layer", label, seconds, lambda given: layer_cell(shape, rank, tokens, bias, given), overhead_s)
 

@@ -43,21 +43,17 @@ def step_cell(
     start = [p.detach().clone() for p in order]
     grads = [p.grad for p in order if p.grad is not None]
     assert len(grads) == len(order)
-    makers = _makers(len(matrices), rank)
-    made, agreement, refresh_s = {}, {}, {}
-    for name, make in makers.items():
-        weights = [nn.Parameter(value.clone()) for value in start]
-        made[name] = make(weights)
-        refresh_s[name] = _first_steps(made[name], weights, grads)
-        if name == "ours":
-            ours = [weight.detach().clone() for weight in weights]
-        elif name == "peer":
-            agreement["GaLore here against galore-torch"] = _apart(ours, weights, start)
-        else:
-            agreement.setdefault("AdamW foreach against fused", 0.0)
-            dense = weights if name == "foreach" else dense
-            if name == "fused":
-                agreement["AdamW foreach against fused"] = _apart(dense, weights, start)
+    made: dict[str, Optimizer] = {}
+    moved: dict[str, list[nn.Parameter]] = {}
+    refresh_s: dict[str, float] = {}
+    agreement: dict[str, float] = {}
+    for name, make in _makers(len(matrices), rank).items():
+        moved[name] = [nn.Parameter(value.clone()) for value in start]
+        made[name] = make(moved[name])
+        refresh_s[name] = _first_steps(made[name], moved[name], grads)
+    for some, other in (("ours", "peer"), ("foreach", "fused")):
+        if some in moved and other in moved:
+            agreement[f"{TITLES[some]} against {TITLES[other]}"] = _apart(moved[some], moved[other], start)
     seconds = in_turns({name: optimizer.step for name, optimizer in made.items()}, budget_s)
     candidates = [
         candidate(name, TITLES[name], seconds)

@@ -48,7 +48,7 @@ def verdict(holds: bool, yes: str, no: str) -> Verdict:
 
 
 def step(trained: Trained, parts: int = 1, share: float = 1.0, clip: float | None = None) -> float:
-    """Do one optimizer step on the network's batch in `parts` micro-batches, the loss times `share`; return the loss."""
+    """Do one optimizer step on the network's batch in `parts` micro-batches, loss times `share`; return the loss."""
     total = 0.0
     for part in _parts(make_batch(trained.network), parts):
         loss = trained.model(**part).loss
@@ -90,7 +90,9 @@ def check_accumulation(subject: Subject, network: str) -> Verdict:
         step(whole)
         step(split, parts=3)
     gap = apart(whole.model, split.model, start)
-    return verdict(gap < SAME, "3 micro-batches = one batch", f"3 micro-batches end {gap:.1e} of the way from one batch")
+    return verdict(
+        gap < SAME, "3 micro-batches = one batch", f"3 micro-batches end {gap:.1e} of the way from one batch"
+    )
 
 
 def check_clipping(subject: Subject, network: str) -> Verdict:

@@ -253,7 +253,6 @@ def test_a_merged_network_takes_a_method_again(method_name: str, make_network: M
     assert torch.equal(outputs(built_on(merged, method_name).model, batch)[0], before)
 
 
-
 @every_method
 @pytest.mark.parametrize(
     "check", [pytest.param(name, marks=[pytest.mark.slow] * (name == "compile")) for name in checks()]

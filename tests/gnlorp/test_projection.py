@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gnlorp.krylov import krylov_basis, krylov_pays
 from gnlorp.projection import (
     Bases,
     add_up_,
@@ -12,8 +13,6 @@ from gnlorp.projection import (
     damp_noise_,
     down,
     fit,
-    krylov_basis,
-    krylov_pays,
     projected_shape,
     projected_sides,
 )

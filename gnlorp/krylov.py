@@ -21,7 +21,7 @@ def krylov_basis(
     grad_MN: Tensor,
     start_NP: Tensor | None,
     projection_rank: int,
-    tolerance: float = 3e-4,
+    tolerance: float = 1e-4,
     half_products: bool = False,
 ) -> Tensor | None:
     """Return nearly the top right singular vectors of a tall gradient, by a block Krylov space with Rayleigh-Ritz.

@@ -161,7 +161,7 @@ def bench(
     with one_line_errors():
         from suites.bench.command import bench as measure
 
-        wrong = measure(console, split(only), quick, time, out, " ".join(["python -m suites", *sys.argv[1:]]))
+        wrong = measure(console, split(only), quick, time, out)
     raise typer.Exit(1 if wrong else 0)
 
 

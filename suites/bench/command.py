@@ -20,7 +20,7 @@ from suites.environment import usable_cpus
 THREADS = 2
 
 
-def bench(console: Console, groups: Sequence[str], quick: bool, share: float, out: Path, command: str) -> int:
+def bench(console: Console, groups: Sequence[str], quick: bool, share: float, out: Path) -> int:
     """Run the chosen groups of the bench and return how many cells did not compute the same as their peers.
 
     Raises:
@@ -56,7 +56,7 @@ def bench(console: Console, groups: Sequence[str], quick: bool, share: float, ou
                 description=item.label if upcoming is None else upcoming.label,
             )
 
-        found = run_bench(chosen, share, threads, quick, command, report)
+        found = run_bench(chosen, share, threads, quick, _command(groups, quick, share), report)
     console.print(claims_table(found))
     for cell in found.cells:
         for candidate in cell.candidates:
@@ -67,6 +67,15 @@ def bench(console: Console, groups: Sequence[str], quick: bool, share: float, ou
     for cell in wrong:
         console.print(f"{cell.label}: outputs differ: {cell.agreement}", style="bold red", markup=False)
     return len(wrong)
+
+
+def _command(groups: Sequence[str], quick: bool, share: float) -> str:
+    """Return what to type for the same measurement; where the record goes is left out, since it changes nothing."""
+    words = ["python -m suites bench"]
+    words += [f"--only {','.join(groups)}"] if groups else []
+    words += ["--quick"] if quick else []
+    words += [f"--time {share:g}"] if share != 1 else []
+    return " ".join(words)
 
 
 def claims_table(found: Bench) -> Table:

@@ -50,6 +50,8 @@ def bench(console: Console, groups: Sequence[str], quick: bool, share: float, ou
 
         def report(item: Item) -> None:
             upcoming = next(following)
+            if not console.is_terminal:
+                console.print(f"measured: {item.label}", markup=False)
             progress.update(
                 bar,
                 advance=expected_seconds([item], share),

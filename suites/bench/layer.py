@@ -38,7 +38,7 @@ def layer_cell(shape: tuple[int, int], rank: int, tokens: int, bias: bool, budge
     layers = make_layers(base, rank)
     agreement = compared(layers, base, x, grad)
     work = {name: _pass_of(layer, x, grad) for name, layer in layers.items()}
-    peaks = {name: _peak_bytes(layers[name], call) for name, call in work.items()}
+    peaks = {name: _peak_bytes(layers[name], x, call) for name, call in work.items()}
     seconds = in_turns(work, budget_s)
     claims = []
     for ours in ("full", "detached"):
@@ -139,11 +139,9 @@ def _forget(layer: nn.Module, x: Tensor) -> None:
         parameter.grad = None
 
 
-def _peak_bytes(layer: nn.Module, call: Callable[[], None]) -> int:
+def _peak_bytes(layer: nn.Module, x: Tensor, call: Callable[[], None]) -> int:
     """Return what one call holds at its peak beyond what was there before it."""
-    call()
-    for parameter in layer.parameters():
-        parameter.grad = None
+    _forget(layer, x)
     trace = track(layer, None, call)
     before = sum(event.delta_bytes for event in trace.events if event.phase == "start")
     return peak_of(trace).total_bytes - before

@@ -39,13 +39,13 @@ def items(quick: bool) -> list[Item]:
 
 def _whole_items() -> list[Item]:
     shapes = (
-        ((768, 768), True, 6.0),
-        ((768, 3072), True, 9.0),
-        ((2048, 5461), False, 22.0),
-        ((4096, 11008), False, 40.0),
+        ((768, 768), True, 5.0),
+        ((768, 3072), True, 8.0),
+        ((2048, 5461), False, 18.0),
+        ((4096, 11008), False, 32.0),
     )
     found = [
-        _layer_item(shape, rank, 512, bias, seconds, seconds * 0.4)
+        _layer_item(shape, rank, 512, bias, seconds, seconds * 0.8)
         for rank in (8, 128)
         for shape, bias, seconds in shapes
     ]

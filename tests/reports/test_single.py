@@ -77,7 +77,7 @@ def test_one_row_a_kind_of_claim_with_range_worst_and_verdict() -> None:
     table = targets_table(bench(layer_cell("a", 1.0, 1.1, 1.2), layer_cell("b", 1.3, 1.4), refresh_cell([50.0])))
     rows = [[entry.text for entry in row] for row in table.rows]
     assert rows[0] == [
-        "layer, rank 8: time", "ours", "LoRA", "2", "1.10 to 1.35", "1.35 (1.32 to 1.38) at b", "at most 1.15",
+        "layer, rank 8: time", "ours", "LoRA", "2", "1.10 to 1.35", "1.35 (1.33 to 1.37) at b", "at most 1.15",
         "missed at 1 of 2",
     ]  # fmt: skip
     assert [row[-1] for row in rows] == ["missed at 1 of 2", "met", "—", "met"]

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
-from results.contract import Row
-from suites.contract import check_optimizer
+from results.contract import Matrix, Row
+from results.single import read_single
+from suites.__main__ import app
+from suites.contract import check_optimizer, command, pack
 from suites.contract.checks import checks, run_check
 from suites.contract.subject import optimizer_subject
 
@@ -146,3 +150,28 @@ def test_a_row_names_its_checks() -> None:
     row = Row(name="x", title="x", cells=[])
     with pytest.raises(KeyError, match="'resume'"):
         row.cell("resume")
+
+
+def test_the_command_prints_the_matrix_and_writes_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {name: check for name, check in checks().items() if name in ("per-layer", "learning rate")}
+    for module in (pack, command):
+        monkeypatch.setattr(module, "checks", lambda backend="aot_eager": few)
+    path = tmp_path / "contract.json"
+    result = CliRunner().invoke(app, ["contract", "--method", "lora", "--backend", "eager", "--out", str(path)])
+    assert result.exit_code == 0, result.output
+    assert "LoRA, per-layer: not applicable: AdamW updates in step() alone" in result.output
+    found = read_single(path, Matrix)
+    assert [row.name for row in found.rows] == ["lora"]
+    assert [cell.check for cell in found.rows[0].cells] == list(few)
+    assert found.compile_backend == "eager"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(["--method", "lorra"], "nearest: lora"), (["--backend", "inductr"], "nearest: inductor")],
+)
+def test_bad_input_to_the_command_is_one_line(arguments: list[str], says: str) -> None:
+    result = CliRunner().invoke(app, ["contract", *arguments])
+    assert result.exit_code == 2
+    assert says in result.output
+    assert len(result.output.strip().splitlines()) == 1

@@ -113,6 +113,17 @@ def methods(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def bench(session: nox.Session) -> None:
+    """Speed and memory beside peft, galore-torch and torch: about 7 minutes on 2 quiet cores; `-- --quick`."""
+    arguments = list(session.posargs)
+    python = shared_python(session, small=True)
+    session.run(python, "-m", "suites", "bench", *arguments, external=True, success_codes=[0, 1])
+    if not {"--help", "-h"} & set(arguments):
+        record = _option(arguments, "--out")[1:] or ["results/runs/bench.json"]
+        session.run(python, "-m", "reports", "bench", "--record", *record, external=True)
+
+
+@nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
     """The default tests; `-- -m slow` for the slow ones, `-- -k NAME` for some."""
     session.run(shared_python(session), "-m", "pytest", *session.posargs, external=True)

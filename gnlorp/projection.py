@@ -9,13 +9,14 @@ M rows, N columns, P projection rank. One rule for factors and for dense weights
 
 from __future__ import annotations
 
-import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+
+from gnlorp.krylov import half_products_pay, krylov_basis, krylov_pays, orthonormal
 
 Side = Literal["small", "large", "both"]
 BasisKind = Literal["exact", "warm"]
@@ -120,7 +121,7 @@ def fit(
         tall = grad.shape[0] >= grad.shape[1]
         left, right = projected_sides(grad.shape, side)
         needs_small, needs_large = (right, left) if tall else (left, right)
-        large = _orthonormal(_tall(grad) @ small) if needs_large else None
+        large = orthonormal(_tall(grad) @ small) if needs_large else None
         kept = small if needs_small else None
         new = Bases(large, kept) if tall else Bases(kept, large)
         past = before or Bases(None, None)
@@ -155,94 +156,6 @@ def small_bases(
     return [found[index] for index in range(len(grads))]
 
 
-def krylov_pays(size: int, projection_rank: int) -> bool:
-    """Return whether the block Krylov basis is expected to cost less than the eigenproblem of this size."""
-    return size >= 256 and 6 * projection_rank <= size
-
-
-def krylov_basis(
-    grad_MN: Tensor,
-    start_NP: Tensor | None,
-    projection_rank: int,
-    tolerance: float = 3e-3,
-    half_products: bool = False,
-) -> Tensor | None:
-    """Return nearly the top right singular vectors of a tall gradient, by a block Krylov space with Rayleigh-Ritz.
-
-        K = span(Z, C Z, C^2 Z, ...),   C = G^T G,   Q = V E    with V a basis of K, E the top eigenvectors of V^T C V
-
-    Musco and Musco 2015, algorithm 2, from the old basis in place of a random block (filled up with fixed random
-    columns). The space grows until one more block adds less than `tolerance` to the energy |G Q|^2; each block
-    shrinks what is missing about sixfold, so that 99.9 % of the best energy is kept. C is never formed.
-
-    `half_products` multiplies by G in bfloat16. V stays orthonormal in full precision, so the rounding only turns the
-    basis a little within the space, which costs energy in second order.
-
-    Returns None where the space would grow past 0.6 N, and the full eigenproblem costs less.
-    Shapes: gradient (M, N) with M >= N, start (N, P); returns (N, P).
-    """
-    size = grad_MN.shape[1]
-    full = torch.promote_types(grad_MN.dtype, torch.float32)
-    width = max(16, -(-projection_rank // 2))
-    operand = grad_MN.to(torch.bfloat16 if half_products else full)
-    block = _orthonormal(_start_block(start_NP, size, width, full, grad_MN.device))
-    space = block
-    small = block.new_zeros(0, 0)
-    energy = 0.0
-    while True:
-        # The narrow factor stands on the left: the wide one is then read once, in order.
-        image = ((operand @ block.to(operand.dtype)).T @ operand).T.to(full)
-        column = space.T @ image
-        small = _bordered(small, column)
-        enough = space.shape[1] >= projection_rank
-        before, energy = energy, float(torch.linalg.eigvalsh(small)[-projection_rank:].sum()) if enough else 0.0
-        if before > 0 and energy - before <= tolerance * energy:
-            vectors = torch.linalg.eigh(small).eigenvectors
-            basis: Tensor = space @ vectors[:, -projection_rank:].flip(1)
-            return basis
-        if space.shape[1] + width > 0.6 * size:
-            return None
-        block = _orthonormal(image - space @ column)
-        # Once more: where the space is nearly closed, what is left of the image is mostly rounding.
-        block = _orthonormal(block - space @ (space.T @ block))
-        space = torch.cat([space, block], 1)
-
-
-def half_products_pay(grad: Tensor) -> bool:
-    """Return whether bfloat16 products are native where this gradient lies, and precise enough for it."""
-    if grad.dtype not in (torch.float32, torch.bfloat16):
-        return False
-    return _native_bf16(grad.device.type)
-
-
-@functools.cache
-def _native_bf16(device_type: str) -> bool:
-    if device_type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Older torch has no way to ask; there float32 products are taken, with the same result to a rounding.
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return device_type == "cpu" and bool(capabilities.get("avx512_bf16", False))
-
-
-def _start_block(start_NP: Tensor | None, size: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    kept = torch.empty(size, 0, dtype=dtype, device=device) if start_NP is None else start_NP[:, :width].to(dtype)
-    missing = width - kept.shape[1]
-    if missing == 0:
-        return kept
-    fresh = torch.randn(size, missing, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-    return torch.cat([kept, fresh.to(kept)], 1)
-
-
-def _bordered(square: Tensor, column: Tensor) -> Tensor:
-    """Return the symmetric matrix with `column` as its last block column."""
-    old, new = square.shape[0], column.shape[0]
-    grown = square.new_empty(new, new)
-    grown[:old, :old] = square
-    grown[:, old:] = column
-    grown[old:, :old] = column[:old].T
-    return grown
-
-
 def _tall(grad_MN: Tensor) -> Tensor:
     work = grad_MN.to(torch.promote_types(grad_MN.dtype, torch.float32))
     return work if work.shape[0] >= work.shape[1] else work.T
@@ -259,13 +172,8 @@ def _small_side(bases: Bases | None, grad: Tensor) -> Tensor | None:
         return None
     small, large = (bases.right, bases.left) if grad.shape[0] >= grad.shape[1] else (bases.left, bases.right)
     if small is None and large is not None:
-        return _orthonormal(_tall(grad).T @ large)
+        return orthonormal(_tall(grad).T @ large)
     return small
-
-
-def _orthonormal(columns: Tensor) -> Tensor:
-    basis: Tensor = torch.linalg.qr(columns).Q
-    return basis
 
 
 def _oriented(basis: Tensor | None, old: Tensor | None) -> Tensor | None:

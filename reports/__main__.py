@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from reports.convention import ChoiceError, Convention
 from reports.readme import filled
 from reports.render import to_screen
 from reports.selection import ReportError
+from reports.single import bench_report, contract_report
 from results.store import StoreError, read_records
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -117,6 +119,35 @@ def _show(report: Report, paths: list[Path]) -> None:
             console.print(to_screen(table, console.width))
     sys.stdout.write("each table also as .csv and .tex, each figure also as .svg; all of it as one page in report.md\n")
     sys.stdout.write("".join(f"{path}\n" for path in paths if path.suffix in (".md", ".png")))
+
+
+def _single(make: Callable[[Path, Path], list[Path]], record: Path, out: Path) -> None:
+    try:
+        paths = make(record, out)
+    except ValueError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise typer.Exit(2) from None
+    sys.stdout.write("".join(f"{path}\n" for path in paths if path.suffix in (".md", ".png")))
+
+
+@app.command()
+def bench(
+    record: Annotated[Path, typer.Option(help="Record of `python -m suites bench`.")] = Path("results/runs/bench.json"),
+    out: Annotated[Path, typer.Option(help="Folder for the report: OUT/bench/.")] = Path("reports/build"),
+) -> None:
+    """Write the tables (targets, every ratio, seconds and bytes) and the figure of the bench."""
+    _single(bench_report, record, out)
+
+
+@app.command()
+def contract(
+    record: Annotated[Path, typer.Option(help="Record of `python -m suites contract`.")] = Path(
+        "results/reference/contract.json"
+    ),
+    out: Annotated[Path, typer.Option(help="Folder for the report: OUT/contract/.")] = Path("reports/build"),
+) -> None:
+    """Write the capability matrix with the reason of every answer."""
+    _single(contract_report, record, out)
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """Tables of the committed snapshot inside the README, so that no number there is typed by hand.
 
 Between `<!-- table: FOLDER/NAME.md -->` and `<!-- end -->` stand the caption and the table of that file under
-`reports/snapshot/`; its notes stay in the file.
+`reports/snapshot/`; its notes stay in the file. `NAME` alone stands for `NAME/NAME.md`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def filled(text: str, snapshot: Path) -> str:
     """
 
     def block(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{caption_and_table(snapshot / match['name'])}\n{match[3]}"
+        name = match["name"] if match["name"].endswith(".md") else f"{match['name']}/{match['name']}.md"
+        return f"{match[1]}\n{caption_and_table(snapshot / name)}\n{match[3]}"
 
     return BLOCK.sub(block, text)
 

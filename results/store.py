@@ -13,6 +13,8 @@ from pydantic import ValidationError
 from results.schema import SCHEMA_VERSION, Record
 
 FINAL: frozenset[str] = frozenset({"ok", "diverged", "out_of_memory"})
+SINGLE: frozenset[str] = frozenset({"bench.json", "contract.json"})
+"""Files of another kind, see `results.single`, that may lie among the records of runs."""
 
 
 class StoreError(ValueError):
@@ -90,12 +92,13 @@ def check_writable(root: Path) -> None:
 
 
 def record_paths(roots: Iterable[Path]) -> Iterator[Path]:
-    """Yield every `*.json` below `roots` (files are yielded as they are), sorted, hidden ones left out."""
+    """Yield every `*.json` below `roots` (files are yielded as they are), sorted, hidden and `SINGLE` ones left out."""
     for root in roots:
         if root.is_file():
             yield root
         else:
-            yield from sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
+            found = sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
+            yield from (path for path in found if path.name not in SINGLE)
 
 
 def read_records(roots: Iterable[Path]) -> list[Record]:

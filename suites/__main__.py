@@ -141,6 +141,37 @@ def crosscheck(options: Options) -> None:
 
 
 @app.command()
+def contract(
+    method: Annotated[str, typer.Option(help="comma-joined methods; default: all")] = "",
+    backend: Annotated[str, typer.Option(help="of torch.compile: inductor (needs a C++ compiler) or aot_eager")] = (
+        "inductor"
+    ),
+    out: Annotated[Path | None, typer.Option(help="file for the record, e.g. results/reference/contract.json")] = None,
+) -> None:
+    """Check what every method can do (accumulation, clipping, resume, merge, ...) and print the matrix."""
+    with one_line_errors():
+        from suites.contract.command import print_matrix
+
+        failed = print_matrix(console, split(method), backend, out)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def bench(
+    only: Annotated[str, typer.Option(help="comma-joined groups: layer, refresh, step, model; default: all")] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="tiny shapes, seconds: says whether all of it works")] = False,
+    time: Annotated[float, typer.Option(help="share of the usual measuring time, such as 0.3")] = 1.0,
+    out: Annotated[Path, typer.Option(help="file for the record")] = RUNS / "bench.json",
+) -> None:
+    """Measure speed and memory beside peft, galore-torch and torch's AdamW; wants a quiet machine."""
+    with one_line_errors():
+        from suites.bench.command import bench as measure
+
+        wrong = measure(console, split(only), quick, time, out)
+    raise typer.Exit(1 if wrong else 0)
+
+
+@app.command()
 def methods() -> None:
     """List the methods, their papers and their settings with defaults."""
     from baselines.registry import methods as all_methods

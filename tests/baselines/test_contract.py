@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from typing import Any
 
@@ -11,14 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, Method, MethodConfig, Placement, check_optimizer_covers, trainable
+from baselines.method import AdamSettings, Method, Placement, check_optimizer_covers, trainable
 from baselines.registry import methods
 from baselines.targets import place, shapes
+from results.contract import Matrix
 from results.schema import DataPlan, ModelPlan, Plan, TrainingPlan
 from suites import measure
+from suites.contract.checks import checks, run_check
+from suites.contract.subject import RANK, contract_config, contract_rate, is_adapter, method_subject
 from suites.run import Built, build
 
-RANK = 8
 NETWORKS = ("bert", "roberta", "llama")
 ALL_NETWORKS = (*NETWORKS, "llama-lm", "llama-tied")
 METHODS = tuple(methods())
@@ -31,25 +32,12 @@ every_network_and_heads = pytest.mark.parametrize("network", ALL_NETWORKS)
 both_widths = pytest.mark.parametrize("bits", [32, 8])
 
 
-def settings_of(method: Method[Any]) -> MethodConfig:
-    """Return the settings at RANK, with a basis refreshed every third step where there is one."""
-    config: MethodConfig = method.configure(RANK)
-    return config.model_copy(update={"refresh_gap": 3}) if "refresh_gap" in type(config).model_fields else config
-
-
-def is_adapter(method: Method[Any]) -> bool:
-    """Whether the method trains factors of a rank, beside a frozen weight."""
-    return method.ranks((64, 64), settings_of(method)).rank is not None
-
-
 def plan_of(method: Method[Any], bits: int) -> Plan:
-    # Factors start at zero and take larger steps than whole weights bear.
-    rate = 5e-3 if is_adapter(method) else 2e-3
     return Plan(
         suite="toy", task="toy", profile="toy", method=method.name, targets="attention+mlp", seed=0,
-        method_config=settings_of(method).model_dump(mode="json"),
+        method_config=contract_config(method).model_dump(mode="json"),
         model=ModelPlan(name="toy", source="config"), data=DataPlan(source="micro", name="toy", max_length=10),
-        training=TrainingPlan(steps=1, batch_size=6, learning_rate=rate, state_bits=bits),
+        training=TrainingPlan(steps=1, batch_size=6, learning_rate=contract_rate(method), state_bits=bits),
     )  # fmt: skip
 
 
@@ -86,7 +74,7 @@ def test_trains_exactly_what_it_documents(method_name: str, network: str, make_n
     before = dict(model.named_parameters())
     placement = place(model, "attention+mlp", train_rest=False)
     dense = shapes(model, placement.targets)
-    method.attach(model, placement, settings_of(method))
+    method.attach(model, placement, contract_config(method))
     now = trainable(model)
     if not is_adapter(method):
         assert now.keys() == before.keys()
@@ -122,7 +110,7 @@ def test_trained_values_of_one_layer(method_name: str, values: int, make_network
 def test_optimizer_covers_exactly_the_trainable(method_name: str, network: str, bits: int, make_network: Make) -> None:
     method, model = methods()[method_name], make_network(network)
     placement = place(model, "attention+mlp", train_rest=False)
-    config = settings_of(method)
+    config = contract_config(method)
     method.attach(model, placement, config)
     optimizer = method.optimizer(model, placement, AdamSettings(1e-3, state_bits=bits), config)
     check_optimizer_covers(model, optimizer)
@@ -266,22 +254,23 @@ def test_a_merged_network_takes_a_method_again(method_name: str, make_network: M
 
 
 @every_method
-@both_widths
-def test_resumes_bit_for_bit(method_name: str, bits: int, make_network: Make, make_batch: MakeBatch) -> None:
-    batch = make_batch("roberta")
-    straight = built_on(make_network("roberta"), method_name, bits)
-    train(straight.model, straight.optimizer, batch, range(4))
-    file = io.BytesIO()
-    torch.save({"model": straight.model.state_dict(), "optimizer": straight.optimizer.state_dict()}, file)
-    train(straight.model, straight.optimizer, batch, range(4, 8))
-    file.seek(0)
-    saved = torch.load(file, weights_only=True)
-    resumed = built_on(make_network("roberta"), method_name, bits)
-    resumed.model.load_state_dict(saved["model"])
-    resumed.optimizer.load_state_dict(saved["optimizer"])
-    train(resumed.model, resumed.optimizer, batch, range(4, 8))
-    other = dict(resumed.model.named_parameters())
-    assert [name for name, p in straight.model.named_parameters() if not torch.equal(p, other[name])] == []
+@pytest.mark.parametrize(
+    "check", [pytest.param(name, marks=[pytest.mark.slow] * (name == "compile")) for name in checks()]
+)
+def test_it_passes_the_contract_pack(method_name: str, check: str, contract_matrix: Matrix) -> None:
+    subject = method_subject(methods()[method_name])
+    found = run_check(checks()[check], subject, ("roberta",))
+    assert found.answer == contract_matrix.row(method_name).cell(check).answer, found.reason
+    assert found.answer != "no", found.reason
+
+
+@every_method
+def test_only_an_optimizer_that_can_do_it_is_asked_to_update_inside_backward(
+    method_name: str, make_network: Make, contract_matrix: Matrix
+) -> None:
+    built = built_on(make_network("bert"), method_name)
+    answer = contract_matrix.row(method_name).cell("per-layer").answer
+    assert answer == ("yes" if hasattr(built.optimizer, "per_layer") else "not applicable")
 
 
 @every_method
@@ -291,7 +280,7 @@ def test_same_seed_gives_the_same_adapters(method_name: str, network: str, make_
         model = make_network(network)
         torch.manual_seed(seed)
         method = methods()[method_name]
-        method.attach(model, place(model, "attention+mlp", False), settings_of(method))
+        method.attach(model, place(model, "attention+mlp", False), contract_config(method))
         return trainable(model)
 
     first, same, other = attached(3), attached(3), attached(4)
@@ -320,7 +309,7 @@ def test_pretraining_placement_trains_embeddings_and_norms_too(
 ) -> None:
     model = make_network("llama-tied")
     method, placement = methods()[method_name], place(model, "attention+mlp", train_rest=True)
-    config = settings_of(method)
+    config = contract_config(method)
     outside = {name: model.get_parameter(name).detach().clone() for name in placement.trained}
     assert {"model.embed_tokens.weight", "model.norm.weight"} <= set(outside)
     method.attach(model, placement, config)

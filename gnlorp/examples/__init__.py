@@ -1,0 +1,1 @@
+"""Programs to read and run: each trains a tiny network on generated data, offline, in seconds."""

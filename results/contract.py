@@ -1,0 +1,71 @@
+"""The record of the contract pack: what each method, or one optimizer, can do, each answer found by a check."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from results.schema import Environment, Strict
+
+Answer = Literal["yes", "no", "refused", "not applicable"]
+"""`no`: the check failed. `refused`: a clear error when asked. `not applicable`: there is nothing to ask for."""
+
+
+class Cell(Strict):
+    """What one check found."""
+
+    check: str
+    answer: Answer
+    reason: str
+
+
+class Row(Strict):
+    """All answers about one method or optimizer."""
+
+    name: str
+    title: str
+    cells: list[Cell]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check failed."""
+        return all(cell.answer != "no" for cell in self.cells)
+
+    def cell(self, check: str) -> Cell:
+        """Return what `check` found.
+
+        Raises:
+            KeyError: there is no such check.
+        """
+        for cell in self.cells:
+            if cell.check == check:
+                return cell
+        raise KeyError(f"{check!r}: checks are {', '.join(cell.check for cell in self.cells)}")
+
+    def __str__(self) -> str:
+        wide = max((len(cell.check) for cell in self.cells), default=0)
+        return "\n".join(
+            [self.title, *(f"  {cell.check:<{wide}}  {cell.answer}: {cell.reason}" for cell in self.cells)]
+        )
+
+
+class Matrix(Strict):
+    """The capability matrix: a row a method."""
+
+    schema_version: Literal[1] = 1
+    started_at: str
+    finished_at: str
+    environment: Environment
+    networks: list[str]
+    compile_backend: str
+    rows: list[Row]
+
+    def row(self, name: str) -> Row:
+        """Return the row of one method.
+
+        Raises:
+            KeyError: there is none.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise KeyError(f"{name!r}: rows are {', '.join(row.name for row in self.rows)}")

@@ -1,0 +1,100 @@
+"""`python -m suites bench`: says how long it will take, measures with a progress bar, prints and writes the record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from baselines.registry import checked_name
+from results.bench import Bench, Claim
+from results.single import write_single
+from results.store import check_writable
+from suites.bench.run import GROUPS, Item, expected_seconds, items, run_bench
+from suites.console import duration_text
+from suites.environment import usable_cpus
+
+THREADS = 2
+
+
+def bench(console: Console, groups: Sequence[str], quick: bool, share: float, out: Path) -> int:
+    """Run the chosen groups of the bench and return how many cells did not compute the same as their peers.
+
+    Raises:
+        ValueError: an unknown group, a share of time that is not above 0, a file that cannot be written.
+    """
+    for group in groups:
+        checked_name(group, GROUPS, "group")
+    if not share > 0:
+        raise ValueError(f"time {share:g}: must be above 0 (1 is the whole bench)")
+    check_writable(out.parent)
+    chosen = [item for item in items(quick) if not groups or item.group in groups]
+    threads = 1 if quick else min(THREADS, usable_cpus())
+    console.print(
+        f"{len(chosen)} cells on {threads} threads; expected time: {duration_text(expected_seconds(chosen, share))} on "
+        f"a quiet machine; record in {out}",
+        markup=False,
+    )
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(chosen[0].label, total=expected_seconds(chosen, share))
+        following = iter([*chosen[1:], None])
+
+        def report(item: Item) -> None:
+            upcoming = next(following)
+            if not console.is_terminal:
+                console.print(f"measured: {item.label}", markup=False)
+            progress.update(
+                bar,
+                advance=expected_seconds([item], share),
+                description=item.label if upcoming is None else upcoming.label,
+            )
+
+        found = run_bench(chosen, share, threads, quick, _command(groups, quick, share), report)
+    console.print(claims_table(found))
+    for cell in found.cells:
+        for candidate in cell.candidates:
+            if candidate.missing:
+                console.print(f"{cell.label}: {candidate.title}: {candidate.missing}", markup=False)
+    console.print(str(write_single(out, found)))
+    wrong = [cell for cell in found.cells if not cell.agrees]
+    for cell in wrong:
+        console.print(f"{cell.label}: outputs differ: {cell.agreement}", style="bold red", markup=False)
+    return len(wrong)
+
+
+def _command(groups: Sequence[str], quick: bool, share: float) -> str:
+    """Return what to type for the same measurement; where the record goes is left out, since it changes nothing."""
+    words = ["python -m suites bench"]
+    words += [f"--only {','.join(groups)}"] if groups else []
+    words += ["--quick"] if quick else []
+    words += [f"--time {share:g}"] if share != 1 else []
+    return " ".join(words)
+
+
+def claims_table(found: Bench) -> Table:
+    """Return every claim for the terminal."""
+    table = Table(title="Speed and memory", title_justify="left")
+    for column in ("cell", "what", "ours", "peer", "ratio", "quartiles", "rounds", "target", "met"):
+        table.add_column(column)
+    for cell in found.cells:
+        for claim in cell.claims:
+            spread = "-" if claim.spread is None else f"{claim.spread[0]:.3f} to {claim.spread[1]:.3f}"
+            ratio = "-" if claim.median is None else f"{claim.median:.4f}"
+            table.add_row(
+                f"{cell.group} {cell.label}", claim.what, claim.ours, claim.peer, ratio, spread,
+                str(len(claim.values)), _target(claim), {True: "met", False: "missed", None: "-"}[claim.met],
+            )  # fmt: skip
+    return table
+
+
+def _target(claim: Claim) -> str:
+    return "-" if claim.target is None else f"{claim.rule} {claim.target:g}"

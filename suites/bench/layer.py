@@ -1,0 +1,160 @@
+"""One linear layer, forward and backward: ours under both gradient rules beside peft's LoRA and DoRA.
+
+All four share one frozen weight and equal factors; the three that have magnitudes share them too. The detached rule's
+output and gradients must be those of DoRA, the full rule's those of autograd through the formed weight. LoRA has no
+norm: it does less work and is the yardstick.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+
+from gnlorp import NormLowRankLinear
+from results.bench import BenchCell
+from suites.bench.timing import candidate, in_turns, ratio_claim
+from suites.tracker import peak_of, track
+
+TITLES = {
+    "full": "gnlorp, full rule",
+    "detached": "gnlorp, detached rule",
+    "lora": "LoRA (peft)",
+    "dora": "DoRA (peft)",
+}
+TIME_TARGET, BYTES_TARGET = 1.15, 1.1
+LIMIT = 1e-3
+
+
+def layer_cell(shape: tuple[int, int], rank: int, tokens: int, bias: bool, budget_s: float) -> BenchCell:
+    """Measure one shape (O, I) at one rank: seconds in turns, and the exact bytes that a call allocates at its peak."""
+    torch.manual_seed(0)
+    outputs, inputs = shape
+    base = nn.Linear(inputs, outputs, bias=bias)
+    base.requires_grad_(False)
+    x, grad = torch.randn(tokens, inputs, requires_grad=True), torch.randn(tokens, outputs)
+    layers = make_layers(base, rank)
+    agreement = compared(layers, base, x, grad)
+    work = {name: _pass_of(layer, x, grad) for name, layer in layers.items()}
+    peaks = {name: _peak_bytes(layers[name], x, call) for name, call in work.items()}
+    seconds = in_turns(work, budget_s)
+    claims = []
+    for ours in ("full", "detached"):
+        for peer, limit in (("lora", TIME_TARGET), ("dora", None)):
+            rule = "at most" if limit else None
+            names = (TITLES[ours], TITLES[peer])
+            claims.append(ratio_claim("time", seconds[ours], seconds[peer], names, rule, limit))
+            limit = limit and BYTES_TARGET
+            claims.append(ratio_claim("peak bytes", [peaks[ours]], [peaks[peer]], names, rule, limit))
+    return BenchCell(
+        group="layer",
+        label=f"{outputs}x{inputs}, rank {rank}",
+        settings={"shape": list(shape), "rank": rank, "tokens": tokens, "bias": bias, "dtype": "float32"},
+        candidates=[candidate(name, title, seconds, peaks[name]) for name, title in TITLES.items()],
+        claims=claims,
+        agreement=agreement,
+        agreement_limit=LIMIT,
+    )
+
+
+def make_layers(base: nn.Linear, rank: int) -> dict[str, nn.Module]:
+    """Return the four layers over one frozen weight, with equal factors and magnitudes near the row norms."""
+    alpha = 2.0 * rank
+    factor_out, factor_in = 0.02 * torch.randn(base.out_features, rank), 0.02 * torch.randn(rank, base.in_features)
+    with torch.no_grad():
+        direction = torch.addmm(base.weight, factor_out, factor_in, alpha=alpha / rank)
+        magnitude = torch.linalg.vector_norm(direction, dim=1) * (1 + 0.1 * torch.randn(base.out_features))
+        del direction
+    layers: dict[str, nn.Module] = {}
+    for rule in ("full", "detached"):
+        ours = NormLowRankLinear(_sharing(base), rank, alpha, norm_gradient=rule)
+        _set(ours.factor_out, factor_out)
+        _set(ours.factor_in, factor_in)
+        _set(ours.magnitude, magnitude)
+        layers[rule] = ours
+    for name in ("lora", "dora"):
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=["0"], use_dora=name == "dora")
+        theirs = inject_adapter_in_model(config, nn.Sequential(_sharing(base)))[0]
+        _set(theirs.lora_B["default"].weight, factor_out)
+        _set(theirs.lora_A["default"].weight, factor_in)
+        if "default" in theirs.lora_magnitude_vector:
+            _set(theirs.lora_magnitude_vector["default"].weight, magnitude)
+        layers[name] = theirs
+    return layers
+
+
+def compared(layers: dict[str, nn.Module], base: nn.Linear, x: Tensor, grad: Tensor) -> dict[str, float]:
+    """Return the largest relative difference of each layer's outputs and gradients from what they must be."""
+    found = {name: _results(layers[name], x, grad) for name in ("full", "detached", "dora")}
+    return {
+        "detached rule against DoRA": _apart(found["detached"], found["dora"]),
+        "full rule against the formed weight": _apart(found["full"], _formed(layers["full"], base, x, grad)),
+    }
+
+
+def _results(layer: nn.Module, x: Tensor, grad: Tensor) -> list[Tensor]:
+    _pass_of(layer, x, grad)()
+    if isinstance(layer, NormLowRankLinear):
+        factors = [layer.factor_out, layer.factor_in]
+    else:
+        factors = [layer.lora_B["default"].weight, layer.lora_A["default"].weight]  # type: ignore[index, union-attr]
+    assert x.grad is not None
+    with torch.no_grad():
+        results = [layer(x), x.grad.clone()]
+    results += [factor.grad.clone() for factor in factors if factor.grad is not None]
+    _forget(layer, x)
+    return results
+
+
+def _formed(layer: nn.Module, base: nn.Linear, x: Tensor, grad: Tensor) -> list[Tensor]:
+    """Return output and gradients through V itself, by autograd."""
+    assert isinstance(layer, NormLowRankLinear)
+    out, inner = (factor.detach().requires_grad_() for factor in (layer.factor_out, layer.factor_in))
+    direction = torch.addmm(base.weight, out, inner, alpha=layer.scaling)
+    norm = torch.linalg.vector_norm(direction, dim=1)
+    y = torch.nn.functional.linear(x, direction) * (layer.magnitude.detach() / norm)
+    y = y if base.bias is None else y + base.bias
+    x_grad, out_grad, in_grad = torch.autograd.grad(y, (x, out, inner), grad)
+    return [y.detach(), x_grad, out_grad, in_grad]
+
+
+def _apart(some: list[Tensor], others: list[Tensor]) -> float:
+    assert len(some) == len(others)
+    return max(float((a - b).norm() / b.norm()) for a, b in zip(some, others, strict=True))
+
+
+def _pass_of(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], None]:
+    def call() -> None:
+        _forget(layer, x)
+        layer(x).backward(grad)
+
+    return call
+
+
+def _forget(layer: nn.Module, x: Tensor) -> None:
+    x.grad = None
+    for parameter in layer.parameters():
+        parameter.grad = None
+
+
+def _peak_bytes(layer: nn.Module, x: Tensor, call: Callable[[], None]) -> int:
+    """Return what one call holds at its peak beyond what was there before it."""
+    _forget(layer, x)
+    trace = track(layer, None, call)
+    before = sum(event.delta_bytes for event in trace.events if event.phase == "start")
+    return peak_of(trace).total_bytes - before
+
+
+def _sharing(base: nn.Linear) -> nn.Linear:
+    with torch.device("meta"):
+        linear = nn.Linear(base.in_features, base.out_features, bias=False)
+    linear.weight = base.weight
+    linear.register_parameter("bias", base.bias)
+    return linear
+
+
+def _set(parameter: Tensor, value: Tensor) -> None:
+    with torch.no_grad():
+        parameter.copy_(value)

@@ -1,0 +1,146 @@
+"""The optimizer step on a LLaMA: GaLore through our optimizer and through galore-torch, beside dense AdamW."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gnlorp import GradNormLoRPAdamW
+from results.bench import BenchCell, Candidate, Claim
+from suites.bench.peers import NO_GALORE, galore_torch
+from suites.bench.text import llama
+from suites.bench.timing import candidate, in_turns, ratio_claim
+
+GAP = 200
+STEP_TARGET, AMORTISED_TARGET = 0.6, 0.5
+# Two optimizers, float32, a few steps from the same weights: the parts of the way that they end apart.
+LIMIT = 1e-2
+COMPARED_STEPS = 3
+SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-12}
+TITLES = {
+    "ours": "GaLore (gnlorp)",
+    "peer": "GaLore (galore-torch)",
+    "foreach": "AdamW(foreach=True)",
+    "fused": "AdamW(fused=True)",
+}
+
+
+def step_cell(
+    label: str, size: tuple[int, int, int, int], vocabulary: int, rank: int, tokens: int, budget_s: float
+) -> BenchCell:
+    """Measure plain and refresh steps on a LLaMA of `size` (hidden, inner, layers, heads) with one real gradient."""
+    model = llama(*size, vocabulary)
+    batch = torch.randint(vocabulary, (1, tokens), generator=torch.Generator().manual_seed(1))
+    model(input_ids=batch, labels=batch).loss.backward()
+    matrices = [p for n, p in model.named_parameters() if ".self_attn." in n or ".mlp." in n]
+    chosen = {id(p) for p in matrices}
+    order = matrices + [p for p in model.parameters() if id(p) not in chosen]
+    start = [p.detach().clone() for p in order]
+    grads = [p.grad for p in order if p.grad is not None]
+    assert len(grads) == len(order)
+    made: dict[str, Optimizer] = {}
+    moved: dict[str, list[nn.Parameter]] = {}
+    refresh_s: dict[str, float] = {}
+    agreement: dict[str, float] = {}
+    for name, make in _makers(len(matrices), rank).items():
+        moved[name] = [nn.Parameter(value.clone()) for value in start]
+        made[name] = make(moved[name])
+        refresh_s[name] = _first_steps(made[name], moved[name], grads)
+    for some, other in (("ours", "peer"), ("foreach", "fused")):
+        if some in moved and other in moved:
+            agreement[f"{TITLES[some]} against {TITLES[other]}"] = _apart(moved[some], moved[other], start)
+    seconds = in_turns({name: optimizer.step for name, optimizer in made.items()}, budget_s)
+    candidates = [
+        candidate(name, TITLES[name], seconds)
+        if name in made
+        else Candidate(name=name, title=TITLES[name], missing=NO_GALORE)
+        for name in TITLES
+    ]
+    for name in ("ours", "peer"):
+        if name in refresh_s:
+            spent = [refresh_s[name]]
+            candidates.append(Candidate(name=f"{name} refresh", title=f"{TITLES[name]}, refresh step", seconds=spent))
+    return BenchCell(
+        group="step",
+        label=label,
+        settings={"rank": rank, "size": list(size), "vocabulary": vocabulary, "refresh_gap": GAP, "dtype": "float32"},
+        candidates=candidates,
+        claims=_claims(seconds, refresh_s),
+        agreement=agreement,
+        agreement_limit=LIMIT,
+        note=f"{sum(p.numel() for p in order):,} parameters, {len(matrices)} projected matrices, one real gradient",
+    )
+
+
+def _makers(matrices: int, rank: int) -> dict[str, Callable[[Sequence[nn.Parameter]], Optimizer]]:
+    """Return name -> what makes the optimizer over weights whose first `matrices` are projected."""
+
+    def ours(weights: Sequence[nn.Parameter]) -> Optimizer:
+        groups = [
+            {"params": list(weights[:matrices]), "projection_rank": rank},
+            {"params": list(weights[matrices:]), "projection_rank": None},
+        ]
+        return GradNormLoRPAdamW(groups, refresh_gap=GAP, scale=0.25, **SETTINGS)  # type: ignore[arg-type]
+
+    def peer(weights: Sequence[nn.Parameter]) -> Optimizer:
+        theirs = galore_torch()
+        assert theirs is not None
+        low = {"params": list(weights[:matrices]), "rank": rank, "update_proj_gap": GAP, "scale": 0.25}
+        groups = [{**low, "proj_type": "std"}, {"params": list(weights[matrices:])}]
+        optimizer: Optimizer = theirs.GaLoreAdamW(groups, no_deprecation_warning=True, **SETTINGS)
+        return optimizer
+
+    makers: dict[str, Callable[[Sequence[nn.Parameter]], Optimizer]] = {"ours": ours}
+    if galore_torch() is not None:
+        makers["peer"] = peer
+    makers["foreach"] = lambda weights: torch.optim.AdamW(weights, foreach=True, weight_decay=0.0, **SETTINGS)  # type: ignore[arg-type]
+    makers["fused"] = lambda weights: torch.optim.AdamW(weights, fused=True, weight_decay=0.0, **SETTINGS)  # type: ignore[arg-type]
+    return makers
+
+
+def _first_steps(optimizer: Optimizer, weights: Sequence[nn.Parameter], grads: Sequence[Tensor]) -> float:
+    """Do the first steps, the very first of which fits every basis, and return the seconds of that one."""
+    for weight, grad in zip(weights, grads, strict=True):
+        weight.grad = grad
+    begin = time.perf_counter()
+    optimizer.step()
+    spent = time.perf_counter() - begin
+    for _ in range(COMPARED_STEPS - 1):
+        optimizer.step()
+    return spent
+
+
+def _claims(seconds: dict[str, list[float]], refresh_s: dict[str, float]) -> list[Claim]:
+    ours, peer = seconds["ours"], seconds.get("peer", [])
+    names = (TITLES["ours"], TITLES["peer"])
+    claims = [
+        ratio_claim("step time", ours, peer, names, "at most", STEP_TARGET),
+        ratio_claim(
+            f"step time with a refresh every {GAP}",
+            _amortised(ours, refresh_s["ours"]),
+            _amortised(peer, refresh_s.get("peer", 0.0)),
+            names,
+            "at most",
+            AMORTISED_TARGET,
+        ),
+    ]
+    for name in ("foreach", "fused"):
+        claims.append(ratio_claim("step time", ours, seconds[name], (TITLES["ours"], TITLES[name])))
+    return claims
+
+
+def _amortised(plain: Sequence[float], refresh_s: float) -> list[float]:
+    # The refresh step's own part of a plain step is taken as the median, so that one slow round counts once.
+    extra = max(refresh_s - statistics.median(plain), 0.0) if plain else 0.0
+    return [value + extra / GAP for value in plain]
+
+
+def _apart(some: Sequence[Tensor], others: Sequence[Tensor], start: Sequence[Tensor]) -> float:
+    gap = sum(float((a.detach() - b.detach()).square().sum()) for a, b in zip(some, others, strict=True))
+    way = sum(float((a.detach() - s).square().sum()) for a, s in zip(some, start, strict=True))
+    return (gap / way) ** 0.5

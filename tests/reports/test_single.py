@@ -1,0 +1,162 @@
+"""Tables and figure of the bench, and the capability matrix, from records made by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from reports.__main__ import app
+from reports.bench import bench_plot, claims_table, measurements_table, targets_table
+from reports.contract import contract_table
+from reports.readme import filled
+from reports.render import to_markdown
+from results.bench import Bench, BenchCell, Candidate, Claim
+from results.contract import Cell, Matrix, Row
+from results.schema import Environment
+from results.single import read_single, write_single
+
+ROOT = Path(__file__).resolve().parents[2]
+MACHINE = Environment(
+    commit="c" * 40, dirty=False, python="3", platform="x", packages={"torch": "2", "peft": "1"}, device="cpu",
+    device_name="box", device_memory_bytes=None, cpu_count=2, threads=2, workers=1, ram_bytes=1,
+)  # fmt: skip
+
+
+def claim(
+    what: str, values: list[float], peer: str = "LoRA", rule: str | None = "at most", target: float = 1.15
+) -> Claim:
+    return Claim(
+        what=what,
+        ours="ours",
+        peer=peer,
+        values=values,
+        rule=rule,
+        target=target if rule else None,  # type: ignore[arg-type]
+    )
+
+
+def layer_cell(label: str, *ratios: float) -> BenchCell:
+    return BenchCell(
+        group="layer",
+        label=label,
+        settings={"rank": 8},
+        candidates=[Candidate(name="a", title="A", seconds=[0.002, 0.004], peak_bytes=123456)],
+        claims=[
+            claim("time", list(ratios)),
+            claim("peak bytes", [0.5], target=1.1),
+            claim("time", [0.7], "DoRA", None),
+        ],
+        agreement={"a": 1e-7},
+        agreement_limit=1e-3,
+    )
+
+
+def refresh_cell(values: list[float]) -> BenchCell:
+    missing = None if values else "galore-torch is not installed"
+    return BenchCell(
+        group="refresh",
+        label="64x64",
+        settings={},
+        candidates=[Candidate(name="svd", title="SVD", seconds=values, missing=missing)],
+        claims=[claim("times faster", values, "SVD", "at least", 40.0)],
+        agreement={},
+        agreement_limit=1e-3,
+    )
+
+
+def bench(*cells: BenchCell) -> Bench:
+    return Bench(
+        started_at="", finished_at="", command="python -m suites bench", quick=False, environment=MACHINE,
+        peers={"peft": "1", "galore-torch": None}, load_average=0.25, cells=list(cells),
+    )  # fmt: skip
+
+
+def test_one_row_a_kind_of_claim_with_range_worst_and_verdict() -> None:
+    table = targets_table(bench(layer_cell("a", 1.0, 1.1, 1.2), layer_cell("b", 1.3, 1.4), refresh_cell([50.0])))
+    rows = [[entry.text for entry in row] for row in table.rows]
+    assert rows[0] == [
+        "layer, rank 8: time", "ours", "LoRA", "2", "1.10 to 1.35", "1.35 (1.33 to 1.37) at b", "at most 1.15",
+        "missed at 1 of 2",
+    ]  # fmt: skip
+    assert [row[-1] for row in rows] == ["missed at 1 of 2", "met", "—", "met"]
+    assert table.data["met"].tolist()[0] is False
+    assert "load average before the start 0.2 on 2 processors" in to_markdown(table)
+    assert "galore-torch missing" in to_markdown(table)
+
+
+def test_what_is_missing_is_not_measured_and_no_number() -> None:
+    found = bench(layer_cell("a", 1.0), refresh_cell([]))
+    (row,) = [row for row in targets_table(found).rows if row[0].text.startswith("refresh")]
+    assert [entry.text for entry in row][-4:] == ["—", "—", "at least 40", "not measured"]
+    assert "galore-torch is not installed" in to_markdown(measurements_table(found))
+
+
+def test_every_claim_and_measurement_stands_in_the_long_tables() -> None:
+    found = bench(layer_cell("a", 1.0, 1.1), refresh_cell([50.0, 60.0]))
+    assert len(claims_table(found).rows) == 4
+    assert measurements_table(found).data["peak_bytes"].tolist()[0] == 123456
+    assert measurements_table(found).rows[0][2].text == "3"
+
+
+def test_the_figure_needs_layer_and_refresh_and_repeats_to_the_byte() -> None:
+    found = bench(layer_cell("a", 1.0, 1.1), refresh_cell([50.0, 60.0]))
+    first, second = bench_plot(found), bench_plot(found)
+    assert first is not None
+    assert first == second
+    assert first.png[:4] == b"\x89PNG"
+    assert bench_plot(bench(layer_cell("a", 1.0))) is None
+
+
+def matrix(answer: str = "yes") -> Matrix:
+    cells = [
+        Cell(check="resume", answer=answer, reason="because"),
+        Cell(check="per-layer", answer="not applicable", reason="r"),
+    ]  # type: ignore[arg-type]
+    rows = [Row(name="lora", title="LoRA", cells=cells), Row(name="dora", title="DoRA", cells=cells)]
+    return Matrix(started_at="", finished_at="", environment=MACHINE, networks=["bert"], compile_backend="x", rows=rows)
+
+
+def test_the_matrix_shows_each_answer_and_its_reason_once() -> None:
+    text = to_markdown(contract_table(matrix()))
+    assert "| LoRA | yes | n/a |" in text
+    assert text.count("because") == 1
+    assert "| DoRA | **NO** | n/a |" in to_markdown(contract_table(matrix("no")))
+
+
+def test_the_snapshot_of_the_matrix_is_what_the_committed_record_gives() -> None:
+    record = read_single(ROOT / "results" / "reference" / "contract.json", Matrix)
+    snapshot = ROOT / "reports" / "snapshot" / "contract" / "contract.md"
+    assert snapshot.read_text() == to_markdown(contract_table(record))
+    assert all(row.passed for row in record.rows)
+
+
+def test_the_snapshot_of_the_bench_is_what_the_committed_record_gives() -> None:
+    record = read_single(ROOT / "results" / "reference" / "bench.json", Bench)
+    snapshot = ROOT / "reports" / "snapshot" / "bench" / "bench.md"
+    assert snapshot.read_text() == to_markdown(targets_table(record))
+    assert all(cell.agrees for cell in record.cells)
+    assert not record.quick
+
+
+def test_commands_write_what_the_readme_takes(tmp_path: Path) -> None:
+    write_single(tmp_path / "b.json", bench(layer_cell("a", 1.0, 1.1), refresh_cell([50.0])))
+    write_single(tmp_path / "c.json", matrix())
+    for name in ("bench", "contract"):
+        record = str(tmp_path / f"{name[0]}.json")
+        result = CliRunner().invoke(app, [name, "--record", record, "--out", str(tmp_path)])
+        assert result.exit_code == 0, result.output
+        text = filled(f"<!-- table: {name} -->\n<!-- end -->", tmp_path)
+        assert text == filled(f"<!-- table: {name}/{name}.md -->\n<!-- end -->", tmp_path).replace(
+            f"/{name}.md -->", " -->"
+        )
+        assert "| ---" in text
+    assert (tmp_path / "bench" / "bench.svg").is_file()
+
+
+@pytest.mark.parametrize("name", ["bench", "contract"])
+def test_a_missing_record_is_one_line(name: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [name, "--record", str(tmp_path / "x.json"), "--out", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "cannot be read" in result.output

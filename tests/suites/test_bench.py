@@ -1,0 +1,139 @@
+"""The bench at tiny shapes: every cell is measured, all candidates compute the same, what is missing is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from results.bench import Bench
+from results.single import read_single
+from suites.__main__ import app
+from suites.bench import layer, model, refresh, step
+from suites.bench.run import GROUPS, items
+from suites.bench.timing import in_turns, ratio_claim
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bench, str]:
+    """Return the record and the output of a quick run."""
+    path = tmp_path_factory.mktemp("bench") / "bench.json"
+    result = CliRunner().invoke(app, ["bench", "--quick", "--out", str(path)])
+    assert result.exit_code == 0, result.output
+    return read_single(path, Bench), result.output
+
+
+def test_a_quick_run_measures_every_group(quick: tuple[Bench, str]) -> None:
+    found, output = quick
+    assert {cell.group for cell in found.cells} == set(GROUPS)
+    assert found.quick
+    assert found.command == "python -m suites bench --quick"
+    assert "expected time" in output
+    for cell in found.cells:
+        assert cell.agrees, cell.agreement
+        assert cell.agreement
+        for each in cell.candidates:
+            assert (each.missing is None) == bool(each.seconds), each.title
+            assert all(seconds > 0 for seconds in each.seconds)
+
+
+def test_the_targets_are_those_of_the_whole_bench(quick: tuple[Bench, str]) -> None:
+    found, _ = quick
+    stated = {(cell.group, claim.what, claim.rule, claim.target) for cell in found.cells for claim in cell.claims}
+    assert stated >= {
+        ("layer", "time", "at most", 1.15),
+        ("layer", "peak bytes", "at most", 1.1),
+        ("refresh", "times faster", "at least", 40.0),
+        ("refresh", "energy kept", "at least", 0.999),
+        ("step", "step time", "at most", 0.6),
+        ("step", "step time with a refresh every 200", "at most", 0.5),
+        ("model", "step time", "at most", 1.1),
+    }
+
+
+def test_the_whole_bench_has_every_shape_and_stays_within_its_time() -> None:
+    labels = [item.label for item in items(quick=False)]
+    for shape in ("768x768", "768x3072", "2048x5461", "4096x11008"):
+        assert [label for label in labels if label.startswith(f"layer {shape}")] == [
+            f"layer {shape}, rank 8",
+            f"layer {shape}, rank 128",
+        ]
+    assert sum(item.seconds + item.overhead_s for item in items(quick=False)) < 8 * 60
+
+
+def test_peak_bytes_are_exact_and_leave_out_what_was_there() -> None:
+    first, second = (layer.layer_cell((48, 32), 4, 16, True, 0.01) for _ in range(2))
+    bytes_of = [{each.name: each.peak_bytes for each in cell.candidates} for cell in (first, second)]
+    assert bytes_of[0] == bytes_of[1]
+    # At least the output, the input's gradient and the factors' gradients.
+    assert all(size >= 4 * (16 * 48 + 16 * 32 + 4 * 80) for size in bytes_of[0].values() if size is not None)
+
+
+def test_a_layer_that_computes_something_else_is_found() -> None:
+    torch.manual_seed(0)
+    base = nn.Linear(32, 48).requires_grad_(False)
+    x, grad = torch.randn(16, 32, requires_grad=True), torch.randn(16, 48)
+    layers = layer.make_layers(base, 4)
+    assert max(layer.compared(layers, base, x, grad).values()) < 1e-5
+    with torch.no_grad():
+        layers["detached"].magnitude.mul_(1.01)  # type: ignore[operator, union-attr]
+    found = layer.compared(layers, base, x, grad)
+    assert found["detached rule against DoRA"] > layer.LIMIT
+    assert found["full rule against the formed weight"] < 1e-5
+
+
+@pytest.mark.parametrize("module", [refresh, step])
+def test_a_missing_peer_is_said_and_measures_nothing(module: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "galore_torch", lambda: None)
+    group = {refresh: "refresh", step: "step"}[module]  # type: ignore[index]
+    (item,) = [item for item in items(quick=True) if item.group == group]
+    cell = item.measure(0.01)
+    missing = [each for each in cell.candidates if each.missing]
+    assert [each.seconds for each in missing] == [[]]
+    assert "not installed" in str(missing[0].missing)
+    against = [claim for claim in cell.claims if "galore-torch" in claim.peer and claim.what != "energy kept"]
+    assert against
+    assert all(claim.median is None and claim.met is None for claim in against)
+
+
+def test_without_its_package_the_model_comes_from_its_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "_package", lambda: None)
+    monkeypatch.setattr(model, "SHAPE", {**model.SHAPE, "hidden_size": 24, "num_hidden_layers": 1, "vocab_size": 70})
+    cell = model.model_cell("MiniLM", None, 2, 8, 0.01)
+    assert cell.note is not None
+    assert cell.note.startswith("random weights")
+
+
+def test_candidates_take_turns_and_every_round_has_all_of_them() -> None:
+    called: list[str] = []
+    work = {name: (lambda name=name: called.append(name)) for name in ("a", "b")}
+    seconds = in_turns(work, 0.0, least=4)
+    assert [len(values) for values in seconds.values()] == [4, 4]
+    rounds = "".join(called)
+    # The order turns around: no candidate is always the first.
+    assert "ab" in rounds
+    assert "ba" in rounds
+
+
+def test_ratios_are_taken_round_by_round() -> None:
+    claim = ratio_claim("time", [2.0, 3.0, 8.0], [1.0, 2.0, 2.0], ("x", "y"), "at most", 2.0)
+    assert claim.values == [2.0, 1.5, 4.0]
+    assert (claim.median, claim.met) == (2.0, True)
+    assert ratio_claim("time", [1.0], [], ("x", "y"), "at most", 2.0).met is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--only", "layers"], "unknown group 'layers'"),
+        (["--time", "0"], "time 0: must be above 0"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: list[str], says: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["bench", *arguments, "--out", str(tmp_path / "bench.json")])
+    assert result.exit_code == 2
+    assert says in result.output
+    assert len(result.output.strip().splitlines()) == 1

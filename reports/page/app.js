@@ -36,7 +36,8 @@ function settle() {
   const suites = pick("suite", unique(results.map((run) => run.suite)));
   const inSuite = results.filter((run) => run.suite === state.suite);
   const known = ["paper", "small", "micro"];
-  const profiles = pick("profile", unique(inSuite.map((run) => run.profile)).sort((a, b) => (known.indexOf(a) + 9) % 10 - (known.indexOf(b) + 9) % 10 || a.localeCompare(b)));
+  const place = (profile) => (known.includes(profile) ? known.indexOf(profile) : known.length);
+  const profiles = pick("profile", unique(inSuite.map((run) => run.profile)).sort((a, b) => place(a) - place(b) || a.localeCompare(b)));
   const inProfile = inSuite.filter((run) => run.profile === state.profile);
   const ranks = pick("rank", unique(inProfile.map((run) => run.rank).filter((rank) => rank !== null)).sort((a, b) => b - a));
   const present = new Set(groupRuns().map((run) => run.task));

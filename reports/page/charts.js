@@ -59,6 +59,11 @@ function frontChart(width, list, { scoreLabel, budget, chance, press }) {
   root.append(svg("path", { class: "front", d: path }));
   const taken = list.map((point, index) => ({ left: x(costs[index]) - 9, right: x(costs[index]) + 9,
     top: y(highs[index]) - 4, bottom: y(lows[index]) + 4 }));
+  steps.forEach(([px, py], index) => {
+    const [nextX, nextY] = steps[index + 1] || [box.right, py];
+    taken.push({ left: px + 9, right: nextX, top: py - 1, bottom: py + 1 },
+      { left: nextX - 1, right: nextX + 1, top: Math.min(py, nextY), bottom: Math.max(py, nextY) });
+  });
   list.forEach((point, index) => {
     const px = x(costs[index]);
     const look = LOOKS.get(point.method);
@@ -131,7 +136,7 @@ function curveChart(width, task, runs) {
 
 /** A strip over the whole panel that tells the losses at the step under the pointer. */
 function crosshair(series, x, box, last) {
-  const line = svg("line", { class: "cross", y1: box.top, y2: box.bottom, x1: -9, x2: -9 });
+  const line = svg("line", { class: "cross", y1: box.top, y2: box.bottom, visibility: "hidden" });
   let step = 0;
   const strip = svg("rect", { x: box.left, y: box.top, width: box.right - box.left, height: box.bottom - box.top, fill: "transparent" });
   strip.addEventListener("pointermove", (event) => {
@@ -139,8 +144,9 @@ function crosshair(series, x, box, last) {
     step = Math.round(((event.clientX - place.left) / place.width) * last);
     line.setAttribute("x1", x(step));
     line.setAttribute("x2", x(step));
+    line.setAttribute("visibility", "visible");
   });
-  strip.addEventListener("pointerleave", () => { line.setAttribute("x1", -9); line.setAttribute("x2", -9); });
+  strip.addEventListener("pointerleave", () => line.setAttribute("visibility", "hidden"));
   hint(strip, () => [`step ${step}`, ...series.filter((one) => one.steps.length).map((one) => {
     const near = one.steps.reduce((best, value, index) => (Math.abs(value - step) < Math.abs(one.steps[best] - step) ? index : best), 0);
     return `${title(one.method)}: ${spread(one.stats[near], 3)}`;

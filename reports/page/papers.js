@@ -9,7 +9,7 @@ section("papers", "Papers", "The papers' tables, cell by cell", (body) => {
   state.paper = state.paper || DATA.papers[0].name;
   const cells = DATA.papers.flatMap((table) => table.rows.flatMap((row) => Object.values(row.cells)));
   body.append(el("div", { class: "chips" }, Object.keys(DATA.verdicts).map((word) =>
-    hint(fill(chip(word, cells.filter((cell) => cell.verdict === word).length), { tabindex: "0" }, []), () => [word, DATA.verdicts[word]]))));
+    verdictCount(word, cells.filter((cell) => cell.verdict === word).length))));
   body.append(el("div", { class: "tabs", role: "group", "aria-label": "Table" }, DATA.papers.map((table) =>
     el("button", { type: "button", "aria-pressed": String(table.name === state.paper), onclick: () => { state.paper = table.name; redraw(["papers"]); } }, table.title))));
   const table = DATA.papers.find((one) => one.name === state.paper);
@@ -18,6 +18,13 @@ section("papers", "Papers", "The papers' tables, cell by cell", (body) => {
   body.append(el("details", {}, el("summary", {}, "Sources, remarks and the rule behind a verdict"),
     el("ul", {}, [...table.notes, ...Object.entries(DATA.verdicts).map(([word, text]) => `${word}: ${text}`), DATA.inequality].map((text) => el("li", {}, text)))));
 });
+
+function verdictCount(word, count) {
+  const node = chip(word, count);
+  node.classList.toggle("none", count === 0);
+  node.tabIndex = 0;
+  return hint(node, () => [word, DATA.verdicts[word]]);
+}
 
 function paperMatrix(table) {
   const scoped = table.rows.some((row) => row.scope);
@@ -73,7 +80,7 @@ section("other", "Other numbers", "Other published and foreign numbers", (body) 
   if (left.length) body.append(el("details", {}, el("summary", {}, `What was left out (${left.length})`), el("ul", {}, left.slice(0, 200).map((line) => el("li", {}, line)))));
 });
 
-const conflictName = (row) => `${row[0].benchmark} ${row[0].quantity.replaceAll("_", " ")}, ${title(row[0].method)}${row[0].rank ? `, rank ${row[0].rank}` : ""}, ${row[0].column}`;
+const conflictName = (row) => `${row[0].benchmark} ${row[0].quantity.replaceAll("_", " ")}, ${LOOKS.has(row[0].method) ? title(row[0].method) : row[0].title}${row[0].rank ? `, rank ${row[0].rank}` : ""}, ${row[0].column}`;
 
 function ratioOf(row) {
   const units = new Set(row.map((cell) => (cell.unit === "GB" ? "G" : cell.unit)));

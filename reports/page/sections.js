@@ -89,12 +89,25 @@ section("scores", "Scores", "Scores by task", (body) => {
     ...tasks.map((task) => ({ key: task, label: taskTitle(task), numeric: true, value: (row) => mean(row.method, task),
       text: (row) => cellText(cellOf(row.method, task), scale, digits), cell: (node, row) => scoreHint(node, row.method, task, cellOf(row.method, task), scale, digits) })),
     ...(state.task === "all" && tasks.length > 1 ? [{ key: "average", label: "Average", numeric: true, value: (row) => averages.get(row.method).mean,
-      text: (row) => el("b", {}, spread(averages.get(row.method), digits)) }] : [])];
-  body.append(sortableTable(columns, [...averages.keys()].map((method) => ({ method })), { label: `Scores, ${groupTitle()}` }));
+      text: (row) => el("b", {}, spread(averages.get(row.method), digits) + (averages.get(row.method).n === 1 ? " (n=1)" : "")) }] : [])];
+  const wide = sortableTable(columns, [...averages.keys()].map((method) => ({ method })), { label: `Scores, ${groupTitle()}` });
+  if (glue) $("table", wide).append(constantRow(runs, tasks, columns.length));
+  body.append(wide);
   body.append(note(glue ? "Percent, mean ± standard deviation over seeds, validation split. " : `Main metric, mean ± standard deviation over seeds${lowerIsBetter(runs[0].main) ? ", lower is better" : ""}. `,
     "The average takes the seeds that all tasks have; a run that brought no score leaves none. Press a cell for its runs."));
   if (glue && state.task === "all") body.append(conventionStrip(runs, averages));
 });
+
+/** What the best constant prediction would score, as a foot that does not sort; a dash where that is undefined. */
+function constantRow(runs, tasks, width) {
+  const cells = tasks.map((task) => {
+    const run = runs.find((one) => one.task === task && one.facts !== null);
+    const values = run ? keysOf(run, state.convention).map((key) => POOLS.facts[run.facts].constant_scores[key] ?? null) : [null];
+    return el("td", { class: "num" }, values.includes(null) ? DASH : number((100 * values.reduce((sum, value) => sum + value, 0)) / values.length));
+  });
+  const rest = Array.from({ length: width - 1 - cells.length }, () => el("td", { class: "num" }, DASH));
+  return el("tfoot", {}, el("tr", {}, el("th", { scope: "row" }, "Constant prediction"), cells, rest));
+}
 
 function cellText(cell, scale, digits) {
   if (!cell) return el("span", { class: "faint" }, "not run");

@@ -114,12 +114,14 @@ def thinned(curve: Sequence[CurvePoint], points: int = CURVE_POINTS) -> Trace:
     """Return the curve in at most `points` bins of equal length: mean loss of each, at its last step."""
     if not curve:
         return Trace()
+    losses = [point.loss for point in curve]
     bins = min(points, len(curve))
     edges = [round(index * len(curve) / bins) for index in range(bins + 1)]
-    parts = [curve[low:high] for low, high in zip(edges, edges[1:], strict=False)]
-    return Trace(tuple(part[-1].step for part in parts), tuple(_mean(part) for part in parts))
+    steps = tuple(curve[high - 1].step for high in edges[1:])
+    return Trace(steps, tuple(_mean(losses[low:high]) for low, high in zip(edges, edges[1:], strict=False)))
 
 
-def _mean(part: Sequence[CurvePoint]) -> float | None:
-    mean = math.fsum(point.loss for point in part if math.isfinite(point.loss)) / len(part)
-    return mean if all(math.isfinite(point.loss) for point in part) else None
+def _mean(losses: Sequence[float]) -> float | None:
+    # Not fsum: it refuses infinities of both signs, and a screen shows six digits.
+    mean = sum(losses) / len(losses)
+    return mean if math.isfinite(mean) else None

@@ -32,8 +32,15 @@ class Ledger:
 
     def of(self, suite: str) -> list[Record]:
         """Return the result runs of one suite in the profile that papers are compared with."""
-        wanted = (suite, PROFILE)
-        return [record for record in self.gathered.results if (record.plan.suite, record.plan.profile) == wanted]
+        return self._by_suite.get(suite, [])
+
+    @cached_property
+    def _by_suite(self) -> dict[str, list[Record]]:
+        found: dict[str, list[Record]] = {}
+        for record in self.gathered.results:
+            if record.plan.profile == PROFILE:
+                found.setdefault(record.plan.suite, []).append(record)
+        return found
 
     @cached_property
     def _contexts(self) -> dict[tuple[int, int], Context | str]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import pandas as pd
 
 from reports.context import MICRO, Context
-from reports.convention import Convention
+from reports.convention import TASKS, Convention
 from reports.direction import lower_is_better, sign
 from reports.frames import main_values
 from reports.ours import reduction_of
@@ -44,6 +45,20 @@ class Group:
         """What is printed."""
         return f"{self.suite.upper()}, profile {self.profile}" + ("" if self.rank is None else f", rank {self.rank}")
 
+    @cached_property
+    def context(self) -> Context | None:
+        """The group as a GLUE report reads it; None where it holds no GLUE task or cannot be told apart.
+
+        Averages need equal seeds on all tasks; where no method has such an average, the seeds that all tasks have are
+        used.
+        """
+        if self.trouble or not any(record.plan.task in TASKS for record in self.records):
+            return None
+        context = Context(self.records, self.profile, self.rank or 0, Convention())
+        if any(found.scores for found in context.averages.values()):
+            return context
+        return Context(self.records, self.profile, self.rank or 0, Convention(seeds="shared"))
+
     @property
     def is_micro(self) -> bool:
         """Whether the numbers say nothing about a paper."""
@@ -66,21 +81,6 @@ def groups(records: Sequence[Record]) -> list[Group]:
                 chosen, trouble = mine, str(error)
             found.append(Group(suite, profile, rank, tuple(chosen), trouble))
     return found
-
-
-def glue_context(group: Group) -> Context | None:
-    """Return the group as a GLUE report reads it; None where it holds no GLUE task or cannot be told apart.
-
-    Averages need equal seeds on all tasks; where no method has such an average, the seeds that all tasks have are used.
-    """
-    if group.trouble:
-        return None
-    context = Context(group.records, group.profile, group.rank or 0, Convention())
-    if not context.grid:
-        return None
-    if any(found.scores for found in context.averages.values()):
-        return context
-    return Context(group.records, group.profile, group.rank or 0, Convention(seeds="shared"))
 
 
 Scores = dict[str, dict[str, dict[int, float]]]
@@ -131,7 +131,7 @@ def peaks_of(records: Sequence[Record]) -> dict[str, int]:
 
 def standing_table(group: Group) -> Table | None:
     """Return mean rank across tasks, the front of score against memory, and the chance of being on it."""
-    context = glue_context(group)
+    context = group.context
     scores = scores_of(group, context)
     means = {m: {t: summarise(s.values()).mean or 0.0 for t, s in tasks.items()} for m, tasks in scores.items() if tasks}
     ranks, mean, peaks = rank_across_tasks(means), averages_of(scores, context), peaks_of(group.records)
@@ -178,8 +178,10 @@ def metric_table(group: Group) -> Table | None:
 
     For suites without a convention of their own; None for a GLUE group, whose report says more, and without scores.
     """
+    if group.context is not None or group.trouble:
+        return None
     scores = scores_of(group, None)
-    if glue_context(group) is not None or group.trouble or not scores:
+    if not scores:
         return None
     keys = {record.plan.task: record.main_metric for record in group.records}
     tasks = sorted({task for of in scores.values() for task in of})

@@ -33,7 +33,8 @@ class Pool:
 
     def add(self, value: object) -> int:
         """Return the number of `value`, new or known."""
-        return self.items.setdefault(dumps(value), len(self.items))
+        text = value.model_dump_json() if isinstance(value, Strict) else dumps(value)
+        return self.items.setdefault(text, len(self.items))
 
     def table(self) -> list[Any]:
         """Return the values in order of their numbers."""
@@ -42,7 +43,10 @@ class Pool:
 
 def dumps(value: object) -> str:
     """Return compact JSON; a number that is not finite is null, since JSON has none."""
-    return json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    try:
+        return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
 def _finite(value: object) -> object:
@@ -101,19 +105,15 @@ def _run(found: Found, pools: dict[str, Pool]) -> Json:
         "status": record.status, "error": record.error, "main": record.main_metric, "path": found.path,
         "targets": plan.targets, "skipped": record.skipped_steps,
         "started": record.started_at, "finished": record.finished_at,
-        "environment": pools["environment"].add(_dump(record.environment)),
-        "model": pools["model"].add(_dump(plan.model)), "data": pools["data"].add(_dump(plan.data)),
-        "config": pools["config"].add(plan.method_config), "training": pools["training"].add(_dump(plan.training)),
-        "facts": None if record.data is None else pools["facts"].add(_dump(record.data)),
+        "environment": pools["environment"].add(record.environment),
+        "model": pools["model"].add(plan.model), "data": pools["data"].add(plan.data),
+        "config": pools["config"].add(plan.method_config), "training": pools["training"].add(plan.training),
+        "facts": None if record.data is None else pools["facts"].add(record.data),
         "evaluations": [_evaluation(evaluation, pools["keys"]) for evaluation in record.evaluations],
         "memory": _memory(record.memory), "timing": _timing(record.timing),
         "engagement": None if engagement is None else _engagement(record),
         "curve": [pools["steps"].add(found.trace.steps), [short(loss) for loss in found.trace.losses]],
     }  # fmt: skip
-
-
-def _dump(part: Strict) -> Json:
-    return part.model_dump(mode="json")
 
 
 def _evaluation(evaluation: Any, keys: Pool) -> list[Any]:

@@ -10,7 +10,7 @@ from reports.build import Report, glue_report, write_report
 from reports.foreign import Foreign, foreign_table
 from reports.gather import Gathered
 from reports.ours import Ledger
-from reports.own import Group, glue_context, groups, metric_table, standing_table, state_table
+from reports.own import Group, groups, metric_table, standing_table, state_table
 from reports.page import page_html
 from reports.paper import PaperTable, elsewhere, paper_tables
 from reports.paper_render import conflict_table, elsewhere_table, long_form, to_table, verdict_table
@@ -49,7 +49,7 @@ def paper(gathered: Gathered, published: Sequence[Cell], foreign: Sequence[Forei
     own: list[Table | None] = []
     for group in found:
         own += [metric_table(group), standing_table(group) if not group.trouble else None]
-        context = glue_context(group)
+        context = group.context
         if context is not None and (board := switchboard_table(context)) is not None:
             own.append(_renamed(board, f"switchboard-{group.name}"))
     own.append(state_table(found))
@@ -106,7 +106,7 @@ def glue_reports(made: Paper) -> list[Report]:
     """Return the report of every group that holds GLUE tasks, figures included; reads their curves from the files."""
     reports = []
     for group in made.groups:
-        context = glue_context(group)
+        context = group.context
         if context is not None and group.rank is not None:
             whole = made.gathered.whole(group.records)
             reports.append(glue_report(whole, group.profile, group.rank, context.convention))

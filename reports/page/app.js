@@ -33,7 +33,7 @@ const unique = (values) => [...new Set(values)];
 function settle() {
   const results = DATA.runs.filter((run) => run.purpose === "result");
   const pick = (key, options) => { if (!options.includes(state[key])) state[key] = options.length ? options[0] : null; return options; };
-  const suites = pick("suite", unique(results.map((run) => run.suite)));
+  const suites = pick("suite", unique(results.map((run) => run.suite)).sort((a, b) => (b === DATA.glue.suite) - (a === DATA.glue.suite) || a.localeCompare(b)));
   const inSuite = results.filter((run) => run.suite === state.suite);
   const known = ["paper", "small", "micro"];
   const place = (profile) => (known.includes(profile) ? known.indexOf(profile) : known.length);
@@ -42,8 +42,8 @@ function settle() {
   const ranks = pick("rank", unique(inProfile.map((run) => run.rank).filter((rank) => rank !== null)).sort((a, b) => b - a));
   const present = new Set(groupRuns().map((run) => run.task));
   const tasks = [...Object.keys(TASKS).filter((task) => present.has(task)), ...[...present].filter((task) => !(task in TASKS)).sort()];
-  if (tasks.length === 1) [state.task] = tasks;
-  else if (state.task !== "all" && !present.has(state.task)) state.task = "all";
+  // What was asked for is kept, so that a profile with one task does not narrow the next one.
+  state.task = tasks.length === 1 ? tasks[0] : (present.has(state.wanted) ? state.wanted : "all");
   return { suites, profiles, ranks, tasks, methods: order(new Set(groupRuns().map((run) => run.method))) };
 }
 
@@ -51,7 +51,8 @@ function drawFilters() {
   const found = settle();
   const select = (key, label, options, text = String) => el("label", {}, el("span", {}, label), el("select", { id: `filter-${key}`, disabled: options.length < 2, onchange: (event) => {
     state[key] = options.find((option) => String(option) === event.target.value);
-    if (key !== "task") state.budget = null;
+    if (key === "task") state.wanted = state.task;
+    state.budget = null;
     redraw();
     $(`#filter-${key}`).focus();
   } }, options.map((option) => el("option", { value: String(option), selected: option === state[key] }, text(option)))));

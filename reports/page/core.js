@@ -74,7 +74,7 @@ function spread(summary, digits = 1) {
 }
 
 const state = {
-  suite: null, profile: null, rank: null, task: "all", off: new Set(),
+  suite: null, profile: null, rank: null, task: "all", wanted: "all", off: new Set(),
   convention: { epoch: "last", tasks: "9", mnli: "matched", mrpc: "f1", qqp: "accuracy", stsb: "pearson" },
   budget: null, phase: "step", paper: null, search: "", purpose: "result", status: "all", shown: 25,
 };

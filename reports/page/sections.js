@@ -15,8 +15,9 @@ function groupWarnings() {
 const scoreWords = () => {
   const run = groupRuns()[0];
   if (!run) return "Score";
-  if (state.task !== "all") return `${taskTitle(state.task)}${isGlue(run) ? " (%)" : `, ${run.main}`}`;
-  return isGlue(run) ? "Average score (%)" : `${run.main}${lowerIsBetter(run.main) ? ", lower is better" : ""}`;
+  const plain = `${run.main}${lowerIsBetter(run.main) ? ", lower is better" : ""}`;
+  if (state.task !== "all") return isGlue(run) ? `${taskTitle(state.task)} (%)` : `${taskTitle(state.task)}, ${plain}`;
+  return isGlue(run) ? "Average score (%)" : plain;
 };
 
 section("front", "Memory", "Score against memory", (body) => {
@@ -29,13 +30,15 @@ section("front", "Memory", "Score against memory", (body) => {
   }
   const low = Math.min(...shown.map((point) => point.peak));
   const high = Math.max(...shown.map((point) => point.peak));
-  if (state.budget === null || state.budget < low * 0.9 || state.budget > high * 1.1) state.budget = high;
+  if (state.budget === null || state.budget < low * 0.95 || state.budget > high) state.budget = high;
   const chance = frontChance(shown);
   const place = el("div", { class: "plot" });
   const answer = el("div", { class: "answer", "aria-live": "polite" });
   const [unit, size] = unitOf(high);
-  const slider = el("input", { type: "range", id: "budget", min: Math.floor(low * 0.9), max: Math.ceil(high), step: Math.max(1, Math.round((high - low) / 400)),
-    value: state.budget, oninput: () => { state.budget = Number(slider.value); draw(); } });
+  // In four hundred steps, so that both ends are reached exactly.
+  const from = low * 0.95;
+  const slider = el("input", { type: "range", id: "budget", min: 0, max: 400, step: 1, value: Math.round((400 * (state.budget - from)) / (high - from)),
+    oninput: () => { state.budget = from + (slider.value / 400) * (high - from); draw(); } });
   const shownBudget = el("output", { for: "budget" });
   const draw = () => {
     shownBudget.textContent = `${(state.budget / size).toFixed(2)} ${unit}`;

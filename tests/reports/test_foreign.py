@@ -15,32 +15,7 @@ from reports.render import to_markdown
 from results.store import StoreError
 
 # The keys of such a file, with values of our own.
-FILE: dict[str, Any] = {
-    "run_info": {
-        "created_at": "2026-02-03T04:05:06+00:00", "total_time": 120.5, "experiment_name": "lora/tiny-rank4-dora",
-        "peft_branch": "main", "error_msg": "",
-        "train_config": {
-            "model_id": "example/tiny", "dtype": "bfloat16", "max_seq_length": 64, "batch_size": 2, "max_steps": 10,
-            "eval_steps": 5, "seed": 3, "optimizer_type": "AdamW", "optimizer_kwargs": {"lr": 0.001, "weight_decay": 0.5},
-            "lr_scheduler": "cosine",
-        },
-        "peft_config": {"peft_type": "LORA", "r": 4, "use_dora": True, "target_modules": ["v", "q"]},
-    },
-    "train_info": {
-        "accelerator_memory_reserved_avg": 900, "accelerator_memory_max": 2 * 2**30,
-        "accelerator_memory_reserved_99th": 1000, "train_time": 100.25, "file_size": 99999999,
-        "num_trainable_params": 40, "num_total_params": 1000, "status": "success",
-        "metrics": [
-            {"step": 5, "valid accuracy": 0.5, "train loss": 1.0},
-            {"step": 10, "valid accuracy": 0.25, "train loss": 0.5},
-            {"step": 10, "test accuracy": 0.375, "train loss": 0.5, "forgetting": 0.1},
-        ],
-    },
-    "meta_info": {
-        "model_info": {"sha": "abc"}, "package_info": {"torch-version": "2.9.0", "peft-version": "0.18.0"},
-        "system_info": {"accelerator": "Example GPU"}, "pytorch_info": "",
-    },
-}  # fmt: skip
+FILE: dict[str, Any] = json.loads(Path(__file__).with_name("peft_result.json").read_text())
 
 
 def put(folder: Path, name: str = "a.json", **changes: Any) -> Path:

@@ -90,9 +90,7 @@ def glue(
 def paper(
     records: Annotated[
         list[Path] | None,
-        typer.Option(
-            metavar="PATH", help="Folder or file of records; may be given several times [results/reference]."
-        ),
+        typer.Option(metavar="PATH", help="Folder or file of records; may be given several times [results/reference]."),
     ] = None,
     foreign: Annotated[
         list[Path] | None, typer.Option(metavar="PATH", help="Folder or file of peft method_comparison results.")

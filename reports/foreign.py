@@ -1,7 +1,7 @@
 """Result files of peft's method_comparison in the same frame as our runs, marked as foreign.
 
-Read are the files of its MetaMathQA and similar suites: `run_info`, `train_info`, `meta_info`. What they do not hold stays
-unknown. Its own habits are undone where they would pass for measurements: 99999999 bytes as a file size means none.
+Read are the files of its MetaMathQA and similar suites: `run_info`, `train_info`, `meta_info`. What they do not hold
+stays unknown. Its file sizes are not taken over: 99999999 stands there for none.
 """
 
 from __future__ import annotations

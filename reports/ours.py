@@ -193,7 +193,8 @@ def _memory(cell: Cell, ledger: Ledger, runs: list[Record], known: tuple[str, ..
             by_seed[record.plan.seed] = max(by_seed.get(record.plan.seed, 0.0), amount / unit)
     if not by_seed:
         return None
-    why = f"ours is counted from live tensors; published is {cell.series.basis}: {cell.series.scope or 'scope not stated'}"
+    scope = cell.series.scope or "scope not stated"
+    why = f"ours is counted from live tensors; published is {cell.series.basis}: {scope}"
     return Ours(by_seed, ledger.paths(runs), known, None if measured else why, exact=True)
 
 

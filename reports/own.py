@@ -133,7 +133,9 @@ def standing_table(group: Group) -> Table | None:
     """Return mean rank across tasks, the front of score against memory, and the chance of being on it."""
     context = group.context
     scores = scores_of(group, context)
-    means = {m: {t: summarise(s.values()).mean or 0.0 for t, s in tasks.items()} for m, tasks in scores.items() if tasks}
+    means = {
+        m: {t: summarise(s.values()).mean or 0.0 for t, s in tasks.items()} for m, tasks in scores.items() if tasks
+    }
     ranks, mean, peaks = rank_across_tasks(means), averages_of(scores, context), peaks_of(group.records)
     placed = [method for method in method_order(mean) if method in peaks]
     if not ranks and not placed:
@@ -166,6 +168,12 @@ def standing_table(group: Group) -> Table | None:
     ]
     frame = pd.DataFrame(data).astype(dict.fromkeys(["ranked_tasks", "firsts", "peak_bytes"], "Int64"))
     return Table(f"standing-{group.name}", caption, heads, tuple(rows), (*notes, *_marks(group)), frame)
+
+
+def _means(tasks: Mapping[str, Mapping[int, float]]) -> dict[str, float]:
+    """Return task -> mean over seeds; tasks without a score are left out."""
+    means = {task: summarise(scores.values()).mean for task, scores in tasks.items()}
+    return {task: mean for task, mean in means.items() if mean is not None}
 
 
 def _marks(group: Group) -> list[str]:
@@ -201,7 +209,9 @@ def metric_table(group: Group) -> Table | None:
     way = {task: "lower" if lower_is_better(keys[task]) else "higher" for task in tasks}
     caption = f"{group.title}: main metric at the last evaluation, mean ± standard deviation over seeds."
     notes = [f"{task}: {text} is better" for task, text in way.items()]
-    notes.append(f"to {base}: mean paired difference over shared seeds [95 % t interval], not corrected for their number")
+    notes.append(
+        f"to {base}: mean paired difference over shared seeds [95 % t interval], not corrected for their number"
+    )
     return Table(f"scores-{group.name}", caption, heads, tuple(rows), (*notes, *_marks(group)), pd.DataFrame(data))
 
 
@@ -227,15 +237,15 @@ def state_table(found: Sequence[Group]) -> Table | None:
             low, high = min(values), max(values)
             text = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
             rows.append((Entry(title), Entry(group.title), Entry(f"{bits}-bit"), Entry(text.replace("-", "−"))))
-            data.append({"method": method, "suite": group.suite, "profile": group.profile, "rank": group.rank,
-                         "state_bits": bits, "reduction_min": low, "reduction_max": high, "runs": len(values)})  # fmt: skip
+            data.append({"method": method, "suite": group.suite, "profile": group.profile, "rank": group.rank, "state_bits": bits,
+                         "reduction_min": low, "reduction_max": high, "runs": len(values)})  # fmt: skip
     if not rows:
         return None
     notes = (
         "Counted from live optimizer states, bases included, against AdamW in fp32 on every weight of the same model",
         "Not the paper's claim, whose model and baseline are not stated: that stands in its own table",
     )
-    caption = "Optimizer memory of our own runs: reduction in percent against dense AdamW, lowest and highest over runs."
+    caption = "Optimizer memory of our own runs: reduction in percent against dense AdamW, lowest to highest."
     heads = ("Method", "Runs", "State", "Reduction, %")
     return Table("state-reduction", caption, heads, tuple(rows), notes, pd.DataFrame(data))
 

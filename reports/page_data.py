@@ -177,6 +177,6 @@ def _quoted(cell: Cell) -> Json:
 
 def _foreign(item: Foreign) -> Json:
     shown = ("title", "method", "experiment", "task", "rank", "seed", "status", "error", "model_name", "last_score",
-             "cuda_reserved_peak_bytes", "train_s", "trainable_parameters", "device_name", "torch", "peft", "started_at",
-             "origin", "path")  # fmt: skip
+             "cuda_reserved_peak_bytes", "train_s", "trainable_parameters", "device_name", "torch", "peft",
+             "started_at", "origin", "path")  # fmt: skip
     return {name: item.row.get(name) for name in shown}

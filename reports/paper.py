@@ -74,7 +74,11 @@ class Shape:
 
     def takes(self, cell: Cell) -> bool:
         """Whether the cell belongs into this table."""
-        if cell.benchmark != self.benchmark or cell.series.quantity not in self.answer or cell.column not in self.columns:
+        if (
+            cell.benchmark != self.benchmark
+            or cell.series.quantity not in self.answer
+            or cell.column not in self.columns
+        ):
             return False
         if self.rank is None:
             return True
@@ -148,7 +152,9 @@ def _row(shape: Shape, group: Sequence[Cell], ledger: Ledger) -> PaperRow:
         ours = shape.answer[cell.series.quantity](cell, ledger)
         judged[cell.column] = Judged(cell, ours, judge(cell.value, cell.rounding, cell.series.seeds, ours))
     rank = f", rank {first.row.rank}" if first.row.rank is not None and shape.rank is None else ""
-    scope = ", ".join(part for part in (_basis(first), first.series.scope) if part)
+    scope = first.series.scope or ""
+    if (basis := _basis(first)) and not scope.startswith(basis):
+        scope = f"{basis}, {scope}" if scope else basis
     ordered = {column: judged[column] for column in shape.columns if column in judged}
     return PaperRow(f"{first.row.title}{rank}", first.row.method, first.source.letter, scope, ordered)
 

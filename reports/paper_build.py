@@ -138,4 +138,3 @@ def write_paper(made: Paper, reports: Sequence[Report], out: Path) -> list[Path]
         if stale.name not in files and stale.suffix in (".md", ".csv", ".tex", ".html"):
             stale.unlink()
     return paths
-

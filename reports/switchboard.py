@@ -91,9 +91,7 @@ def switchboard_table(context: Context) -> Table | None:
     heads = ("Convention", *(context.title(method) for method in context.methods))
     what = f"average in percent under {len(board.conventions)} conventions, the same runs"
     notes = ("A row with a sign: one choice changed, difference to the first row in points", PUBLISHED)
-    return Table(
-        "switchboard", context.caption(what, scores=True), heads, tuple(rows), notes, _data(context, board)
-    )
+    return Table("switchboard", context.caption(what, scores=True), heads, tuple(rows), notes, _data(context, board))
 
 
 def _choices(convention: Convention) -> dict[str, Any]:

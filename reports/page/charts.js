@@ -86,7 +86,7 @@ function frontChart(width, list, { scoreLabel, budget, chance, press }) {
 
 /** A label where it covers no other label or mark. */
 function pointLabel(text, px, py, box, taken) {
-  const wide = text.length * 6.9;
+  const wide = text.length * 7.7;
   const places = [[13, 4], [-13 - wide, 4], [-wide / 2, -16], [-wide / 2, 26], [13, -16], [13, 24], [-13 - wide, -16], [-13 - wide, 24], [-wide / 2, -34], [-wide / 2, 44]];
   const boxOf = ([dx, dy]) => ({ left: px + dx, right: px + dx + wide, top: py + dy - 12, bottom: py + dy + 3 });
   const crosses = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;

@@ -52,7 +52,11 @@ def test_the_document_compiles(folder: Path, tmp_path: Path) -> None:
     if engine is None:
         pytest.skip(f"no TeX engine on this machine (any of {', '.join(ENGINES)})")
     shutil.copytree(folder, tmp_path / "tex")
-    command = [engine, "paper.tex"] if engine == "tectonic" else [engine, "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    command = (
+        [engine, "paper.tex"]
+        if engine == "tectonic"
+        else [engine, "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    )
     result = subprocess.run(command, cwd=tmp_path / "tex", capture_output=True, check=False, timeout=120)
     log = result.stdout.decode(errors="replace")
     assert result.returncode == 0, log[-2000:]

@@ -85,9 +85,12 @@ def test_perplexity_ranks_the_lower_first(make_record: Make) -> None:
     table = metric_table(group)
     assert table is not None
     text = to_markdown(table)
-    assert "| Full fine-tuning | 21.000 ± 1.000 (n=3) | 0.000 [0.000, 0.000] |".replace("0.000 [", "+0.000 [+").replace(
-        ", 0.000]", ", +0.000]"
-    ) in text
+    assert (
+        "| Full fine-tuning | 21.000 ± 1.000 (n=3) | 0.000 [0.000, 0.000] |".replace("0.000 [", "+0.000 [+").replace(
+            ", 0.000]", ", +0.000]"
+        )
+        in text
+    )
     assert "+10.000 [+10.000, +10.000]" in text
     assert "lower is better" in text
 
@@ -123,7 +126,9 @@ def test_each_convention_is_what_a_report_under_it_says(glue: Group, changes: di
     convention = Convention(**changes)
     alone = Context(glue.records, "micro", 8, convention)
     found = board.averages[all_conventions("same").index(convention)]
-    assert {m: s.mean for m, s in found.items()} == {m: pytest.approx(a.summary.mean) for m, a in alone.averages.items()}
+    assert {m: s.mean for m, s in found.items()} == {
+        m: pytest.approx(a.summary.mean) for m, a in alone.averages.items()
+    }
 
 
 def test_the_switchboard_table_moves_by_the_choice(glue: Group) -> None:

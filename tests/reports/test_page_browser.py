@@ -385,7 +385,9 @@ def test_runs_are_searched(visit: Visit) -> None:
 
 def test_an_empty_store_opens(browser: Any, tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
-    with visiting(browser, page_of(paper(gather([tmp_path / "none"]), published_cells()), tmp_path / "e.html")) as empty:
+    with visiting(
+        browser, page_of(paper(gather([tmp_path / "none"]), published_cells()), tmp_path / "e.html")
+    ) as empty:
         assert "No records" in empty.page.locator("#main").inner_text()
         assert "62.24" in empty.page.locator("#papers").inner_text()
         assert empty.complaints == []
@@ -398,6 +400,7 @@ def test_the_committed_records_open_and_are_photographed(browser: Any, tmp_path:
     for name, (width, height, scheme) in shots.items():
         with visiting(browser, page, width, height, scheme) as seen:
             choose(seen, "profile", "micro")
+            seen.page.evaluate("document.activeElement.blur()")
             shot = tmp_path / f"{name}.png"
             seen.page.screenshot(path=shot)
             assert shot.stat().st_size > 10_000

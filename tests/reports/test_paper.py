@@ -205,7 +205,9 @@ def test_memory_says_that_the_accounting_differs(c4_run: Make) -> None:
 
 def test_memory_that_was_not_measured_is_no_answer(c4_run: Make) -> None:
     table = tables_of([c4_run(measured=False)])["c4-memory"]
-    assert {row.cells["60m"].verdict.word for row in table.rows if row.method == "galore" and "60m" in row.cells} == {ABSENT}
+    assert {row.cells["60m"].verdict.word for row in table.rows if row.method == "galore" and "60m" in row.cells} == {
+        ABSENT
+    }
 
 
 def test_the_reduction_of_state_takes_the_best_eight_bit_run(c4_run: Make) -> None:

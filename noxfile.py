@@ -101,6 +101,12 @@ def c4(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def paper_tables(session: nox.Session) -> None:
+    """The papers' tables cell by cell and the HTML page, from records alone: `-- --records results/runs`."""
+    session.run(shared_python(session), "-m", "reports", "paper", *session.posargs, external=True)
+
+
+@nox.session(venv_backend="none")
 def plan(session: nox.Session) -> None:
     """What would run, for how long, in how much memory: `-- glue --profile paper --device cpu`; runs nothing."""
     session.run(shared_python(session), "-m", "suites", "plan", *(session.posargs or ["glue"]), external=True)

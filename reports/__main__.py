@@ -12,10 +12,15 @@ from rich.console import Console
 
 from reports.build import Report, c4_report, glue_report, write_report
 from reports.convention import ChoiceError, Convention
+from reports.foreign import read_foreign
+from reports.gather import gather
+from reports.paper_build import glue_reports, trouble_lines, write_paper
+from reports.paper_build import paper as make_paper
 from reports.readme import filled
 from reports.render import to_screen
 from reports.selection import ReportError
 from reports.single import bench_report, contract_report
+from results.published import PublishedError, published_cells
 from results.store import StoreError, read_records
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, rich_markup_mode=None)
@@ -148,6 +153,41 @@ def contract(
 ) -> None:
     """Write the capability matrix with the reason of every answer."""
     _single(contract_report, record, out)
+
+
+@app.command()
+def paper(
+    records: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="PATH", help="Folder or file of records; may be given several times [results/reference]."),
+    ] = None,
+    foreign: Annotated[
+        list[Path] | None, typer.Option(metavar="PATH", help="Folder or file of peft method_comparison results.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the tables: OUT/paper/, and OUT/glue-PROFILE-rRANK/.")] = Path(
+        "reports/build"
+    ),
+    figures: Annotated[bool, typer.Option(help="Write the GLUE reports with their figures too.")] = True,
+) -> None:
+    """Write the papers' tables cell by cell, with verdicts, and one HTML page with everything.
+
+    Published numbers stand beside runs of the profile paper only; micro and small have tables of their own. The same
+    records give the same bytes. An empty store is no error: every cell then says that it was not run. Prints the paths
+    of what to read, the page's last.
+
+    Example, with your own runs: python -m reports paper --records results/reference --records results/runs
+    """
+    try:
+        gathered = gather(_existing(records or [Path("results/reference")]))
+        made = make_paper(gathered, published_cells(), read_foreign(foreign or ()))
+        paths = write_paper(made, glue_reports(made) if figures else (), out)
+    except (ReportError, StoreError, ChoiceError, PublishedError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise typer.Exit(2) from None
+    console = Console()
+    console.print(to_screen(made.tables[0], console.width))
+    sys.stdout.write("".join(f"note: {line}\n" for line in trouble_lines(made)[:20]))
+    sys.stdout.write("".join(f"{path}\n" for path in paths if path.name in ("report.md", "paper.md", "index.html")))
 
 
 @app.command()

@@ -16,7 +16,7 @@ LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", "±": r"$\pm$", "×": r"$\times$", "÷": r"$\div$", "−": r"$-$", "–": "--", "—": "---",
-    "·": r"$\cdot$", "≥": r"$\geq$",
+    "·": r"$\cdot$", "≥": r"$\geq$", "≤": r"$\leq$", "√": r"$\surd$",
 }  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from results.migrate import VersionError, migrated
 from results.schema import SCHEMA_VERSION, Record
 
 FINAL: frozenset[str] = frozenset({"ok", "diverged", "out_of_memory"})
@@ -25,10 +26,14 @@ def read_record(path: Path) -> Record:
     """Return the record in `path`.
 
     Raises:
-        StoreError: the file is not UTF-8 JSON of the record schema; the text names the file, the field and the rule.
+        StoreError: the file is not UTF-8 JSON of the record schema, or of a version that cannot be read; the text names
+            the file, the field and the rule.
     """
     try:
-        record = Record.model_validate_json(path.read_bytes())
+        content = path.read_bytes()
+        record = _of_any_version(content)
+    except VersionError as error:
+        raise StoreError(f"{path}: {error}") from error
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -44,6 +49,20 @@ def read_record(path: Path) -> Record:
             "the record was edited or comes from another version of the schema"
         )
     return record
+
+
+def _of_any_version(content: bytes) -> Record:
+    """Return the record; only one that does not validate as it is can be of another version, so looked at for that."""
+    try:
+        return Record.model_validate_json(content)
+    except ValidationError:
+        try:
+            table = json.loads(content)
+        except ValueError:
+            table = None
+        if not isinstance(table, dict) or table.get("schema_version", SCHEMA_VERSION) == SCHEMA_VERSION:
+            raise
+        return Record.model_validate_json(json.dumps(migrated(table)))
 
 
 def write_record(root: Path, record: Record) -> Path:

@@ -78,7 +78,7 @@ def peak_of(parts: Sequence[int], extra: int = 0) -> Peak:
 def memory_of(method: str, task: str) -> Memory:
     """Return memory that depends on method and task alone."""
     parameter, gradient, optimizer, bases, activation, temporary = PARTS.get(method, PARTS["lora"])
-    activation += 10 * len(task) * TASKS.index(task)
+    activation += 10 * len(task) * (TASKS.index(task) if task in TASKS else 0)
     parts = (parameter, gradient, optimizer + bases, bases, activation, temporary)
     return Memory(
         weight_bytes=1000 * parameter, trainable_bytes=1000 * gradient, buffer_bytes=4096,

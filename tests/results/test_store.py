@@ -149,7 +149,6 @@ def _edit(text: str, **changes: Any) -> bytes:
         (lambda text: text.encode("utf-16"), "the file: Invalid JSON"),
         (lambda text: b"[1, 2]", "the file: Input should be an object"),
         (lambda text: b'{"accuracy": 0.9}', "plan: Field required"),
-        (lambda text: _edit(text, schema_version=2), "schema_version: Input should be 1"),
         (lambda text: _edit(text, surplus=1), "surplus: Extra inputs are not permitted"),
         (lambda text: _edit(text, status="cancelled"), "status: Input should be 'ok', 'diverged'"),
         (lambda text: _edit(text, started_at=None), "started_at: Input should be a valid string"),

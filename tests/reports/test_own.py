@@ -1,0 +1,147 @@
+"""Tables of our own runs: groups, standings, metrics of other suites, state reduction; and the switchboard."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from reports.context import Context
+from reports.convention import Convention
+from reports.own import Group, groups, metric_table, scores_of, standing_table, state_table
+from reports.render import to_markdown
+from reports.switchboard import all_conventions, switchboard, switchboard_table
+from results.schema import Evaluation, Record
+
+Make = Callable[..., Record]
+Grid = Callable[..., list[Record]]
+
+
+def c4(make_record: Make, method: str, seed: int, perplexity: float, **changes: Any) -> Record:
+    """Return a micro C4 run."""
+    last = Evaluation(step=60, epoch=None, rows={}, metrics={"validation/perplexity": perplexity})
+    parts = {"evaluations": [last], "main_metric": "validation/perplexity"}
+    return make_record("c4", method, seed, score=0.5, parts=parts, suite="c4", **changes)
+
+
+@pytest.fixture(scope="module")
+def glue(make_grid: Grid) -> Group:
+    """Return the group of a full micro grid."""
+    (group,) = groups(make_grid(curve=False))
+    return group
+
+
+def test_groups_are_by_suite_profile_and_rank(make_record: Make) -> None:
+    records = [
+        make_record(), make_record(method="full"), make_record(profile="small"), make_record(purpose="tuning", seed=9),
+        make_record(method_config={"rank": 4}),
+    ]  # fmt: skip
+    found = groups(records)
+    assert [(g.name, len(g.records)) for g in found] == [
+        ("glue-micro-r4", 2), ("glue-micro-r8", 2), ("glue-small-r8", 1)
+    ]  # fmt: skip
+    assert found[1].is_micro
+    assert not found[2].is_micro
+
+
+def test_runs_that_share_a_place_make_trouble_and_no_table(make_record: Make) -> None:
+    (group,) = groups([make_record(learning_rate=1e-3), make_record(learning_rate=2e-3)])
+    assert "learning_rate" in group.trouble
+    assert group.context is None
+    assert metric_table(group) is None
+
+
+def test_standing_has_ranks_front_and_chance(glue: Group) -> None:
+    table = standing_table(glue)
+    assert table is not None
+    frame = table.data.set_index("method")
+    assert frame["ranked_tasks"].eq(9).all()
+    assert frame["mean_rank"].sum() == pytest.approx(15)
+    assert frame["front_probability"].between(0, 1).all()
+    # The cheapest method is on every front.
+    assert frame.loc[frame["peak_bytes"].idxmin(), "front_probability"] == 1
+    assert frame["on_front"].any()
+    assert "not the paper's numbers" in to_markdown(table)
+
+
+def test_memory_that_is_null_is_said_and_not_placed(make_grid: Grid, make_record: Make) -> None:
+    records = make_grid(methods=("full",), curve=False) + make_grid(methods=("lora",), curve=False, measured=False)
+    (group,) = groups(records)
+    table = standing_table(group)
+    assert table is not None
+    assert "| LoRA | " in to_markdown(table)
+    assert "| not measured | — | — |" in to_markdown(table)
+
+
+def test_perplexity_ranks_the_lower_first(make_record: Make) -> None:
+    records = [c4(make_record, "lora", seed, 30.0 + seed) for seed in range(3)]
+    records += [c4(make_record, "full", seed, 20.0 + seed) for seed in range(3)]
+    (group,) = groups(records)
+    assert scores_of(group, None)["full"]["c4"][0] == -20.0
+    standing = standing_table(group)
+    assert standing is not None
+    assert standing.data.set_index("method")["mean_rank"].to_dict() == {"full": 1.0, "lora": 2.0}
+    table = metric_table(group)
+    assert table is not None
+    text = to_markdown(table)
+    assert (
+        "| Full fine-tuning | 21.000 ± 1.000 (n=3) | 0.000 [0.000, 0.000] |".replace("0.000 [", "+0.000 [+").replace(
+            ", 0.000]", ", +0.000]"
+        )
+        in text
+    )
+    assert "+10.000 [+10.000, +10.000]" in text
+    assert "lower is better" in text
+
+
+def test_a_cell_with_a_broken_run_has_no_mean(make_record: Make) -> None:
+    records = [c4(make_record, "lora", 0, 30.0), make_record("c4", "lora", 1, score=0.5, status="diverged", suite="c4")]
+    (group,) = groups(records)
+    assert scores_of(group, None) == {"lora": {}}
+
+
+def test_state_reduction_is_counted_by_profile(make_record: Make) -> None:
+    table = state_table(groups([make_record(), make_record(method="full", measured=False)]))
+    assert table is not None
+    assert table.data["reduction_max"].tolist() == [pytest.approx(100 * (1 - 8000 / 4_800_000))]
+    assert state_table([]) is None
+
+
+def test_the_switchboard_holds_every_convention_and_agrees_with_the_score_table(glue: Group) -> None:
+    assert glue.context is not None
+    board = switchboard(glue.context)
+    assert len(board.conventions) == len(set(board.conventions)) == 324
+    default = board.averages[board.default]
+    assert default == {method: found.summary for method, found in glue.context.averages.items()}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"tasks": 8}, {"mrpc": "accuracy", "epoch": "best"}, {"stsb": "mean", "qqp": "f1", "mnli": "mismatched"}],
+)
+def test_each_convention_is_what_a_report_under_it_says(glue: Group, changes: dict[str, Any]) -> None:
+    assert glue.context is not None
+    board = switchboard(glue.context)
+    convention = Convention(**changes)
+    alone = Context(glue.records, "micro", 8, convention)
+    found = board.averages[all_conventions("same").index(convention)]
+    assert {m: s.mean for m, s in found.items()} == {
+        m: pytest.approx(a.summary.mean) for m, a in alone.averages.items()
+    }
+
+
+def test_the_switchboard_table_moves_by_the_choice(glue: Group) -> None:
+    assert glue.context is not None
+    table = switchboard_table(glue.context)
+    assert table is not None
+    text = to_markdown(table)
+    assert "| tasks: 8 | +" in text
+    assert "| mrpc: accuracy | −" in text
+    assert len(table.data) == 324 * 5
+
+
+def test_no_average_no_switchboard(make_grid: Grid) -> None:
+    (group,) = groups(make_grid(tasks=("rte",), curve=False))
+    assert group.context is not None
+    assert switchboard_table(group.context) is None

@@ -1,0 +1,410 @@
+"""The page in a real browser: click, sort, filter, hover, switch; nothing is asked from outside, nothing complains.
+
+With GNLORP_SCREENSHOTS=FOLDER the pictures that the README shows are written there, of the page of the committed records.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports.convention import Convention
+from reports.foreign import read_foreign
+from reports.gather import gather
+from reports.own import averages_of, groups, peaks_of, scores_of
+from reports.page import page_html
+from reports.paper_build import Paper, paper
+from reports.significance import front_probability
+from reports.switchboard import switchboard
+from results.published import published_cells
+from results.schema import DataPlan, Evaluation, ModelPlan, Record
+from results.store import write_record
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "headless_shell")
+FLAGS = ["--headless", "--no-sandbox", "--disable-gpu"]
+
+
+def why_not() -> str | None:
+    """Return why no browser can be driven here, None if one can."""
+    if importlib.util.find_spec("playwright") is None:
+        return "playwright is not installed (pip install playwright; its browsers are not needed)"
+    return None if chromium() else f"no Chromium on this machine (any of {', '.join(NAMES)}, or GNLORP_CHROMIUM)"
+
+
+def chromium() -> str | None:
+    """Return the path of a Chromium."""
+    return os.environ.get("GNLORP_CHROMIUM") or next((path for name in NAMES if (path := shutil.which(name))), None)
+
+
+@dataclass
+class Visit:
+    """One open page with everything that it complained about and asked for."""
+
+    page: Any
+    complaints: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def started() -> Iterator[Any]:
+    """Yield a running headless Chromium."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium(), args=FLAGS)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def visiting(
+    browser: Any, path: Path, width: int = 1280, height: int = 900, scheme: str = "light", touch: bool = False
+) -> Iterator[Visit]:
+    """Yield the page at `path`, ready; any network beyond that one file is cut off and noted."""
+    options = {"viewport": {"width": width, "height": height}, "color_scheme": scheme, "has_touch": touch}
+    context = browser.new_context(**options, reduced_motion="reduce")
+    context.set_default_timeout(10_000)
+    visit = Visit(context.new_page())
+    visit.page.on("console", lambda m: visit.complaints.append(m.text) if m.type in ("error", "warning") else None)
+    visit.page.on("pageerror", lambda error: visit.complaints.append(str(error)))
+    visit.page.on("request", lambda request: visit.requests.append(request.url))
+    try:
+        visit.page.goto(path.as_uri())
+        visit.page.wait_for_selector("html[data-ready]", timeout=20_000)
+        yield visit
+    finally:
+        context.close()
+
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+Make = Callable[..., Record]
+Grid = Callable[..., list[Record]]
+ROOT = Path(__file__).resolve().parents[2]
+NASTY = "</script><img src=x onerror=alert(1)> \u2028 & <b>"
+
+
+def page_of(made: Paper, path: Path) -> Path:
+    """Write the page alone."""
+    html = page_html(made.gathered, made.papers, made.published, made.groups, made.foreign)
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Yield one Chromium for all tests."""
+    with started() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, make_grid: Grid, make_record: Make) -> Paper:
+    """Return a store with everything that can stand in one: two profiles, two suites, trouble of each kind."""
+    store = tmp_path_factory.mktemp("store")
+    official = {"model": ModelPlan(name="roberta-base", source="hub"), "epochs": 30.0,
+                "data": DataPlan(source="hub", name="glue", max_length=512)}  # fmt: skip
+    records = make_grid()
+    records += make_grid(methods=("full", "lora"), tasks=("rte", "cola"), profile="small")
+    records += [make_record("rte", "galore", s, "small", measured=False) for s in range(3)]
+    records += [make_record("rte", "dora", 0, "small", status="diverged", parts={"error": NASTY})]
+    records += [make_record("rte", "lora", s, "paper", score=0.79 + 0.002 * s, **official) for s in range(3)]
+    for method, base in (("full", 20.0), ("lora", 30.0)):
+        for seed in range(3):
+            last = Evaluation(step=60, epoch=None, rows={}, metrics={"validation/perplexity": base + seed})
+            parts = {"evaluations": [last], "main_metric": "validation/perplexity"}
+            records.append(make_record("c4", method, seed, score=0.5, suite="c4", parts=parts))
+    for record in records:
+        write_record(store, record)
+    write_record(store / "again", make_record())
+    (store / "again" / "else.json").write_text("{}")
+    foreign = read_foreign([Path(__file__).with_name("peft_result.json")])
+    return paper(gather([store]), published_cells(), foreign)
+
+
+@pytest.fixture(scope="module")
+def path(made: Paper, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the page of that store."""
+    return page_of(made, tmp_path_factory.mktemp("page") / "index.html")
+
+
+@pytest.fixture
+def visit(browser: Any, path: Path) -> Iterator[Visit]:
+    """Yield the page, at the micro profile; a complaint or a request to anywhere fails the test."""
+    with visiting(browser, path) as found:
+        choose(found, "profile", "micro")
+        yield found
+        assert found.complaints == []
+        assert {url for url in found.requests if not url.startswith("file://")} == set()
+        assert len(set(found.requests)) == 1
+
+
+def choose(visit: Visit, name: str, value: str) -> None:
+    """Pick a value of a filter."""
+    visit.page.select_option(f"#filter-{name}", value)
+
+
+def column(visit: Visit, section: str, index: int) -> list[str]:
+    """Return the texts of one column of a section's first table, top to bottom."""
+    rows = visit.page.locator(f"#{section} .scroll").first.locator("tbody tr")
+    return [rows.nth(i).locator("th, td").nth(index).inner_text().strip() for i in range(rows.count())]
+
+
+def test_every_section_is_filled(visit: Visit) -> None:
+    for name in ("front", "scores", "curves", "parts", "refresh", "papers", "other", "runs"):
+        assert visit.page.locator(f"#{name} .body > *").count() > 0, name
+    assert visit.page.locator("#front .point").count() == 5
+    assert visit.page.locator("#curves figure").count() == 9
+    assert visit.page.locator("#summary").inner_text() == "160 runs, 5 methods"
+
+
+def test_a_head_sorts_both_ways_and_says_so(visit: Visit) -> None:
+    head = visit.page.locator("#scores thead th", has_text="RTE")
+    for down in (True, False):
+        head.locator("button").click()
+        values = [float(text.split()[0]) for text in column(visit, "scores", 8)]
+        assert len(values) == 5
+        assert values == sorted(values, reverse=down)
+        assert head.get_attribute("aria-sort") == ("descending" if down else "ascending")
+    visit.page.locator("#scores thead th", has_text="Method").locator("button").click()
+    names = column(visit, "scores", 0)
+    assert names == sorted(names, key=str.lower)
+
+
+def test_methods_and_tasks_filter_every_section(visit: Visit) -> None:
+    visit.page.locator('.toggle[data-method="lora"]').click()
+    assert "LoRA" not in column(visit, "scores", 0)
+    assert visit.page.locator("#front .point").count() == 4
+    assert visit.page.locator('.toggle[data-method="lora"]').get_attribute("aria-pressed") == "false"
+    choose(visit, "task", "rte")
+    heads = visit.page.locator("#scores thead th").all_inner_texts()
+    assert [head.strip() for head in heads] == ["Method", "RTE"]
+    assert visit.page.locator("#curves figure").count() == 1
+    assert set(column(visit, "runs", 3)) == {"RTE"}
+
+
+def test_the_profile_filters_and_micro_is_marked(visit: Visit) -> None:
+    assert "Never the paper's numbers" in visit.page.locator("#front").inner_text()
+    choose(visit, "profile", "small")
+    assert "Never the paper's numbers" not in visit.page.locator("#front").inner_text()
+    choose(visit, "suite", "c4")
+    assert "lower is better" in visit.page.locator("#front").inner_text()
+
+
+def test_scores_and_averages_are_those_of_the_python_tables(visit: Visit, made: Paper) -> None:
+    (group,) = [g for g in made.groups if (g.suite, g.profile) == ("glue", "micro")]
+    assert group.context is not None
+    board = switchboard(group.context)
+    names = [group.context.title(method) for method in group.context.methods]
+    for changes in ({}, {"mrpc": "accuracy"}, {"mrpc": "accuracy", "tasks": 8, "epoch": "best", "stsb": "mean"}):
+        for name, value in changes.items():
+            visit.page.select_option(f"#choice-{name}", str(value))
+        want = board.averages[board.conventions.index(Convention(**changes))]
+        shown = dict(zip(column(visit, "scores", 0), column(visit, "scores", 10), strict=True))
+        for name, found in zip(names, want.values(), strict=True):
+            assert shown[name] == f"{100 * found.mean:.1f} ± {100 * found.sd:.1f}"  # type: ignore[operator]
+    ranges = visit.page.locator("#scores .strip .range").all_inner_texts()
+    means = {m: [100 * row[m].mean for row in board.averages if row[m].mean is not None] for m in group.context.methods}
+    assert ranges == [f"{min(values):.1f} to {max(values):.1f}" for values in means.values()]
+
+
+def test_the_chance_of_the_front_agrees_with_the_python_table(visit: Visit, made: Paper) -> None:
+    (group,) = [g for g in made.groups if (g.suite, g.profile) == ("glue", "micro")]
+    peaks = {m: float(peak) for m, peak in peaks_of(group.records).items()}
+    want = front_probability(peaks, averages_of(scores_of(group, group.context), group.context))
+    for method, chance in want.items():
+        label = visit.page.locator(f'#front .point[data-method="{method}"]').get_attribute("aria-label")
+        shown = float(label.split("chance of being on it: ")[1].split(" %")[0])
+        # Two generators, 2,000 draws each: three standard errors are 3.4 points.
+        assert shown == pytest.approx(100 * chance, abs=4)
+
+
+def test_the_budget_moves_the_answer(visit: Visit) -> None:
+    slider = visit.page.locator("#budget")
+    assert visit.page.locator("#front .point.dim").count() == 0
+    best = visit.page.locator("#front .best").inner_text()
+    slider.focus()
+    visit.page.keyboard.press("Home")
+    assert visit.page.locator("#front .best").inner_text() == "Nothing fits."
+    assert visit.page.locator("#front .point.dim").count() == 5
+    visit.page.keyboard.press("End")
+    assert visit.page.locator("#front .best").inner_text() == best
+    visit.page.keyboard.press("ArrowLeft")
+    assert visit.page.locator("#front .point.dim").count() == 1
+
+
+def test_hovering_a_point_tells_its_numbers(visit: Visit) -> None:
+    assert visit.page.locator("#tip").is_hidden()
+    visit.page.locator('#front .point[data-method="galore"]').hover()
+    text = visit.page.locator("#tip").inner_text()
+    assert text.startswith("GaLore")
+    assert "n = 3" in text
+    assert "peak" in text
+    visit.page.mouse.move(2, 2)
+    assert visit.page.locator("#tip").is_hidden()
+
+
+def test_a_published_cell_tells_source_status_and_verdict(visit: Visit) -> None:
+    cell = visit.page.locator("#papers tbody tr", has_text="LoRA").first.locator("td", has_text="79.06")
+    cell.hover()
+    text = visit.page.locator("#tip").inner_text()
+    assert "verdict: holds" in text
+    assert "ours: 79.20 ± 0.20 (n=3)" in text
+    assert "GaLore, arXiv 2403.03507, Table 4 (paper full text)" in text
+    cell.click()
+    assert "ours and the published number agree" in visit.page.locator("#drawer").inner_text()
+    assert visit.page.locator("#drawer tbody tr", has_text="paper").count() >= 3
+
+
+def test_an_unknown_cell_says_why(visit: Visit) -> None:
+    visit.page.locator("#papers tbody tr", has_text="GradNormLoRP").locator("td").first.hover()
+    text = visit.page.locator("#tip").inner_text()
+    assert "verdict: not published" in text
+    assert "only the abstract was found" in text
+
+
+def test_tables_of_papers_switch(visit: Visit) -> None:
+    visit.page.locator("#papers .tabs button", has_text="C4, perplexity").click()
+    assert visit.page.locator("#papers thead th", has_text="350M").count() == 1
+    assert "142.53" in visit.page.locator("#papers").inner_text()
+
+
+def test_a_run_opens_with_environment_and_provenance_and_closes(visit: Visit) -> None:
+    visit.page.locator("#runs tbody tr").first.click()
+    drawer = visit.page.locator("#drawer")
+    text = drawer.inner_text()
+    for part in ("Environment and code", "0123456789abcdef", "Example CPU", "Provenance", "micro language", "Record:"):
+        assert part in text, part
+    visit.page.keyboard.press("Escape")
+    assert drawer.is_hidden()
+    visit.page.locator("#scores tbody td").first.click()
+    drawer.locator("tbody tr").nth(1).click()
+    assert "seed 1" in drawer.locator("h2").inner_text()
+    drawer.get_by_text("← back").click()
+    assert drawer.locator("tbody tr").count() == 3
+    drawer.locator(".close").click()
+    assert drawer.is_hidden()
+
+
+def test_the_keyboard_alone_is_enough(visit: Visit) -> None:
+    page = visit.page
+    page.reload()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the results"
+    choose(visit, "profile", "micro")
+    row = page.locator("#runs tbody tr").first
+    row.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#drawer").is_visible()
+    page.keyboard.press("Escape")
+    head = page.locator("#scores thead button").nth(1)
+    head.focus()
+    page.keyboard.press("Space")
+    assert page.locator("#scores thead th").nth(1).get_attribute("aria-sort") == "descending"
+    page.locator('#front .point[data-method="full"]').focus()
+    page.keyboard.press("Enter")
+    assert "Full fine-tuning" in page.locator("#drawer h2").inner_text()
+
+
+def test_the_theme_switches_and_follows_the_system(browser: Any, path: Path, visit: Visit) -> None:
+    def background(page: Any) -> str:
+        return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+
+    light = background(visit.page)
+    visit.page.locator("#theme").click()
+    assert (visit.page.locator("#theme").get_attribute("data-now"), background(visit.page)) == ("light", light)
+    visit.page.locator("#theme").click()
+    dark = background(visit.page)
+    assert dark != light
+    with visiting(browser, path, scheme="dark") as other:
+        assert background(other.page) == dark
+        other.page.locator("#theme").click()
+        assert background(other.page) == light
+
+
+def test_a_method_has_one_colour_everywhere(visit: Visit) -> None:
+    fills = visit.page.evaluate(
+        """() => [...document.querySelectorAll('#front .point[data-method=galore] polygon, #scores tbody .mark polygon,'
+            + '#curves polyline[data-method=galore]')].map((node) => [node.closest('tr') ? node.closest('tr').innerText : 'GaLore',
+            getComputedStyle(node).stroke]).filter(([text]) => text.startsWith('GaLore')).map((pair) => pair[1])"""
+    )
+    assert len(fills) > 9
+    assert set(fills) == {"rgb(0, 158, 115)"}
+
+
+@pytest.mark.parametrize("width", [360, 768])
+def test_narrow_screens_do_not_scroll_sideways(browser: Any, path: Path, width: int) -> None:
+    with visiting(browser, path, width, 740, touch=True) as narrow:
+        assert narrow.page.evaluate("document.documentElement.scrollWidth") <= width
+        assert narrow.page.locator("#front .point").count() > 0
+        narrow.page.locator("#runs tbody tr").first.tap()
+        assert narrow.page.locator("#drawer").bounding_box()["width"] <= width
+        assert narrow.complaints == []
+
+
+def test_trouble_is_shown_as_what_it_is(visit: Visit) -> None:
+    choose(visit, "profile", "small")
+    assert "GaLore (memory not measured)" in visit.page.locator("#front").inner_text() or "memory not measured" in (
+        visit.page.locator("#parts").inner_text()
+    )
+    assert "diverged 1/1" in visit.page.locator("#scores").inner_text()
+    assert "not run" in visit.page.locator("#scores").inner_text()
+    visit.page.select_option("#status", "diverged")
+    visit.page.locator("#runs tbody tr").first.click()
+    assert "<img src=x" in visit.page.locator("#drawer").inner_text()
+    assert visit.page.locator("img").count() == 0
+    visit.page.keyboard.press("Escape")
+    visit.page.locator("#other summary", has_text="What was left out").click()
+    text = visit.page.locator("#other").inner_text()
+    assert "same plan as" in text
+    assert "not a record of a run" in text
+
+
+def test_foreign_runs_are_marked(visit: Visit) -> None:
+    text = visit.page.locator("#other").inner_text()
+    assert "Foreign: result files of another suite" in text
+    assert "DoRA (peft)" in text
+    assert "peft" not in visit.page.locator("#scores").inner_text()
+
+
+def test_runs_are_searched(visit: Visit) -> None:
+    visit.page.fill("#search", "galore wnli")
+    assert visit.page.locator("#run-count").inner_text().startswith("3 of ")
+    assert set(column(visit, "runs", 0)) == {"GaLore"}
+
+
+def test_an_empty_store_opens(browser: Any, tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    with visiting(
+        browser, page_of(paper(gather([tmp_path / "none"]), published_cells()), tmp_path / "e.html")
+    ) as empty:
+        assert "No records" in empty.page.locator("#main").inner_text()
+        assert "62.24" in empty.page.locator("#papers").inner_text()
+        assert empty.complaints == []
+
+
+def test_the_committed_records_open_and_are_photographed(browser: Any, tmp_path: Path) -> None:
+    made = paper(gather([ROOT / "results" / "reference"]), published_cells())
+    page = page_of(made, tmp_path / "index.html")
+    shots = {"page-light": (1280, 860, "light"), "page-dark": (1280, 860, "dark"), "page-phone": (390, 844, "light")}
+    for name, (width, height, scheme) in shots.items():
+        with visiting(browser, page, width, height, scheme) as seen:
+            choose(seen, "profile", "micro")
+            seen.page.evaluate("document.activeElement.blur()")
+            shot = tmp_path / f"{name}.png"
+            seen.page.screenshot(path=shot)
+            assert shot.stat().st_size > 10_000
+            assert seen.complaints == []
+            assert {url for url in seen.requests if not url.startswith("file://")} == set()
+            if folder := os.environ.get("GNLORP_SCREENSHOTS"):
+                shutil.copy(shot, folder)

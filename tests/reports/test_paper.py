@@ -1,0 +1,263 @@
+"""The papers' tables: which runs stand beside a published number, and what is said about them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reports.gather import Found, Gathered, gather
+from reports.ours import Ledger
+from reports.paper import SHAPES, Judged, PaperTable, elsewhere, paper_tables
+from reports.paper_render import conflict_table, elsewhere_table, long_form, to_table, verdict_table
+from reports.render import to_csv, to_latex, to_markdown
+from reports.verdict import ABSENT, ACCOUNTING, FAILS, HOLDS, PROTOCOL, UNDECIDED, UNPUBLISHED
+from results.published import Cell, published_cells
+from results.schema import DataPlan, Evaluation, ModelPlan, Record
+from results.store import write_record
+
+Make = Callable[..., Record]
+HUB = ModelPlan(name="FacebookAI/roberta-base", source="hub", revision="abc")
+FULL = {"epochs": 30.0, "batch_size": 16}
+
+
+def data_of(length: int, **changes: Any) -> DataPlan:
+    """Return official data of a length."""
+    return DataPlan(source="hub", name="data", max_length=length, **changes)
+
+
+def gathered_of(records: Sequence[Record]) -> Gathered:
+    """Return the records as if they had been read."""
+    return Gathered(tuple(Found(record, f"runs/{record.plan.label}.json", Path("-")) for record in records))
+
+
+def tables_of(records: Sequence[Record]) -> dict[str, PaperTable]:
+    """Return the papers' tables by name."""
+    return {table.name: table for table in paper_tables(published_cells(), Ledger(gathered_of(records)))}
+
+
+def cell_of(table: PaperTable, method: str, column: str, source: str = "G") -> Judged:
+    """Return the one cell of a method and source."""
+    (row,) = [row for row in table.rows if (row.method, row.source) == (method, source) and column in row.cells]
+    return row.cells[column]
+
+
+@pytest.fixture(scope="module")
+def paper_run(make_record: Make) -> Make:
+    """Return a builder of GLUE runs that follow the published protocol."""
+
+    def make(task: str = "rte", method: str = "lora", seed: int = 0, score: float = 0.79, **changes: Any) -> Record:
+        fields = {"model": HUB, "data": data_of(512), **FULL, **changes}
+        return make_record(task, method, seed, "paper", score=score, curve=False, **fields)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def c4_run(make_record: Make) -> Make:
+    """Return a builder of C4 runs that follow the published protocol at 60M."""
+
+    def make(method: str = "galore", seed: int = 0, perplexity: float = 34.9, **changes: Any) -> Record:
+        steps = changes.pop("steps", 10_000)
+        last = Evaluation(step=steps, epoch=None, rows={}, metrics={"validation/perplexity": perplexity})
+        parts = {"evaluations": [last], "main_metric": "validation/perplexity"}
+        config = {"projection_rank": 128} if method != "full" else {}
+        fields = {
+            "suite": "c4", "method_config": config, "model": ModelPlan(name="llama-60m", source="config"),
+            "data": data_of(256), "steps": steps, "batch_size": 512,
+        }  # fmt: skip
+        return make_record("c4", method, seed, "paper", score=0.5, curve=False, parts=parts, **{**fields, **changes})
+
+    return make
+
+
+def test_every_published_cell_stands_somewhere_once_a_table() -> None:
+    cells = published_cells()
+    tables = paper_tables(cells, Ledger(gathered_of([])))
+    shown = [id(judged.cell) for table in tables for judged in table.cells]
+    rest = [id(cell) for cell in elsewhere(cells)]
+    assert set(shown) | set(rest) == {id(cell) for cell in cells}
+    assert not set(shown) & set(rest)
+    for shape, table in zip(SHAPES, tables, strict=True):
+        assert len(table.cells) == sum(shape.takes(cell) for cell in cells)
+
+
+def test_without_records_every_cell_says_so() -> None:
+    for table in tables_of([]).values():
+        assert table.cells
+        for judged in table.cells:
+            want = UNPUBLISHED if judged.cell.value is None else ABSENT
+            assert (judged.verdict.word, judged.ours) == (want, None)
+
+
+def test_runs_of_the_published_protocol_are_judged(paper_run: Make) -> None:
+    records = [paper_run(seed=seed, score=0.79 + 0.002 * seed) for seed in range(3)]
+    judged = cell_of(tables_of(records)["glue-rank8"], "lora", "rte")
+    assert judged.verdict.word == HOLDS
+    assert judged.ours is not None
+    assert judged.ours.summary.mean == pytest.approx(79.2)
+    assert judged.verdict.difference == pytest.approx(79.2 - 79.06)
+    assert len(judged.ours.records) == 3
+    far = [paper_run(seed=seed, score=0.70 + 0.002 * seed) for seed in range(3)]
+    assert cell_of(tables_of(far)["glue-rank8"], "lora", "rte").verdict.word == FAILS
+
+
+def test_rank_four_is_not_answered_by_rank_eight(paper_run: Make) -> None:
+    tables = tables_of([paper_run(seed=seed) for seed in range(3)])
+    assert cell_of(tables["glue-rank4"], "lora", "rte").verdict.word == ABSENT
+    full = tables_of([paper_run(method="full", seed=seed) for seed in range(3)])
+    assert cell_of(full["glue-rank4"], "full", "rte").ours is not None
+
+
+def test_two_seeds_decide_nothing(paper_run: Make) -> None:
+    records = [paper_run(seed=seed) for seed in range(2)]
+    assert cell_of(tables_of(records)["glue-rank8"], "lora", "rte").verdict.word == UNDECIDED
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"epochs": 3.0}, "epochs 3 (published: 30)"),
+        ({"batch_size": 8}, "batch size 8 (published: 16)"),
+        ({"data": data_of(64)}, "length 64 (published: 512)"),
+        ({"data": data_of(512, held_out=True)}, "held-out"),
+        ({"data": data_of(512, train_rows=100)}, "train rows capped at 100"),
+        ({"model": ModelPlan(name="minilm", source="package")}, "model minilm (published: roberta-base)"),
+    ],
+)
+def test_a_departure_from_the_protocol_is_named(paper_run: Make, changes: dict[str, Any], text: str) -> None:
+    judged = cell_of(tables_of([paper_run(seed=s, **changes) for s in range(3)])["glue-rank8"], "lora", "rte")
+    assert judged.verdict.word == PROTOCOL
+    assert any(text in reason for reason in judged.verdict.reasons)
+    assert judged.verdict.difference is not None
+
+
+def test_runs_of_other_profiles_never_stand_beside_a_paper(make_grid: Callable[..., list[Record]]) -> None:
+    tables = tables_of(make_grid(curve=False))
+    assert {judged.verdict.word for table in tables.values() for judged in table.cells} == {ABSENT, UNPUBLISHED}
+
+
+def test_averages_take_eight_tasks_or_all_nine(paper_run: Make) -> None:
+    tasks = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+    records = [
+        paper_run(task, seed=s, score=0.5 if task == "wnli" else 0.85 + 0.001 * s, batch_size=32 if task == "cola" else 16)
+        for task in tasks for s in range(3)
+    ]  # fmt: skip
+    table = tables_of(records)["glue-rank8"]
+    eight, nine = cell_of(table, "lora", "average"), cell_of(table, "lora", "average", "N")
+    assert eight.ours is not None
+    assert nine.ours is not None
+    assert eight.ours.summary.mean == pytest.approx(85.1)
+    assert nine.ours.summary.mean == pytest.approx((8 * 85.1 + 50) / 9)
+    assert eight.verdict.word == FAILS
+    # The abstract states no protocol, so its average is never judged as if it did.
+    assert nine.verdict.word == PROTOCOL
+
+
+def test_a_run_without_a_score_is_not_averaged_away(paper_run: Make) -> None:
+    broken = paper_run(seed=2, status="diverged")
+    judged = cell_of(tables_of([paper_run(seed=0), paper_run(seed=1), broken])["glue-rank8"], "lora", "rte")
+    assert judged.verdict.word == PROTOCOL
+    assert "diverged 1/3" in judged.verdict.reasons[0]
+
+
+def test_runs_that_cannot_be_told_apart_are_named(paper_run: Make) -> None:
+    table = tables_of([paper_run(learning_rate=1e-5), paper_run(learning_rate=2e-5)])["glue-rank8"]
+    assert cell_of(table, "lora", "rte").verdict.word == ABSENT
+    assert any("cannot be told apart" in note and "learning_rate" in note for note in table.notes)
+
+
+def test_perplexity_is_judged_at_the_size_of_the_model(c4_run: Make) -> None:
+    table = tables_of([c4_run(seed=s, perplexity=34.8 + 0.1 * s) for s in range(3)])["c4-perplexity"]
+    assert cell_of(table, "galore", "60m").verdict.word == HOLDS
+    assert cell_of(table, "galore", "130m").verdict.word == ABSENT
+    off = tables_of([c4_run(seed=s, steps=100) for s in range(3)])["c4-perplexity"]
+    assert cell_of(off, "galore", "60m").verdict.reasons == ("steps 100 (published: 10000)",)
+    other = tables_of([c4_run(seed=s, method_config={"projection_rank": 64}) for s in range(3)])["c4-perplexity"]
+    assert cell_of(other, "galore", "60m").verdict.reasons == ("rank 64 (published: 128)",)
+
+
+def test_seven_billion_is_read_at_the_printed_step(c4_run: Make) -> None:
+    steps = [Evaluation(step=s, epoch=None, rows={}, metrics={"validation/perplexity": p})
+             for s, p in ((40_000, 17.9), (150_000, 14.6))]  # fmt: skip
+    record = c4_run(
+        model=ModelPlan(name="llama-7b", source="config"), steps=150_000, state_bits=8,
+        method_config={"projection_rank": 1024},
+    )  # fmt: skip
+    table = tables_of([record.model_copy(update={"evaluations": steps})])["llama-7b-perplexity"]
+    assert cell_of(table, "galore", "40k").ours is not None
+    assert cell_of(table, "galore", "40k").ours.values == {0: 17.9}  # type: ignore[union-attr]
+    assert cell_of(table, "galore", "80k").verdict.word == ABSENT
+
+
+def test_memory_says_that_the_accounting_differs(c4_run: Make) -> None:
+    table = tables_of([c4_run()])["c4-memory"]
+    found = [row.cells["60m"] for row in table.rows if row.method == "galore" and row.source == "G"]
+    assert {judged.verdict.word for judged in found} == {ACCOUNTING}
+    assert "counted from live tensors" in found[0].verdict.reasons[0]
+    measured = [row.cells["60m"] for row in table.rows if row.method == "galore" and row.source == "V"]
+    # A device measurement is answered by one alone, and these runs have none.
+    assert [judged.verdict.word for judged in measured] == [ABSENT]
+
+
+def test_memory_that_was_not_measured_is_no_answer(c4_run: Make) -> None:
+    table = tables_of([c4_run(measured=False)])["c4-memory"]
+    assert {row.cells["60m"].verdict.word for row in table.rows if row.method == "galore" and "60m" in row.cells} == {
+        ABSENT
+    }
+
+
+def test_the_reduction_of_state_takes_the_best_eight_bit_run(c4_run: Make) -> None:
+    cell = tables_of([c4_run("gradnormlorp", state_bits=8)])["optimizer-memory"].cells[0]
+    assert cell.ours is not None
+    assert cell.ours.values == {0: pytest.approx(100 * (1 - 8000 / 4_800_000))}
+    assert cell.verdict.word == ACCOUNTING
+    assert tables_of([c4_run("gradnormlorp")])["optimizer-memory"].cells[0].verdict.word == ABSENT
+
+
+def test_the_printed_table_shows_ours_below_the_published_row(paper_run: Make) -> None:
+    table = to_table(tables_of([paper_run(seed=s, score=0.79 + 0.002 * s) for s in range(3)])["glue-rank8"])
+    text = to_markdown(table)
+    assert "| LoRA [G] | 61.83 |" in text
+    assert "79.20 ± 0.20 (n=3)" in text
+    assert "+0.14 (bound 1.00)" in text
+    assert "| by cell |" in text
+    assert r"\toprule" in to_latex(table)
+    frame = table.data.set_index(["method", "source", "column"])
+    row = frame.loc[("lora", "G", "rte")].iloc[0] if frame.index.has_duplicates else frame.loc[("lora", "G", "rte")]
+    assert (row["verdict"], row["n"], row["published"]) == (HOLDS, 3, 79.06)
+    assert row["records"].count(".json") == 3
+
+
+def test_the_long_form_has_every_cell_and_no_made_up_number() -> None:
+    cells = published_cells()
+    tables = paper_tables(cells, Ledger(gathered_of([])))
+    frame = long_form(tables)
+    assert len(frame) == sum(len(table.cells) for table in tables)
+    assert frame["ours"].isna().all()
+    assert frame.loc[frame["printed"].isna(), "remark"].notna().all()
+    counts = verdict_table(tables).data
+    assert counts[[ABSENT, UNPUBLISHED]].to_numpy().sum() == len(frame)
+
+
+def test_conflicts_and_the_rest_are_tables_too() -> None:
+    cells: list[Cell] = published_cells()
+    text = to_markdown(conflict_table(cells))
+    assert r"38.91 [R] (head not trained by Adam)" in text
+    assert "1.27 GB [V] (measured)" in text
+    assert len(elsewhere_table(elsewhere(cells)).rows) == len(elsewhere(cells))
+    assert "Llama2-7B" in to_csv(elsewhere_table(elsewhere(cells)))
+
+
+def test_records_read_from_files_give_the_same_table(tmp_path: Path, paper_run: Make) -> None:
+    records = [paper_run(seed=s) for s in range(3)]
+    for record in records:
+        write_record(tmp_path, record)
+    found = {t.name: t for t in paper_tables(published_cells(), Ledger(gather([tmp_path])))}
+    mine = cell_of(found["glue-rank8"], "lora", "rte")
+    assert mine.ours is not None
+    assert all(os.sep + "tmp" not in path for path in mine.ours.records)
+    assert mine.verdict == cell_of(tables_of(records)["glue-rank8"], "lora", "rte").verdict

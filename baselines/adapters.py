@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from baselines.adamw import adam_state_bytes
-from baselines.method import LayerRanks, MethodConfig, Placement, check_rank
+from baselines.method import LayerRanks, MethodConfig, Part, Placement, check_rank
 from baselines.targets import shapes
 
 
@@ -57,6 +57,15 @@ def fold(model: nn.Module) -> nn.Module:
 def ranks(shape: tuple[int, int], config: AdapterConfig) -> LayerRanks:
     """Return the factors' rank; nothing is projected."""
     return LayerRanks(rank=config.rank, projection_rank=None)
+
+
+def factor_parts(shape: tuple[int, int], config: AdapterConfig) -> tuple[Part, ...]:
+    """Return the frozen weight and both factors."""
+    return (
+        Part("weight", shape, trained=False, added=False),
+        Part("factor_out", (shape[0], config.rank), trained=True),
+        Part("factor_in", (config.rank, shape[1]), trained=True),
+    )
 
 
 def factor_state_bytes(shape: tuple[int, int], config: AdapterConfig, state_bits: int) -> int:

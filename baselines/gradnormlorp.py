@@ -16,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baselines.adamw import adam_state_bytes
-from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Placement, check_rank
+from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Part, Placement, check_rank
 from baselines.projected import check_projection, projected_adamw, projected_state_bytes
 from baselines.targets import shapes
 from gnlorp import attach as attach_layers
@@ -91,6 +91,18 @@ def layer_state_bytes(shape: tuple[int, int], config: GradNormLoRPConfig, state_
     )
 
 
+def layer_parts(shape: tuple[int, int], config: GradNormLoRPConfig) -> tuple[Part, ...]:
+    """Return the frozen weight, both factors (gradients projected), the magnitude and the base's squared row norms."""
+    outputs, inputs = shape
+    return (
+        Part("weight", shape, trained=False, added=False),
+        Part("factor_out", (outputs, config.rank), True, True, config.projection_rank, config.side),
+        Part("factor_in", (config.rank, inputs), True, True, config.projection_rank, config.side),
+        Part("magnitude", (outputs,), trained=True, high=True),
+        Part("base_square", (outputs,), trained=False, high=True, buffer=True),
+    )
+
+
 METHOD = Method(
     name="gradnormlorp",
     title="GradNormLoRP",
@@ -102,5 +114,6 @@ METHOD = Method(
     merge=merge,
     ranks=lambda shape, config: LayerRanks(rank=config.rank, projection_rank=config.projection_rank),
     layer_state_bytes=layer_state_bytes,
+    layer_parts=layer_parts,
     saves_state=True,
 )

@@ -51,6 +51,7 @@ class Job:
         evaluate: model -> scores; leaves the model in training mode as it found it.
         facts: what was loaded.
         main_metric: the key of `Scores.metrics` that stands for the task.
+        evaluation: the largest batch that `evaluate` gives the model (for memory tracking); None: not said.
     """
 
     model: Callable[[], nn.Module]
@@ -62,6 +63,7 @@ class Job:
     evaluate: Callable[[nn.Module], Scores]
     facts: DataFacts
     main_metric: str
+    evaluation: Batch | None = None
 
 
 class Suite(Protocol):

@@ -65,9 +65,13 @@ class Cell(Strict):
     layers: int | None = Field(description="repeated layers; None: the model was traced whole")
     formula: Counted
     count: Counted
+    state_outside: dict[str, Bytes] = Field(default={}, description="counted state that no formula speaks of")
+    own_buffer_bytes: Bytes = Field(default=0, description="buffers of the model before the method was attached")
     phases: dict[str, Parts] = Field(description="load, forward, backward, optimizer, refresh, evaluation")
     peak: Parts = Field(description="of a plain step: the highest of forward, backward, optimizer")
-    by_rule: dict[str, int] = Field(default={}, description="rules that stood in for what cannot be traced, and how often")
+    by_rule: dict[str, int] = Field(
+        default={}, description="rules that stood in for what cannot be traced, and how often"
+    )
     seconds: float = Field(ge=0, description="spent on this cell's own traces")
 
 
@@ -91,7 +95,9 @@ def read_cells(path: Path) -> list[Cell]:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise StoreError(f"{path}: no memory cells: {where}: {first['msg']}; move the file away and run again") from error
+        raise StoreError(
+            f"{path}: no memory cells: {where}: {first['msg']}; move the file away and run again"
+        ) from error
 
 
 def write_cells(path: Path, cells: list[Cell]) -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from suites.memory.command import register as register_memory
 from suites.options import (
     RUNS,
     Device,
@@ -249,6 +250,8 @@ def start(prepared: Prepared, out: Path) -> int:
     console.print(f"{len(records) - len(bad)} runs ok" + (f", {len(bad)} not" if bad else ""))
     return len(bad)
 
+
+register_memory(app, console, one_line_errors)
 
 if __name__ == "__main__":
     sys.exit(app())

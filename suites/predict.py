@@ -112,7 +112,6 @@ class _Rules(TorchDispatchMode):
         self._memo.clear()
         return result
 
-
     def _mean_squared_error(self, args: tuple[Any, ...]) -> Any:
         """Return what torch's kernel does: it averages into the storage of the single errors, which stays whole."""
         errors = torch.ops.aten.mse_loss.default(args[0], args[1], NO_REDUCTION)

@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from suites.measure import held_tensors, storages, tensors_in
 
 Category = Literal["parameter", "buffer", "gradient", "activation", "temporary", "optimizer", "other"]
 Phase = Literal["start", "forward", "backward", "optimizer"]
+T = TypeVar("T")
 Owned = Iterable[tuple[Category, Tensor]]
 
 NATIVE_NAMESPACES = frozenset({"aten", "prim", "prims", "profiler"})
@@ -126,16 +127,18 @@ def track(
     return recorder.trace()
 
 
-def track_load(build: Callable[[], tuple[nn.Module, Optimizer | None]], device_type: str = "cpu") -> Peak:
-    """Run `build` and return the peak of making the model and its optimizer.
+def track_load(
+    build: Callable[[], T], parts: Callable[[T], tuple[nn.Module, Optimizer | None]], device_type: str = "cpu"
+) -> tuple[T, Peak]:
+    """Run `build` and return what it made and the peak of making it; `parts` names model and optimizer in it.
 
-    What other threads allocate counts where it ends up in the model, from the start on.
+    What other threads allocate counts where it ends up in the model, and from the start on.
     """
     recorder = Recorder(device_type)
     with _no_cycle_collection(), recorder:
-        model, optimizer = build()
-    recorder.own(owned_tensors(model, optimizer))
-    return peak_of(recorder.trace())
+        made = build()
+    recorder.own(owned_tensors(*parts(made)))
+    return made, peak_of(recorder.trace())
 
 
 def all_parameters(model: nn.Module, optimizer: Optimizer | None) -> list[Tensor]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +25,7 @@ from results.schema import Layer, Peak
 from suites import measure
 from suites.memory import splice, step
 from suites.memory.formula import Rest, formula_of, trains_everything
+from suites.memory.ledger import outside_formula
 from suites.memory.networks import Network, blocks_of
 from suites.per_layer import PerLayer
 from suites.predict import without_values
@@ -43,6 +43,7 @@ class Half:
     """The trace of forward and backward (or, with per-layer updates, of the whole step) at full depth."""
 
     trace: Trace
+    refresh: Trace | None
     layers: int | None
     rules: Counter[str]
 
@@ -55,64 +56,82 @@ class Whole:
     finish: Trace
     refresh: Trace | None
     rules: Counter[str]
+    outside: dict[str, int]
 
 
 class Lab:
     """One network under one method at one rank and precision; `cell` answers for any setting of the rest.
 
+    `widths` are the widths of the state that will be asked for: they share one model.
+
     Raises:
         ValueError: from every member, for settings that do not fit the network.
     """
 
-    def __init__(self, network: Network, method: str, rank: int, precision: Precision = "fp32") -> None:
+    def __init__(
+        self,
+        network: Network,
+        method: str,
+        rank: int,
+        precision: Precision = "fp32",
+        widths: Sequence[int] = (32,),
+    ) -> None:
         self.network = network
         self.method = get_method(method)
         self.rank = rank
+        self.widths = tuple(widths)
         self.precision = precision
         self.config = self.method.configure(rank)
-        self._kept: dict[tuple[object, ...], Any] = {}
+        self._kept: dict[tuple[object, ...], Half] = {}
 
     def cell(self, setting: Setting) -> Cell:
         """Return the ledger of one setting."""
         start = time.perf_counter()
-        whole = self._whole(setting.state_bits)
-        half = self._half(setting)
-        evaluation = self._evaluation(setting)
-        statics: dict[Category, int] = {
-            "parameter": whole.count.weight_bytes,
-            "buffer": whole.count.buffer_bytes,
-            "optimizer": whole.count.state_bytes,
-        }
-        plain = splice.with_start(half.trace, statics)
-        phases = {"load": self._load}
-        refresh = None
-        if setting.per_layer:
-            # What an update takes lies within backward.
-            refresh = self._refreshed(setting, statics)
-        else:
-            if whole.refresh is not None:
-                refresh = peak_of(_joined(plain, whole.refresh), "optimizer")
-            plain = _joined(plain, whole.finish)
-        phases |= {phase: peak_of(plain, phase) for phase in PHASES}
-        phases |= {"refresh": refresh} if refresh is not None else {}
-        phases["evaluation"] = peak_of(splice.with_start(evaluation.trace, statics))
+        load, whole = self._whole(setting.state_bits)
+        half, plain, refresh = self._step(setting)
+        evaluation = splice.with_start(self._evaluation(setting).trace, _statics(whole.count))
+        phases = {"load": load, **{phase: peak_of(plain, phase) for phase in PHASES}}
+        if refresh is not None:
+            phases["refresh"] = refresh
+        phases["evaluation"] = peak_of(evaluation)
         return Cell(
             setting=setting,
             parameters=self._parameters,
             layers=half.layers,
             formula=self.formula(setting.state_bits),
             count=whole.count,
+            state_outside=whole.outside,
+            own_buffer_bytes=self._own_buffers,
             phases={name: parts_of(peak) for name, peak in phases.items() if peak.total_bytes},
             peak=parts_of(peak_of(plain)),
             by_rule=dict(sorted((half.rules + whole.rules).items())),
             seconds=round(time.perf_counter() - start, 2),
         )
 
-    def peak_bytes(self, setting: Setting, refresh: bool = True) -> int:
-        """Return the highest total of a training step, the one that refreshes bases included."""
-        cell = self.cell(setting)
-        highest = cell.peak.total_bytes
-        return max(highest, cell.phases["refresh"].total_bytes) if refresh and "refresh" in cell.phases else highest
+    def peak_bytes(self, setting: Setting) -> int:
+        """Return the highest total of a training step, one that refreshes bases included."""
+        _, plain, refresh = self._step(setting)
+        return max(peak_of(plain).total_bytes, refresh.total_bytes if refresh is not None else 0)
+
+    def _step(self, setting: Setting) -> tuple[Half, Trace, Peak | None]:
+        """Return the half, the whole plain step at full depth, and the peak where bases are refreshed."""
+        _, whole = self._whole(setting.state_bits)
+        half = self._half(setting)
+        statics = _statics(whole.count)
+        plain = splice.with_start(half.trace, statics)
+        if setting.per_layer:
+            # What an update takes lies within backward.
+            again = half.refresh
+            return half, plain, None if again is None else peak_of(splice.with_start(again, statics))
+        again = whole.refresh
+        refresh = None if again is None else peak_of(_joined(plain, again), "optimizer")
+        return half, _joined(plain, whole.finish), refresh
+
+    def _whole(self, state_bits: int) -> tuple[Peak, Whole]:
+        load, wholes = self._wholes
+        if state_bits not in wholes:
+            raise ValueError(f"state_bits {state_bits}: this lab was made for {', '.join(map(str, self.widths))}")
+        return load, wholes[state_bits]
 
     def formula(self, state_bits: int) -> Counted:
         """Return the formula column."""
@@ -159,34 +178,22 @@ class Lab:
         return layers, rest
 
     @cached_property
+    def _own_buffers(self) -> int:
+        with torch.device("meta"):
+            model = self.network.model()
+        return measure.buffer_bytes(model.to(torch.bfloat16) if self.precision == "bf16" else model)
+
+    @cached_property
     def _parameters(self) -> int:
         with torch.device("meta"):
             return sum(parameter.numel() for parameter in self.network.model().parameters())
 
     @cached_property
-    def _load(self) -> Peak:
-        self._whole(32)
-        peak: Peak = self._kept["load",]
-        return peak
-
-    def _whole(self, state_bits: int) -> Whole:
-        """Trace the optimizer's half on the whole model, for both widths of the state at once: one model serves both."""
-        if ("whole", state_bits) not in self._kept:
-            with without_values() as rules:
-                made: list[tuple[nn.Module, Placement]] = []
-
-                def make() -> tuple[nn.Module, None]:
-                    made.append(self.build())
-                    return made[0][0], None
-
-                if ("load",) not in self._kept:
-                    self._kept["load",] = track_load(make)
-                else:
-                    make()
-                model, placement = made[0]
-                self._kept["whole", state_bits] = self._finished(model, placement, state_bits, rules)
-        found: Whole = self._kept["whole", state_bits]
-        return found
+    def _wholes(self) -> tuple[Peak, dict[int, Whole]]:
+        """Trace making the model, and the optimizer's half of a step on it at every width of the state."""
+        with without_values() as rules:
+            made, load = track_load(self.build, lambda built: (built[0], None))
+            return load, {bits: self._finished(*made, bits, rules) for bits in self.widths}
 
     def _finished(self, model: nn.Module, placement: Placement, state_bits: int, rules: Counter[str]) -> Whole:
         optimizer = self.optimizer(model, placement, state_bits)
@@ -207,7 +214,7 @@ class Lab:
             basis_bytes=measure.basis_bytes(optimizer),
             buffer_bytes=measure.buffer_bytes(model),
         )
-        return Whole(count, finish, refresh, used)
+        return Whole(count, finish, refresh, used, outside_formula(optimizer))
 
     def _original_bytes(self) -> int:
         return self._parameters * (2 if self.precision == "bf16" else 4)
@@ -221,60 +228,63 @@ class Lab:
         key = ("half", setting.batch, setting.sequence, setting.accumulation, setting.checkpointing, bits)
         return self._deep(key, lambda layers: self._trace_half(setting, layers))
 
-    def _refreshed(self, setting: Setting, statics: dict[Category, int]) -> Peak | None:
-        if not any(self.method.ranks(layer.shape, self.config).projection_rank for layer in self._shapes[0]):
-            return None
-        key = ("refresh", setting.batch, setting.sequence, setting.checkpointing, setting.state_bits)
-        half = self._deep(key, lambda layers: self._trace_half(setting, layers, refresh=True))
-        return peak_of(splice.with_start(half.trace, statics))
-
     def _evaluation(self, setting: Setting) -> Half:
         key = ("evaluation", setting.batch, setting.sequence)
         return self._deep(key, lambda layers: self._trace_evaluation(setting, layers))
 
-    def _deep(self, key: tuple[object, ...], trace: Callable[[int | None], tuple[Trace, Counter[str]]]) -> Half:
+    def _deep(self, key: tuple[object, ...], trace: Callable[[int | None], Half]) -> Half:
         """Return the trace at full depth: from a shallow model where its layers repeat, else from the whole one."""
         if key not in self._kept:
-            layers = self.network.layers
-            found: Half | None = None
-            if layers is not None and layers > splice.SHALLOW:
-                try:
-                    shallow, rules = trace(splice.SHALLOW)
-                    found = Half(splice.deepen(shallow, layers), layers, rules)
-                except splice.NotPeriodicError:
-                    found = None
-            self._kept[key] = found or Half(*_without_depth(trace(None)))
-        half: Half = self._kept[key]
-        return half
+            self._kept[key] = self._deepened(trace) or trace(None)
+        return self._kept[key]
 
-    def _trace_half(
-        self, setting: Setting, layers: int | None, refresh: bool = False
-    ) -> tuple[Trace, Counter[str]]:
+    def _deepened(self, trace: Callable[[int | None], Half]) -> Half | None:
+        layers = self.network.layers
+        if layers is None or layers <= splice.SHALLOW:
+            return None
+        shallow = trace(splice.SHALLOW)
+        try:
+            whole = splice.deepen(shallow.trace, layers)
+            refresh = None if shallow.refresh is None else splice.deepen(shallow.refresh, layers)
+        except splice.NotPeriodicError:
+            return None
+        return Half(whole, refresh, layers, shallow.rules)
+
+    def _trace_half(self, setting: Setting, layers: int | None) -> Half:
         batches = [self.network.batch(setting.batch, setting.sequence) for _ in range(setting.accumulation)]
         held: list[Tensor] = []
         with without_values() as rules:
             model, placement = self.build(layers)
-            optimizer = self.optimizer(model, placement, setting.state_bits) if setting.per_layer else None
             if setting.checkpointing:
                 checkpoint(model)
-            updates = None
-            if optimizer is not None:
-                step.give_gradients(optimizer)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-                step.set_refresh_gap(optimizer, 1 if refresh else NEVER)
-                updates = PerLayer(optimizer, setting.accumulation)
-            rules.clear()
 
             def run() -> None:
-                held.append(step.forward_backward(model, batches, self.loss))
-                if updates is not None:
-                    updates.finish()
+                held[:] = [step.forward_backward(model, batches, self.loss)]
 
-            trace = track(model, optimizer, run, look_into_foreign=False, blocks=blocks_of(model))
-            return trace, Counter(rules)
+            if not setting.per_layer:
+                return Half(self._track(model, None, run), None, None, Counter(rules))
+            optimizer = self.optimizer(model, placement, setting.state_bits)
+            step.give_gradients(optimizer)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            refreshes = step.set_refresh_gap(optimizer, NEVER)
+            updates = PerLayer(optimizer, setting.accumulation)
+            rules.clear()
 
-    def _trace_evaluation(self, setting: Setting, layers: int | None) -> tuple[Trace, Counter[str]]:
+            def update() -> None:
+                run()
+                updates.finish()
+
+            trace = self._track(model, optimizer, update)
+            used = Counter(rules)
+            held.clear()
+            step.set_refresh_gap(optimizer, 1)
+            return Half(trace, self._track(model, optimizer, update) if refreshes else None, None, used)
+
+    def _track(self, model: nn.Module, optimizer: Optimizer | None, run: Callable[[], None]) -> Trace:
+        return track(model, optimizer, run, look_into_foreign=False, blocks=blocks_of(model))
+
+    def _trace_evaluation(self, setting: Setting, layers: int | None) -> Half:
         batch = self.network.batch(setting.batch, setting.sequence)
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         with without_values() as rules:
@@ -285,8 +295,7 @@ class Lab:
             def run() -> None:
                 self.loss(model, batch) if self.network.language_model else model(**inputs)
 
-            trace = track(model, None, run, look_into_foreign=False, blocks=blocks_of(model))
-            return trace, Counter(rules)
+            return Half(self._track(model, None, run), None, None, Counter(rules))
 
 
 def checkpoint(model: nn.Module) -> None:
@@ -305,10 +314,10 @@ def parts_of(peak: Peak) -> Parts:
     return Parts(**{name: size for name, size in peak.model_dump().items() if name in Parts.model_fields})
 
 
+def _statics(count: Counted) -> dict[Category, int]:
+    return {"parameter": count.weight_bytes, "buffer": count.buffer_bytes, "optimizer": count.state_bytes}
+
+
 def _joined(half: Trace, finish: Trace) -> Trace:
     # What comes before the first event of the optimizer's own still belongs to backward, as in the loop's clock.
     return splice.join(half, finish, (*STATIC, "gradient"), {"forward": "backward"})
-
-
-def _without_depth(found: tuple[Trace, Counter[str]]) -> tuple[Trace, None, Counter[str]]:
-    return found[0], None, found[1]

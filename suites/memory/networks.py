@@ -122,9 +122,29 @@ def find_network(name: str, offline: bool = False) -> Network:
 
 
 def _network(name: str, config: Any) -> Network:
+    _check_heads(name, config)
     kinds = " ".join(config.architectures or [])
     encoder = config.model_type in ("bert", "roberta", "distilbert", "electra", "deberta", "deberta-v2")
     return Network(name, config, "CausalLM" in kinds or not (encoder or "Classification" in kinds))
+
+
+def _check_heads(name: str, config: Any) -> None:
+    hidden, heads = getattr(config, "hidden_size", None), getattr(config, "num_attention_heads", None)
+    groups = getattr(config, "num_key_value_heads", None)
+    if hidden is None or heads is None:
+        raise ValueError(f"model {name!r}: its configuration has no hidden_size or no num_attention_heads")
+    free = getattr(config, "head_dim", None) not in (None, hidden // max(1, heads))
+    if heads < 1 or (hidden % heads and not free):
+        near = min((n for n in range(1, hidden + 1) if hidden % n == 0), key=lambda n: abs(n - heads))
+        raise ValueError(
+            f"model {name!r}: num_attention_heads {heads} must divide hidden_size {hidden} (nearest allowed value: {near})"
+        )
+    if groups and heads % groups:
+        near = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - groups))
+        raise ValueError(
+            f"model {name!r}: num_key_value_heads {groups} must divide num_attention_heads {heads} "
+            f"(nearest allowed value: {near})"
+        )
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:

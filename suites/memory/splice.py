@@ -59,7 +59,9 @@ def deltas(events: Iterable[Event], categories: Mapping[int, Category]) -> Delta
 
 def with_start(trace: Trace, start: Mapping[Category, int]) -> Trace:
     """Return the trace with these bytes at its start, in place of what it had in those categories."""
-    kept = [e for e in trace.events if e.phase != "start" or e.storage is None or trace.categories[e.storage] not in start]
+    kept = [
+        e for e in trace.events if e.phase != "start" or e.storage is None or trace.categories[e.storage] not in start
+    ]
     highest = max(trace.categories, default=-1)
     serials: dict[Category, int] = {category: highest + 1 + index for index, category in enumerate(start)}
     new = [Event(serials[category], size, "start") for category, size in start.items()]

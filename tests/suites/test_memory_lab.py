@@ -33,7 +33,7 @@ def lab_of() -> Any:
 
     def find(model: str, method: str, rank: int) -> Lab:
         if (model, method) not in kept:
-            kept[model, method] = Lab(find_network(model), method, rank)
+            kept[model, method] = Lab(find_network(model), method, rank, widths=(32, 8))
         return kept[model, method]
 
     return find

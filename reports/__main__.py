@@ -11,6 +11,7 @@ from rich.console import Console
 
 from reports.build import glue_report, write_report
 from reports.convention import ChoiceError, Convention
+from reports.memory import build_memory_report
 from reports.readme import filled
 from reports.render import to_screen
 from reports.selection import ReportError
@@ -78,6 +79,22 @@ def glue(
         if (table := report.table(name)) is not None:
             console.print(to_screen(table, console.width))
     sys.stdout.write("each table also as .csv and .tex, each figure also as .svg; all of it as one page in report.md\n")
+    sys.stdout.write("".join(f"{path}\n" for path in paths if path.suffix in (".md", ".png")))
+
+
+@app.command()
+def memory(
+    records: Annotated[Path, typer.Option(metavar="PATH", help="Folder of the cells and claims.")] = Path(
+        "results/reference/memory"
+    ),
+    out: Annotated[Path, typer.Option(help="Folder for the report: OUT/memory/.")] = Path("reports/build"),
+) -> None:
+    """Write the tables of the memory lab: what fits, the ladder of savings, the verdicts on published claims."""
+    try:
+        paths = build_memory_report(records, out)
+    except (ReportError, StoreError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise typer.Exit(2) from None
     sys.stdout.write("".join(f"{path}\n" for path in paths if path.suffix in (".md", ".png")))
 
 

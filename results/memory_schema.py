@@ -102,6 +102,96 @@ def read_cells(path: Path) -> list[Cell]:
 
 def write_cells(path: Path, cells: list[Cell]) -> Path:
     """Write the cells atomically, one a line, fields at their default left out."""
-    lines = [json.dumps(cell.model_dump(mode="json", exclude_defaults=True)) for cell in cells]
+    lines = [json.dumps(cell.model_dump(mode="json", exclude_defaults=True), separators=(",", ":")) for cell in cells]
     text = '{"schema_version": 1, "cells": [\n' + ",\n".join(lines) + "\n]}\n"
     return write_atomically(path, text.encode())
+
+
+Quantity = Literal["weights+state", "weights", "state", "cut of state", "fits", "order by estimate", "order by peak"]
+
+
+class Claim(Strict):
+    """One published number of memory, as printed."""
+
+    id: str
+    source: str
+    method: str
+    model: str = Field(description='"any": the source does not say')
+    ranks: list[int] = Field(description="ranks that the source could mean")
+    quantity: Quantity
+    value: float
+    unit: Literal["G", "M", "%"]
+    digits: int = Field(ge=0, description="decimals as printed")
+    state_bits: Literal[8] | None = None
+    other: str | None = Field(default=None, description="the method that an order compares with")
+
+
+class Attempt(Strict):
+    """What the claim's number is under one convention, and whether it prints the same."""
+
+    convention: str
+    value: float
+    holds: bool
+
+
+class Verdict(Strict):
+    """A claim recomputed: how many conventions were tried, which of them reproduce it, and the nearest one."""
+
+    claim: Claim
+    tried: int
+    holding: int
+    attempts: list[Attempt] = Field(description="the first that reproduce it, else the nearest")
+    words: str
+
+
+class Claims(Strict):
+    """Published claims."""
+
+    schema_version: Literal[1] = 1
+    claims: list[Claim]
+
+
+class Rule(Strict):
+    """How many cells of one published table one convention reproduces."""
+
+    table: str
+    convention: str
+    cells: int
+    holding: int
+
+
+class Verdicts(Strict):
+    """Recomputed claims, and the best single convention of each published table."""
+
+    schema_version: Literal[1] = 1
+    verdicts: list[Verdict]
+    rules: list[Rule]
+
+
+PUBLISHED = Path(__file__).parent / "published" / "memory_claims.json"
+
+
+def read_claims(path: Path = PUBLISHED) -> list[Claim]:
+    """Return the published claims."""
+    return Claims.model_validate_json(path.read_bytes()).claims
+
+
+def read_verdicts(path: Path) -> Verdicts:
+    """Return recomputed claims.
+
+    Raises:
+        StoreError: no such file, or one that is not of this schema.
+    """
+    try:
+        return Verdicts.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise StoreError(
+            f"{path}: no recomputed claims: {str(error).splitlines()[0]}; run `python -m suites claims`"
+        ) from error
+
+
+def write_verdicts(path: Path, found: Verdicts) -> Path:
+    """Write recomputed claims atomically, one a line."""
+    parts = json.loads(found.model_dump_json(exclude_defaults=True))
+    lists = [f'"{name}": [\n' + ",\n".join(map(json.dumps, parts[name])) + "\n]" for name in ("verdicts", "rules")]
+    return write_atomically(path, ('{"schema_version": 1, ' + ", ".join(lists) + "}\n").encode())

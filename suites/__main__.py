@@ -215,12 +215,12 @@ def show(
     """Print what is to run, how much memory it needs and how long it should take."""
     from results.store import read_records
     from suites import console as view
-    from suites.plan import expected_seconds, reference_root
+    from suites.plan import expected_seconds, reference_roots
 
     console.print(view.plan_table(prepared.plans, todo, predicted))
     first = prepared.plans[0]
     console.print(f"model: {first.model.name}" + (f" ({first.model.disclosure})" if first.model.disclosure else ""))
-    references = read_records([reference_root()]) if reference_root().exists() else []
+    references = read_records(reference_roots())
     seconds = expected_seconds(todo, known or references, prepared.runtime.workers)
     console.print(view.summary_line(prepared.plans, todo, prepared.runtime, seconds, out), markup=False)
 

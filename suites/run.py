@@ -23,8 +23,8 @@ from results.schema import Engagement, Layer, Memory, Peak, Plan, Record, Status
 from suites import measure, tracker
 from suites.config import validated
 from suites.environment import derived_seed, environment
-from suites.memory.ledger import evaluation_peak, phase_peaks, with_ledger
 from suites.loop import Clock, DivergedError, Outcome, Progress, timing, train, train_step
+from suites.memory.ledger import evaluation_peak, phase_peaks, with_ledger
 from suites.registry import get_suite
 from suites.suite import Job, Runtime
 

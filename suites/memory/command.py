@@ -60,7 +60,9 @@ def register(app: typer.Typer, console: Console, one_line_errors: Callable[[], A
     def matrix(
         model: Annotated[str, typer.Option(help="comma-joined models; default: roberta-base and every LLaMA")] = "",
         method: Annotated[str, typer.Option(help="comma-joined methods; default: all")] = "",
-        out: Annotated[Path, typer.Option(help="folder of the cells; a cell that is there is not made again")] = REFERENCE,
+        out: Annotated[
+            Path, typer.Option(help="folder of the cells; a cell that is there is not made again")
+        ] = REFERENCE,
     ) -> None:
         """Make every cell of the matrix that is missing: methods, state widths, per-layer, checkpointing, models."""
         with one_line_errors():
@@ -86,11 +88,11 @@ def register(app: typer.Typer, console: Console, one_line_errors: Callable[[], A
     ) -> None:
         """Recompute every published memory claim under every convention that its source could mean."""
         with one_line_errors():
-            from suites.memory.claims import recompute, words_of, write_claims
+            from suites.memory.claims import lines_of, recompute, write_claims
 
             found = recompute(traces=not quick)
-            for claim in found:
-                console.print(words_of(claim), markup=False)
+            for line in lines_of(found):
+                console.print(line, markup=False)
             console.print(str(write_claims(out, found)))
 
 
@@ -145,7 +147,9 @@ def _print_ledger(console: Console, cell: Cell) -> None:
     for gap in ledger.gaps:
         reasons = ", ".join(f"{reason} {part:+,}" for reason, part in gap.explained.items())
         rest = f"unexplained: {gap.unexplained_bytes:,} bytes" if gap.unexplained_bytes else "explained to the byte"
-        console.print(f"  {gap.name}: {gap.gap_bytes:+,}" + (f" = {reasons}" if reasons else "") + f"; {rest}", markup=False)
+        console.print(
+            f"  {gap.name}: {gap.gap_bytes:+,}" + (f" = {reasons}" if reasons else "") + f"; {rest}", markup=False
+        )
     phases = ", ".join(f"{name} {peak.total_bytes / 2**30:.3f} GiB" for name, peak in ledger.phases.items())
     console.print(f"  peak by phase: {phases}")
     for rule, times in cell.by_rule.items():
@@ -163,7 +167,9 @@ def _print_fits(
         raise ValueError(f"overhead {overhead!r}: must be below the limit of {fits}")
     family = model == FAMILY
     what = "largest LLaMA" if family else "largest batch"
-    console.print(f"limit {fits} less {overhead} for context and allocator ({OVERHEAD_WORDS}; --overhead): tensors have")
+    console.print(
+        f"limit {fits} less {overhead} for context and allocator ({OVERHEAD_WORDS}; --overhead): tensors have"
+    )
     console.print(f"{(limit - taken) / 2**30:.2f} GiB. Peaks are of the whole step, one that refreshes bases included.")
     table = Table("method", what, "its peak", "the next one's peak")
     for name in names:
@@ -197,7 +203,9 @@ def _largest_size(
 
 
 def _title(setting: Setting, parameters: int) -> str:
-    words = f"{setting.method} on {setting.model} ({parameters:,} parameters), rank {setting.rank}, {setting.precision}, "
+    words = (
+        f"{setting.method} on {setting.model} ({parameters:,} parameters), rank {setting.rank}, {setting.precision}, "
+    )
     words += f"{setting.state_bits}-bit state, micro-batch {setting.batch} x {setting.sequence}"
     words += f", {setting.accumulation} micro-batches" if setting.accumulation > 1 else ""
     words += ", per-layer updates" if setting.per_layer else ""

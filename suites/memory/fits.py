@@ -9,7 +9,9 @@ from baselines.registry import checked_name
 
 UNITS = {"KB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 OVERHEAD = "1GiB"
-OVERHEAD_WORDS = "an assumption, not a measurement: a CUDA context of about half a GiB, and what the allocator rounds up"
+OVERHEAD_WORDS = (
+    "an assumption, not a measurement: a CUDA context of about half a GiB, and what the allocator rounds up"
+)
 MOST_ROWS = 1 << 16
 
 

@@ -93,12 +93,14 @@ def overview_table(cells: dict[Key, Cell], models: Sequence[str], name: str = "c
             record: dict[str, object] = {"model": model, "method": method}
             for bits in (32, 8):
                 cell = cells.get((model, method, bits, False, False))
-                entries.append(_gib(cell and cell.count.state_bytes))
-                record[f"state{bits}_bytes"] = cell and cell.count.state_bytes
+                state = None if cell is None else cell.count.state_bytes
+                entries.append(_gib(state))
+                record[f"state{bits}_bytes"] = state
             for title, rest in COLUMNS.items():
                 cell = cells.get((model, method, *rest))
-                entries.append(_gib(cell and step_bytes(cell)))
-                record[f"{title}, bytes"] = cell and step_bytes(cell)
+                peak = None if cell is None else step_bytes(cell)
+                entries.append(_gib(peak))
+                record[f"{title}, bytes"] = peak
             rows.append((Entry(f"{model}: {method_title(method)}"), *entries))
             data.append(record)
     heads = ("Model and method", "State", "State, 8-bit", *COLUMNS)
@@ -112,11 +114,12 @@ def ladder_table(
     """Return the peak after each rung, and what the rung saved of the one before."""
     rows, data = [], []
     for model in models:
-        entries, before = [], None
+        entries: list[Entry] = []
+        before: int | None = None
         record: dict[str, object] = {"model": model}
         for title, rung in rungs.items():
             cell = cells.get((model, *rung))
-            now = cell and step_bytes(cell)
+            now = None if cell is None else step_bytes(cell)
             saved = "" if before is None or now is None else f" ({(now - before) / GIB:+.2f})"
             entries.append(Entry(f"{in_unit(now, GIB)}{saved}") if now is not None else EMPTY)
             record[f"{title}, bytes"] = now
@@ -155,7 +158,7 @@ def claim_table(found: Verdicts) -> Table:
 
 
 def parts_plot(cells: dict[Key, Cell], model: str) -> Plot:
-    """Draw what the peak consists of at one model: every method, then what 8-bit, per-layer and checkpointing change."""
+    """Draw what the peak consists of at one model: every method as it is, then with every way to save turned on."""
     methods = method_order({key[1] for key in cells if key[0] == model})
     bars = [
         (f"{method_title(method)}{suffix}", cells[model, method, *rest].peak)
@@ -164,16 +167,14 @@ def parts_plot(cells: dict[Key, Cell], model: str) -> Plot:
         if (model, method, *rest) in cells
     ]
     caption = f"Parts of the peak of a plain training step at {model}. {_settings(cells, [model])} {TRACED}."
-    return draw(
-        f"parts-{model}", f"What peak memory consists of at {model}", caption, lambda: _bars(bars, model, caption)
-    )
+    title = f"What peak memory consists of: {model}"
+    return draw("parts", title, caption, lambda: _bars(bars, title, caption))
 
 
-def _bars(bars: list[tuple[str, Parts]], model: str, caption: str) -> Figure:
+def _bars(bars: list[tuple[str, Parts]], title: str, caption: str) -> Figure:
     width, height = 9.2, 1.9 + 0.4 * len(bars)
     figure = Figure(figsize=(width, height))
-    figure.text(0.12 / width, 1 - 0.14 / height, f"What peak memory consists of: {model}", fontsize=13,
-                fontweight="bold", va="top")  # fmt: skip
+    figure.text(0.12 / width, 1 - 0.14 / height, title, fontsize=13, fontweight="bold", va="top")
     lines = textwrap.wrap(caption, 140)
     figure.text(0.12 / width, 0.09 / height, "\n".join(lines), fontsize=8, color=FAINT, va="bottom")
     left = (max(len(name) for name, _ in bars) * 9.5 * 0.56 / 72 + 0.2) / width

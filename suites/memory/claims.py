@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,11 +10,12 @@ from pathlib import Path
 
 from results.memory_schema import Attempt, Claim, Rule, Setting, Verdict, Verdicts, read_claims, write_verdicts
 from suites.memory.conventions import Convention, Values, conventions, values_of
-from suites.memory.fits import largest, parse_bytes
+from suites.memory.fits import largest
 from suites.memory.lab import Lab
 from suites.memory.networks import find_network
 
 SHOWN = 3
+OVERHEAD_BYTES = 2**30
 UNIT = {"G": {True: 2**30, False: 10**9}, "M": {True: 2**20, False: 10**6}}
 HAS_BASES = frozenset({"galore", "gradnormlorp"})
 HAS_ADAPTERS = frozenset({"lora", "relora", "gradnormlorp"})
@@ -117,7 +119,7 @@ def _own_cut(claim: Claim) -> str:
     """Say what this repository's own 8-bit state saves on the 7B model, by formula, which its count agrees with."""
     network = find_network("7b")
     own = Lab(network, claim.method, network.rank, "bf16").formula(8).state_bytes
-    dense = {name: Lab(network, "full", 1, name).formula(32).state_bytes for name in ("bf16", "fp32")}  # type: ignore[arg-type]
+    dense = {name: Lab(network, "full", 1, name).formula(32).state_bytes for name in ("bf16", "fp32")}
     cuts = " and ".join(f"{100 * (1 - own / size):.1f} % against {name} AdamW" for name, size in dense.items())
     return f"; this code's own state on 7b, rank {network.rank}: {cuts}"
 
@@ -139,41 +141,32 @@ def _cuts(claim: Claim, model: str, rank: int, projection: int, values: Values, 
 
 
 def _fits(claim: Claim) -> Verdict:
-    """Say the largest batch at 256 tokens within the limit, by update and checkpointing, in GB and in GiB."""
+    """Say the largest batch of 256 tokens within the limit in GiB, by update and checkpointing."""
     network = find_network(claim.model)
     lab = Lab(network, claim.method, claim.ranks[0], "bf16", (8,))
-    overhead = parse_bytes("1GiB", "overhead")
+    limit = int(claim.value * UNIT["G"][True])
     tries = []
-    for per_layer in (True, False):
-        for checkpointing in (True, False):
-            setting = Setting(
-                model=network.name, method=claim.method, rank=lab.rank, batch=1, sequence=256, precision="bf16",
-                state_bits=8, per_layer=per_layer, checkpointing=checkpointing,
-            )  # fmt: skip
+    for per_layer, checkpointing in itertools.product((True, False), (True, False)):
+        setting = Setting(
+            model=network.name, method=claim.method, rank=lab.rank, batch=1, sequence=256, precision="bf16",
+            state_bits=8, per_layer=per_layer, checkpointing=checkpointing,
+        )  # fmt: skip
 
-            def peak(rows: int, setting: Setting = setting) -> int:
-                return lab.peak_bytes(setting.model_copy(update={"batch": rows}))
+        def peak(rows: int, setting: Setting = setting) -> int:
+            return lab.peak_bytes(setting.model_copy(update={"batch": rows}))
 
-            one = peak(1)
-            for gibi, unit in ((True, "GiB"), (False, "GB")):
-                for taken, less in ((0, ""), (overhead, " less 1 GiB of context and allocator")):
-                    limit = int(claim.value * UNIT["G"][gibi]) - taken
-                    rows = largest(peak, limit)[0] if one <= limit else 0
-                    words = "per-layer updates" if per_layer else "ordinary updates"
-                    words += ", checkpointing" if checkpointing else ", no checkpointing"
-                    tries.append(
-                        Attempt(
-                            convention=f"{words}, {claim.value:g} {unit}{less}: largest batch of 256 tokens (peak of "
-                            f"one: {one / 2**30:.2f} GiB)",
-                            value=rows,
-                            holds=rows >= 1,
-                        )
-                    )
+        one = peak(1)
+        words = "per-layer updates" if per_layer else "ordinary updates"
+        words += ", checkpointing" if checkpointing else ", no checkpointing"
+        for taken, less in ((0, ""), (OVERHEAD_BYTES, " less 1 GiB of context and allocator")):
+            rows = largest(peak, limit - taken)[0]
+            text = f"{words}, {claim.value:g} GiB{less}: largest batch of 256 tokens (one takes {one / 2**30:.2f} GiB)"
+            tries.append(Attempt(convention=text, value=rows, holds=rows >= 1))
     holding = [attempt for attempt in tries if attempt.holds]
     best = max(tries, key=lambda attempt: attempt.value)
-    words = f"fits in {len(holding)} of {len(tries)} settings; most rows: {best.value:g} with {best.convention}"
-    found = verdict_of(claim, tries, words)
-    return found.model_copy(update={"attempts": tries})
+    said = f"fits in {len(holding)} of {len(tries)} settings"
+    said += f"; most rows: {best.value:g} with {best.convention}" if holding else f"; {best.convention}"
+    return verdict_of(claim, tries, said).model_copy(update={"attempts": tries})
 
 
 def _order_by_estimate(claim: Claim) -> Verdict:
@@ -189,8 +182,9 @@ def _order_by_estimate(claim: Claim) -> Verdict:
     trained = Convention(2, 2, 2, True, "trained", False)
     frozen = Convention(2, 2, 2, True, "frozen", False)
     fair = (size_of("weights+state", trained, first) / 1e6, size_of("weights+state", frozen, second) / 1e6)
-    words = f"{claim.method} below {claim.other} under {len(holding)} of {len(same)} conventions that treat the rest alike; "
-    words += f"with what each really trains (all of the model, or adapters alone), bf16: {fair[0]:.0f} against {fair[1]:.0f} M"
+    words = f"{claim.method} below {claim.other} under {len(holding)} of {len(same)} conventions that treat the rest "
+    words += "alike; with what each really trains (all of the model, or adapters alone), bf16: "
+    words += f"{fair[0]:.0f} against {fair[1]:.0f} M"
     return verdict_of(claim, same, words)
 
 
@@ -245,4 +239,5 @@ def _general(convention: Convention) -> str:
     # Methods without bases say nothing of them; a rule for a whole table leaves that to the method.
     unit = "GiB" if convention.gibi else "GB"
     kind = {1: "8 bit", 2: "bf16", 4: "fp32"}
-    return f"{kind[convention.weight_bytes]} weights, {kind[convention.moment_bytes]} moments, rest {convention.rest}, {unit}"
+    widths = f"{kind[convention.weight_bytes]} weights, {kind[convention.moment_bytes]} moments"
+    return f"{widths}, rest {convention.rest}, {unit}"

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from baselines.registry import checked_name
 
 UNITS = {"KB": 1000, "MB": 1000**2, "GB": 1000**3, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
-OVERHEAD = "1GiB"
 OVERHEAD_WORDS = (
     "an assumption, not a measurement: a CUDA context of about half a GiB, and what the allocator rounds up"
 )
@@ -30,7 +29,9 @@ def parse_bytes(text: str, what: str) -> int:
         raise ValueError(f"{what} {text!r}: must be a number of at least 0 with a unit, such as 24GiB")
     if not match[2]:
         raise ValueError(f"{what} {text!r}: has no unit; allowed are {', '.join(UNITS)} (nearest: {match[1]}GiB)")
-    return round(number * UNITS[checked_name(match[2], UNITS, f"unit of {what} {text!r}")])
+    known = {unit.lower(): unit for unit in UNITS}
+    unit = known.get(match[2].lower()) or checked_name(match[2], UNITS, f"unit of {what} {text!r}")
+    return round(number * UNITS[unit])
 
 
 def largest(peak: Callable[[int], int], limit_bytes: int, most: int = MOST_ROWS) -> tuple[int, int, int | None]:

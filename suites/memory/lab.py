@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -90,7 +91,7 @@ class Lab:
         load, whole = self._whole(setting.state_bits)
         half, plain, refresh = self._step(setting)
         evaluation = splice.with_start(self._evaluation(setting).trace, _statics(whole.count))
-        phases = {"load": load, **{phase: peak_of(plain, phase) for phase in PHASES}}
+        phases: dict[str, Peak] = {"load": load} | {str(phase): peak_of(plain, phase) for phase in PHASES}
         if refresh is not None:
             phases["refresh"] = refresh
         phases["evaluation"] = peak_of(evaluation)
@@ -306,7 +307,12 @@ def checkpoint(model: nn.Module) -> None:
     """
     if not getattr(model, "supports_gradient_checkpointing", False):
         raise ValueError(f"checkpointing: {type(model).__name__} has none (nearest allowed value: false)")
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})  # type: ignore[operator]
+    network: Any = model
+    # Renamed in transformers 5; the old name goes with 6.
+    if hasattr(network, "activation_checkpointing_enable"):
+        network.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def parts_of(peak: Peak) -> Parts:

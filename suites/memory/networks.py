@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, RobertaConfig
 from transformers.utils import logging
@@ -17,8 +19,18 @@ from baselines.registry import checked_name
 from suites import models
 from suites.llama import SIZES, llama_config
 
-BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
-MINILM = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
+BERT: dict[str, Any] = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
+MINILM: dict[str, Any] = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
 
 
 def _roberta_base() -> RobertaConfig:
@@ -30,7 +42,7 @@ BUILT_IN: dict[str, Callable[[], Any]] = {
     "bert-base": lambda: BertConfig(**BERT, vocab_size=30522),
     "minilm": lambda: BertConfig(**MINILM, vocab_size=30522),
     "micro": lambda: AutoConfig.from_pretrained(str(models.micro_folder())),
-    **{name: lambda name=name: llama_config(name) for name in SIZES},
+    **{name: partial(llama_config, name) for name in SIZES},
 }
 RANK = 8
 
@@ -116,7 +128,7 @@ def find_network(name: str, offline: bool = False) -> Network:
         checked_name(name, BUILT_IN, "model (neither built in nor a folder with config.json; a hub name has a slash)")
     try:
         config = AutoConfig.from_pretrained(name)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise ValueError(f"model {name!r}: transformers rejects its configuration: {_line(error)}") from error
     return _network(Path(name).name, config)
 
@@ -137,7 +149,8 @@ def _check_heads(name: str, config: Any) -> None:
     if heads < 1 or (hidden % heads and not free):
         near = min((n for n in range(1, hidden + 1) if hidden % n == 0), key=lambda n: abs(n - heads))
         raise ValueError(
-            f"model {name!r}: num_attention_heads {heads} must divide hidden_size {hidden} (nearest allowed value: {near})"
+            f"model {name!r}: num_attention_heads {heads} must divide hidden_size {hidden} "
+            f"(nearest allowed value: {near})"
         )
     if groups and heads % groups:
         near = min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - groups))

@@ -113,6 +113,19 @@ def plan(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def memory(session: nox.Session) -> None:
+    """Memory without weights or a GPU: matrix, claims, tables; `-- 7b galore --fits 24GiB` for one answer."""
+    python = shared_python(session)
+    if session.posargs:
+        session.run(python, "-m", "suites", "memory", *session.posargs, external=True)
+        return
+    out = "results/runs/memory"
+    session.run(python, "-m", "suites", "memory-matrix", "--out", out, external=True)
+    session.run(python, "-m", "suites", "claims", "--out", f"{out}/claims.json", external=True)
+    session.run(python, "-m", "reports", "memory", "--records", out, external=True)
+
+
+@nox.session(venv_backend="none")
 def methods(session: nox.Session) -> None:
     """The methods, their papers, and their settings with defaults and sources."""
     session.run(shared_python(session), "-m", "suites", "methods", external=True)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baselines.adamw import adam_state_bytes
-from baselines.method import LayerRanks, Placement, RestartConfig, check_rank
+from baselines.method import LayerRanks, Part, Placement, RestartConfig, check_rank
 from baselines.targets import shapes
 
 
@@ -90,6 +90,15 @@ def _begin(module: BaseTunerLayer, name: str, optimizer: Optimizer, generator: t
 def ranks(shape: tuple[int, int], config: AdapterConfig) -> LayerRanks:
     """Return the factors' rank; nothing is projected."""
     return LayerRanks(rank=config.rank, projection_rank=None)
+
+
+def factor_parts(shape: tuple[int, int], config: AdapterConfig) -> tuple[Part, ...]:
+    """Return the frozen weight and both factors."""
+    return (
+        Part("weight", shape, trained=False, added=False),
+        Part("factor_out", (shape[0], config.rank), trained=True),
+        Part("factor_in", (config.rank, shape[1]), trained=True),
+    )
 
 
 def factor_state_bytes(shape: tuple[int, int], config: AdapterConfig, state_bits: int) -> int:

@@ -11,8 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baselines.adamw import adam_state_bytes, adamw
-from baselines.adapters import AdapterConfig, factor_state_bytes, fold, inject, ranks, restart
-from baselines.method import AdamSettings, Method, Placement, trainable
+from baselines.adapters import AdapterConfig, factor_parts, factor_state_bytes, fold, inject, ranks, restart
+from baselines.method import AdamSettings, Method, Part, Placement, trainable
 
 
 class DoraConfig(AdapterConfig):
@@ -34,6 +34,11 @@ def layer_state_bytes(shape: tuple[int, int], config: DoraConfig, state_bits: in
     return factor_state_bytes(shape, config, state_bits) + adam_state_bytes(shape[0], state_bits)
 
 
+def layer_parts(shape: tuple[int, int], config: DoraConfig) -> tuple[Part, ...]:
+    """Return the frozen weight, both factors and the magnitude."""
+    return (*factor_parts(shape, config), Part("magnitude", (shape[0],), trained=True))
+
+
 METHOD = Method(
     name="dora",
     title="DoRA",
@@ -45,6 +50,7 @@ METHOD = Method(
     merge=fold,
     ranks=ranks,
     layer_state_bytes=layer_state_bytes,
+    layer_parts=layer_parts,
     saves_state=True,
     restart=restart,
 )

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baselines.adamw import adam_state_bytes, adamw
-from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Placement, trainable
+from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Part, Placement, trainable
 
 
 class FullConfig(MethodConfig):
@@ -40,5 +40,6 @@ METHOD = Method(
     merge=lambda model: model,
     ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=None),
     layer_state_bytes=lambda shape, config, bits: adam_state_bytes(shape[0] * shape[1], bits),
+    layer_parts=lambda shape, config: (Part("weight", shape, trained=True, added=False),),
     saves_state=False,
 )

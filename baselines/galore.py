@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Placement, trainable
+from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Part, Placement, trainable
 from baselines.projected import check_projection, projected_adamw, projected_state_bytes
 from baselines.targets import shapes
 
@@ -58,5 +58,6 @@ METHOD = Method(
     merge=lambda model: model,
     ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=config.projection_rank),
     layer_state_bytes=lambda shape, config, bits: projected_state_bytes(shape, config, bits),
+    layer_parts=lambda shape, config: (Part("weight", shape, True, False, config.projection_rank, config.side),),
     saves_state=True,
 )

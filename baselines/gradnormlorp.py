@@ -21,7 +21,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.optim import Optimizer
 
 from baselines.adamw import adam_state_bytes
-from baselines.method import AdamSettings, LayerRanks, Method, Placement, RestartConfig, check_rank, trainable
+from baselines.method import AdamSettings, LayerRanks, Method, Part, Placement, RestartConfig, check_rank, trainable
 from baselines.projected import check_projection, projected_adamw, projected_state_bytes
 from baselines.targets import shapes
 from gnlorp import GradNormLoRPAdamW, NormLowRankLinear, param_groups
@@ -122,6 +122,26 @@ def layer_state_bytes(shape: tuple[int, int], config: GradNormLoRPConfig, state_
     )
 
 
+def layer_parts(shape: tuple[int, int], config: GradNormLoRPConfig) -> tuple[Part, ...]:
+    """Return the frozen weight, both factors (gradients projected), the magnitude and the base's squared row norms.
+
+    In the form "dense": the direction (gradient projected) and the magnitude.
+    """
+    outputs, inputs = shape
+    if config.form == "dense":
+        return (
+            Part("direction", shape, True, False, config.projection_rank, config.side),
+            Part("magnitude", (outputs, 1), trained=True),
+        )
+    return (
+        Part("weight", shape, trained=False, added=False),
+        Part("factor_out", (outputs, config.rank), True, True, config.projection_rank, config.side),
+        Part("factor_in", (config.rank, inputs), True, True, config.projection_rank, config.side),
+        Part("magnitude", (outputs,), trained=True, high=True),
+        Part("base_square", (outputs,), trained=False, high=True, buffer=True),
+    )
+
+
 def merge(model: nn.Module) -> nn.Module:
     """Fold factors, or direction and magnitude, into ordinary weights."""
     for module in list(model.modules()):
@@ -151,6 +171,7 @@ METHOD = Method(
         rank=config.rank if config.form == "factors" else None, projection_rank=config.projection_rank
     ),
     layer_state_bytes=layer_state_bytes,
+    layer_parts=layer_parts,
     saves_state=True,
     restart=restart,
 )

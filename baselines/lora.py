@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baselines.adamw import adamw
-from baselines.adapters import AdapterConfig, factor_state_bytes, fold, inject, ranks, restart
+from baselines.adapters import AdapterConfig, factor_parts, factor_state_bytes, fold, inject, ranks, restart
 from baselines.method import AdamSettings, Method, Placement, trainable
 
 
@@ -41,6 +41,7 @@ METHOD = Method(
     merge=fold,
     ranks=ranks,
     layer_state_bytes=factor_state_bytes,
+    layer_parts=factor_parts,
     saves_state=True,
     restart=restart,
 )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -91,6 +91,30 @@ class LayerRanks:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One tensor that stands in the model for a target weight once the method is attached.
+
+    Attributes:
+        name: as in the method's formula.
+        shape: its sizes.
+        trained: whether it has a gradient and optimizer state.
+        added: whether the method brought it, rather than the model.
+        projection_rank, side: how its gradient is projected; None where it is not.
+        high: kept in fp32 at least, whatever the model's precision.
+        buffer: no parameter.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    trained: bool
+    added: bool = True
+    projection_rank: int | None = None
+    side: Literal["small", "large", "both"] = "small"
+    high: bool = False
+    buffer: bool = False
+
+
+@dataclass(frozen=True)
 class Method(Generic[C]):
     """One training method.
 
@@ -108,6 +132,8 @@ class Method(Generic[C]):
         ranks: ((O, I), config) -> LayerRanks.
         layer_state_bytes: ((O, I), config, state_bits) -> bytes of optimizer state (bases included) that one target
             weight costs.
+        layer_parts: ((O, I), config) -> the tensors that stand for one target weight: what the memory formulas of
+            weights, gradients, state, bases and adapters are made from, in any precision.
         saves_state: whether its optimizer state must be smaller than dense AdamW's (the engagement check).
         restart: (model, optimizer, generator) -> None. Merges the factors into the weights and begins them anew, with
             no moments; None where the method has no factors. Its config is a `RestartConfig`.
@@ -123,6 +149,7 @@ class Method(Generic[C]):
     merge: Callable[[nn.Module], nn.Module]
     ranks: Callable[[tuple[int, int], C], LayerRanks]
     layer_state_bytes: Callable[[tuple[int, int], C, int], int]
+    layer_parts: Callable[[tuple[int, int], C], tuple[Part, ...]]
     saves_state: bool
     restart: Callable[[nn.Module, Optimizer, torch.Generator], None] | None = None
 

@@ -14,6 +14,7 @@ from reports.build import Report, c4_report, glue_report, write_report
 from reports.convention import ChoiceError, Convention
 from reports.foreign import read_foreign
 from reports.gather import gather
+from reports.memory import build_memory_report
 from reports.paper_build import glue_reports, trouble_lines, write_paper
 from reports.paper_build import paper as make_paper
 from reports.readme import filled
@@ -188,6 +189,22 @@ def paper(
     console.print(to_screen(made.tables[0], console.width))
     sys.stdout.write("".join(f"note: {line}\n" for line in trouble_lines(made)[:20]))
     sys.stdout.write("".join(f"{path}\n" for path in paths if path.name in ("report.md", "paper.md", "index.html")))
+
+
+@app.command()
+def memory(
+    records: Annotated[Path, typer.Option(metavar="PATH", help="Folder of the cells and claims.")] = Path(
+        "results/reference/memory"
+    ),
+    out: Annotated[Path, typer.Option(help="Folder for the report: OUT/memory/.")] = Path("reports/build"),
+) -> None:
+    """Write the tables of the memory lab: what fits, the ladder of savings, the verdicts on published claims."""
+    try:
+        paths = build_memory_report(records, out)
+    except (ReportError, StoreError) as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        raise typer.Exit(2) from None
+    sys.stdout.write("".join(f"{path}\n" for path in paths if path.suffix in (".md", ".png")))
 
 
 @app.command()

@@ -51,7 +51,9 @@ class Pretraining(Context):
     @cached_property
     def looks(self) -> dict[str, Look]:
         """Method -> look, in the order of rows; nothing is fine-tuned here."""
-        return {name: replace(look, title=TITLES.get(name, look.title)) for name, look in looks(self.runs["method"]).items()}
+        return {
+            name: replace(look, title=TITLES.get(name, look.title)) for name, look in looks(self.runs["method"]).items()
+        }
 
     @property
     def split_words(self) -> str:
@@ -266,7 +268,9 @@ def _validation(context: Pretraining, points: dict[str, dict[int, Summary]]) -> 
     height = 4.4
     footer = "Marker: an evaluation; line: mean over seeds of the runs that finished; bar: ± standard deviation. "
     footer += "Dashed: floor of the source. " if context.floors else ""
-    figure, (bottom, top) = framed(9.2, height, VALIDATION_TITLE, context, footer + "The scale of the loss is logarithmic.")
+    figure, (bottom, top) = framed(
+        9.2, height, VALIDATION_TITLE, context, footer + "The scale of the loss is logarithmic."
+    )
     (axes,) = panels(figure, 1, bottom + 0.5 / height, top - 0.57 / height, 0.085, 0.2, 0.42)
     present = [method for method in context.methods if method in points]
     for method in present:

@@ -163,6 +163,32 @@ class Peak(Strict):
     other_bytes: Bytes = 0
 
 
+class LedgerLine(Strict):
+    """One kind of bytes in three columns that never mix; None where a column says nothing about it."""
+
+    name: str
+    formula_bytes: Bytes | None = None
+    count_bytes: Bytes | None = None
+    peak_bytes: Bytes | None = Field(default=None, description="at the moment of the plain step's peak")
+
+
+class LedgerGap(Strict):
+    """The difference between two columns, what explains it, and what nothing explains."""
+
+    name: str
+    gap_bytes: int
+    explained: dict[str, int] = {}
+    unexplained_bytes: int
+
+
+class Ledger(Strict):
+    """What memory should hold by formula, what it holds by count, what the peak held, and every gap between them."""
+
+    lines: list[LedgerLine]
+    phases: dict[str, Peak] = Field(description="load, forward, backward, optimizer, refresh, evaluation: own peaks")
+    gaps: list[LedgerGap]
+
+
 class Memory(Strict):
     """Exact bytes counted from live tensors, tracked peaks, and what the process and the device saw."""
 
@@ -182,6 +208,7 @@ class Memory(Strict):
     rss_start_bytes: Bytes | None = Field(description="resident set before the model was built")
     cuda_allocated_bytes: dict[str, Bytes] | None = None
     cuda_reserved_bytes: dict[str, Bytes] | None = None
+    ledger: Ledger | None = Field(default=None, description="None: written before there was one")
 
 
 class Timing(Strict):

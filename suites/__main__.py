@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from suites.memory.command import register as register_memory
 from suites.options import (
     RUNS,
     Device,
@@ -270,12 +271,12 @@ def show(
     """Print what is to run, how much memory it needs and how long it should take."""
     from results.store import read_records
     from suites import console as view
-    from suites.plan import expected_seconds, reference_root
+    from suites.plan import expected_seconds, reference_roots
 
     console.print(view.plan_table(prepared.plans, todo, predicted))
     first = prepared.plans[0]
     console.print(f"model: {first.model.name}" + (f" ({first.model.disclosure})" if first.model.disclosure else ""))
-    references = read_records([reference_root()]) if reference_root().exists() else []
+    references = read_records(reference_roots())
     seconds = expected_seconds(todo, known or references, prepared.runtime.workers)
     console.print(view.summary_line(prepared.plans, todo, prepared.runtime, seconds, out), markup=False)
     if warning := view.precision_warning(todo, prepared.runtime):
@@ -323,6 +324,8 @@ def begin_anew(plans: list[Plan], out: Path) -> None:
     for each in plans:
         checkpoint.remove(checkpoint.folder_of(out, each))
 
+
+register_memory(app, console, one_line_errors)
 
 if __name__ == "__main__":
     sys.exit(app())

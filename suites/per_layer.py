@@ -43,7 +43,7 @@ class PerLayer:
         self._skipped = False
         self._own = hasattr(optimizer, "per_layer")
         if self._own:
-            optimizer.per_layer(True)  # type: ignore[operator]
+            optimizer.per_layer(True)  # type: ignore[attr-defined]
             return
         for group in optimizer.param_groups:
             for parameter in group["params"]:

@@ -16,6 +16,8 @@ from suites.config import Settings, load_profile, method_config, resolve
 from suites.registry import get_suite
 from suites.suite import Runtime
 
+NOT_RUNS = frozenset({"memory"})
+
 
 @dataclass(frozen=True)
 class Request:
@@ -151,9 +153,10 @@ def expected_seconds(plans: Sequence[Plan], records: Iterable[Record], workers: 
     return sum(known) / len(known) * len(plans) / workers
 
 
-def reference_root() -> Path:
-    """Return the folder of the committed records."""
-    return Path(__file__).resolve().parent.parent / "results" / "reference"
+def reference_roots() -> list[Path]:
+    """Return the folders of the committed records of runs; other kinds of record stand beside them."""
+    root = Path(__file__).resolve().parent.parent / "results" / "reference"
+    return sorted(path for path in root.glob("*") if path.is_dir() and path.name not in NOT_RUNS)
 
 
 def _like(plan: Plan) -> tuple[str, ...]:

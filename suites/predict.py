@@ -9,7 +9,8 @@ often each was used.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -26,9 +27,11 @@ from suites.tracker import NATIVE_NAMESPACES, peak_of, track
 Build = Callable[[], tuple[nn.Module, Optimizer, Callable[[], object]]]
 Phase = Literal["forward", "backward", "optimizer"]
 
+NO_REDUCTION = 0
 SEQUENCES = frozenset({torch.ops.aten.arange, torch.ops.aten.linspace})
 PHASES: tuple[Phase, ...] = ("forward", "backward", "optimizer")
 SCALAR_RULE = "a number read from a tensor without values is taken as 1, a truth value as True"
+MEAN_RULE = "a mean squared error keeps the bytes of the errors it averages"
 FOREIGN_RULE = "{name} allocates its results alone, no workspace"
 
 
@@ -62,17 +65,24 @@ def predict_step_peak(
     """
     if steps_before < 0:
         raise ValueError(f"steps_before {steps_before}: must be at least 0")
+    with without_values() as used:
+        model, optimizer, step = build()
+        for _ in range(steps_before):
+            step()
+        used.clear()
+        trace = track(model, optimizer, step, look_into_foreign=foreign == "traced")
+    return Prediction(peak_of(trace), {phase: peak_of(trace, phase) for phase in PHASES}, dict(used))
+
+
+@contextmanager
+def without_values() -> Iterator[Counter[str]]:
+    """Make new tensors without values inside the context; yield how often each rule stood in for a missing one."""
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     # Otherwise a compiled kernel that is handed a tensor without values reads address zero and ends the process.
     fakes._allow_unsafe_data_ptr_access = False
     rules = _Rules(fakes)
     with torch.random.fork_rng(devices=[]), fakes, rules:
-        model, optimizer, step = build()
-        for _ in range(steps_before):
-            step()
-        rules.used.clear()
-        trace = track(model, optimizer, step, look_into_foreign=foreign == "traced")
-    return Prediction(peak_of(trace), {phase: peak_of(trace, phase) for phase in PHASES}, dict(rules.used))
+        yield rules.used
 
 
 class _Rules(TorchDispatchMode):
@@ -97,10 +107,18 @@ class _Rules(TorchDispatchMode):
             return _one(tensors[0].dtype)
         if func.namespace not in NATIVE_NAMESPACES:
             self.used[FOREIGN_RULE.format(name=func.name())] += 1
-        result = func(*args, **kwargs)
+        result = self._mean_squared_error(args) if func is torch.ops.aten.mse_loss.default else func(*args, **kwargs)
         # Weak references left in the memo of conversions would make `module.to(dtype)` fail.
         self._memo.clear()
         return result
+
+    def _mean_squared_error(self, args: tuple[Any, ...]) -> Any:
+        """Return what torch's kernel does: it averages into the storage of the single errors, which stays whole."""
+        errors = torch.ops.aten.mse_loss.default(args[0], args[1], NO_REDUCTION)
+        if len(args) == 3 and args[2] == NO_REDUCTION:
+            return errors
+        self.used[MEAN_RULE] += 1
+        return errors.flatten()[0]
 
 
 def _one(dtype: torch.dtype) -> bool | int | float | complex:

@@ -33,6 +33,7 @@ from suites import measure, resume, tracker
 from suites.config import validated
 from suites.environment import derived_seed, environment
 from suites.loop import Clock, DivergedError, Hooks, Outcome, Progress, per_layer_of, timing, train, train_step
+from suites.memory.ledger import evaluation_peak, phase_peaks, with_ledger
 from suites.models import checkpoint_activations
 from suites.registry import get_suite
 from suites.suite import Job, Runtime
@@ -135,6 +136,7 @@ class Tracked:
     gradient_bytes: int
     plain: Peak
     refresh: Peak | None
+    phases: dict[str, Peak]
 
 
 def tracked_pass(built: Built, job: Job, plan: Plan, device: torch.device) -> Tracked:
@@ -154,10 +156,16 @@ def tracked_pass(built: Built, job: Job, plan: Plan, device: torch.device) -> Tr
     step()
     step()
     _set_refresh_gap(built.optimizer, NEVER)
-    plain = tracker.track_step(built.model, built.optimizer, step)
-    if not _set_refresh_gap(built.optimizer, 1):
-        return Tracked(gradient_bytes, plain, None)
-    return Tracked(gradient_bytes, plain, tracker.track_step(built.model, built.optimizer, step))
+    plain = tracker.track(built.model, built.optimizer, step)
+    phases = phase_peaks(plain)
+    refresh = None
+    if _set_refresh_gap(built.optimizer, 1):
+        trace = tracker.track(built.model, built.optimizer, step)
+        refresh = tracker.peak_of(trace)
+        phases["refresh"] = tracker.peak_of(trace, "optimizer")
+    if (evaluation := evaluation_peak(built.model, built.optimizer, job, plan, device)) is not None:
+        phases["evaluation"] = evaluation
+    return Tracked(gradient_bytes, tracker.peak_of(plain), refresh, phases)
 
 
 def check_fit(plan: Plan, runtime: Runtime) -> None:
@@ -242,7 +250,11 @@ def _execute(
     devices = measure.DevicePeaks(device)
     job = get_suite(plan.suite).job(plan, runtime)
     parts["data"], parts["main_metric"] = job.facts, job.main_metric
-    tracked = tracked_pass(build(job.model(), job.placement, plan, device), job, plan, device)
+    first, load = tracker.track_load(
+        lambda: build(job.model(), job.placement, plan, device), lambda made: (made.model, made.optimizer), device.type
+    )
+    tracked = tracked_pass(first, job, plan, device)
+    del first
     with devices.phase("load"):
         built = build(job.model(), job.placement, plan, device)
 
@@ -279,6 +291,7 @@ def _execute(
         cuda_allocated_bytes=devices.allocated_bytes,
         cuda_reserved_bytes=devices.reserved_bytes,
     )
+    parts["memory"] = with_ledger(parts["memory"], built, job, plan, runtime, {"load": load, **tracked.phases})
 
 
 def _hooks(built: Built, plan: Plan, device: torch.device, report: Progress, save: Callable[[int], None]) -> Hooks:

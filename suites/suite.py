@@ -67,6 +67,7 @@ class Job:
         facts: what was loaded.
         main_metric: the key of `Scores.metrics` that stands for the task.
         weight: batch -> how much its mean loss counts among the micro-batches of a step.
+        evaluation: the largest batch that `evaluate` gives the model (for memory tracking); None: not said.
     """
 
     model: Callable[[], nn.Module]
@@ -79,6 +80,7 @@ class Job:
     facts: DataFacts
     main_metric: str
     weight: Callable[[Batch], int] = rows
+    evaluation: Batch | None = None
 
 
 class Suite(Protocol):

@@ -19,7 +19,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,7 @@ from suites.measure import held_tensors, storages, tensors_in
 
 Category = Literal["parameter", "buffer", "gradient", "activation", "temporary", "optimizer", "other"]
 Phase = Literal["start", "forward", "backward", "optimizer"]
+T = TypeVar("T")
 Owned = Iterable[tuple[Category, Tensor]]
 
 NATIVE_NAMESPACES = frozenset({"aten", "prim", "prims", "profiler"})
@@ -47,12 +48,21 @@ class Event(NamedTuple):
     phase: Phase
 
 
+class Mark(NamedTuple):
+    """The event index at which the forward of a block of layers began, or its backward (its output's gradient came)."""
+
+    event: int
+    phase: Literal["forward", "backward"]
+    block: int
+
+
 @dataclass(frozen=True)
 class Trace:
     """What happened during one call: the events (those of phase "start" first), and what each storage was."""
 
     events: tuple[Event, ...]
     categories: Mapping[int, Category]
+    marks: tuple[Mark, ...] = ()
 
 
 def peak_of(trace: Trace, phase: Phase | None = None) -> Peak:
@@ -85,7 +95,11 @@ def track_step(model: nn.Module, optimizer: Optimizer | None, step: Callable[[],
 
 
 def track(
-    model: nn.Module, optimizer: Optimizer | None, step: Callable[[], object], look_into_foreign: bool = True
+    model: nn.Module,
+    optimizer: Optimizer | None,
+    step: Callable[[], object],
+    look_into_foreign: bool = True,
+    blocks: Iterable[nn.Module] = (),
 ) -> Trace:
     """Run `step` once and return its trace; storages on the device type of the model count, others do not.
 
@@ -95,8 +109,9 @@ def track(
     in backward, in `optimizer.step`, or without gradients outside any module; other: what an operator read that was
     made before the call (or without operators) and is none of these, such as the batch.
 
-    With `look_into_foreign` false, foreign operators allocate their results alone, as compiled ones do. Cycle
-    collection is off during the call, so that two runs agree to the byte.
+    With `look_into_foreign` false, foreign operators allocate their results alone, as compiled ones do. Where `blocks`
+    (layers that run one after the other) begin is marked in the trace. Cycle collection is off during the call, so
+    that two runs agree to the byte.
 
     Raises:
         ValueError: the model has no parameter.
@@ -106,10 +121,24 @@ def track(
         raise ValueError(f"{type(model).__name__} has no parameter: there is nothing to track")
     recorder = Recorder(first.device.type, look_into_foreign)
     recorder.own(owned_tensors(model, optimizer))
-    with recorder.watching(all_parameters(model, optimizer)), _no_cycle_collection(), recorder:
+    with recorder.watching(all_parameters(model, optimizer), blocks), _no_cycle_collection(), recorder:
         step()
     recorder.own(owned_tensors(model, optimizer))
     return recorder.trace()
+
+
+def track_load(
+    build: Callable[[], T], parts: Callable[[T], tuple[nn.Module, Optimizer | None]], device_type: str = "cpu"
+) -> tuple[T, Peak]:
+    """Run `build` and return what it made and the peak of making it; `parts` names model and optimizer in it.
+
+    What other threads allocate counts where it ends up in the model, and from the start on.
+    """
+    recorder = Recorder(device_type)
+    with _no_cycle_collection(), recorder:
+        made = build()
+    recorder.own(owned_tensors(*parts(made)))
+    return made, peak_of(recorder.trace())
 
 
 def all_parameters(model: nn.Module, optimizer: Optimizer | None) -> list[Tensor]:
@@ -145,11 +174,14 @@ class Recorder(TorchDispatchMode):
         self._last_phase: Phase = "forward"
         self._modules = 0
         self._steps = 0
+        self._marks: list[Mark] = []
 
     def trace(self) -> Trace:
         """End the log and return it; what a storage became outranks what it was created as."""
         self._live.clear()
-        return Trace((*self._before, *self._during), {**self._created, **self._owned})
+        start = len(self._before)
+        marks = tuple(mark._replace(event=start + mark.event) for mark in self._marks)
+        return Trace((*self._before, *self._during), {**self._created, **self._owned}, marks)
 
     def own(self, tensors: Owned) -> None:
         """Say what tensors are; ones never seen before are taken to have existed from the start."""
@@ -158,9 +190,12 @@ class Recorder(TorchDispatchMode):
                 self._owned.setdefault(serial, category)
 
     @contextmanager
-    def watching(self, parameters: Iterable[Tensor]) -> Iterator[None]:
-        """Follow module forwards, optimizer steps and arriving gradients while the context lasts."""
+    def watching(self, parameters: Iterable[Tensor], blocks: Iterable[nn.Module] = ()) -> Iterator[None]:
+        """Follow module forwards, optimizer steps and arriving gradients while the context lasts; mark `blocks`."""
         with ExitStack() as stack:
+            for index, block in enumerate(blocks):
+                for handle in self._mark_hooks(block, index):
+                    stack.callback(handle.remove)
             for handle in (
                 register_module_forward_pre_hook(lambda *_: self._enter_module(1)),
                 register_module_forward_hook(lambda *_: self._enter_module(-1), always_call=True),
@@ -172,6 +207,23 @@ class Recorder(TorchDispatchMode):
                 if parameter.requires_grad and parameter.is_leaf:
                     stack.callback(self._watch_gradient(parameter))
             yield
+
+    def _mark_hooks(self, block: nn.Module, index: int) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        def mark(phase: Literal["forward", "backward"]) -> None:
+            self._marks.append(Mark(len(self._during), phase, index))
+
+        def before(*_: object) -> None:
+            # A block that is computed again during backward does not begin anew.
+            if torch._C._current_graph_task_id() == -1:
+                mark("forward")
+
+        def after(_: nn.Module, __: object, output: object) -> None:
+            result = next(tensors_in(output))
+            if result.requires_grad and torch._C._current_graph_task_id() == -1:
+                result.register_hook(lambda _: mark("backward"))
+
+        yield block.register_forward_pre_hook(before)
+        yield block.register_forward_hook(after)
 
     def _watch_gradient(self, parameter: Tensor) -> Callable[[], None]:
         handle = parameter.register_post_accumulate_grad_hook(self._gradient_arrived)

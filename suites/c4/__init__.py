@@ -13,7 +13,7 @@ from baselines import targets
 from baselines.method import Placement
 from results.schema import DataFacts, DataPlan, ModelPlan, Plan
 from suites.c4 import data, documents, llama, tokens
-from suites.c4.evaluate import evaluate
+from suites.c4.evaluate import evaluate, largest_batch
 from suites.c4.sequences import IGNORED
 from suites.config import Settings
 from suites.environment import derived_seed
@@ -141,6 +141,7 @@ class C4Suite:
             facts=prepared.facts,
             main_metric=outline.main_metric,
             weight=outline.weight,
+            evaluation=largest_batch(prepared.evaluated),
         )
 
 

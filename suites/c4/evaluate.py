@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from suites.c4.sequences import IGNORED, Sequences
-from suites.suite import Scores
+from suites.suite import Batch, Scores
 
 TOKENS_AT_ONCE = 4096
 
@@ -56,7 +56,7 @@ def evaluate(model: nn.Module, what: Evaluated) -> Scores:
     device = next(model.parameters()).device
     training = model.training
     model.eval()
-    size = max(1, TOKENS_AT_ONCE // what.sequences.ids.shape[1])
+    size = _rows_at_once(what)
     total = 0.0
     for first in range(0, len(what.sequences), size):
         batch = what.sequences.batch(np.arange(first, min(first + size, len(what.sequences))))
@@ -69,6 +69,15 @@ def evaluate(model: nn.Module, what: Evaluated) -> Scores:
     model.train(training)
     found = measures(what.split, total, what.tokens, what.covered_bytes, what.floor_nats)
     return Scores({what.split: len(what.sequences)}, found.metrics)
+
+
+def largest_batch(what: Evaluated) -> Batch:
+    """Return the largest batch that `evaluate` gives a model."""
+    return what.sequences.batch(np.arange(min(_rows_at_once(what), len(what.sequences))))
+
+
+def _rows_at_once(what: Evaluated) -> int:
+    return max(1, TOKENS_AT_ONCE // what.sequences.ids.shape[1])
 
 
 def unigram(train: Sequences, what: Evaluated, vocabulary: int) -> dict[str, float | None]:

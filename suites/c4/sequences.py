@@ -81,7 +81,9 @@ def lay_out(documents: Sequence[npt.NDArray[np.generic]], layout: str, length: i
     found = LAYOUTS[layout](documents, length, filling)
     if not len(found):
         tokens = sum(map(len, documents))
-        raise ValueError(f"max_length {length}: the data has {tokens} tokens, less than one sequence (nearest: {tokens})")
+        raise ValueError(
+            f"max_length {length}: the data has {tokens} tokens, less than one sequence (nearest: {tokens})"
+        )
     return found
 
 

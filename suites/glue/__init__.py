@@ -41,7 +41,9 @@ class GlueSuite:
         row = get_task(task)
         for name in PRE_TRAINING:
             if getattr(settings, name) is not None:
-                raise ValueError(f"setting {name} = {getattr(settings, name)!r}: is for pre-training, no task here has it")
+                raise ValueError(
+                    f"setting {name} = {getattr(settings, name)!r}: is for pre-training, no task here has it"
+                )
         hub = settings.source == "hub"
         return DataPlan(
             source=settings.source,
@@ -133,6 +135,7 @@ class GlueSuite:
                 },
             ),
             main_metric=main_metric(task, plan.data.held_out),
+            evaluation=_largest_evaluation(validation),
         )
 
 
@@ -186,6 +189,11 @@ def _evaluate(model: nn.Module, task: GlueTask, validation: dict[str, encode.Enc
         found |= {f"{split}/{name}": value for name, value in values.items()}
     model.train(training)
     return Scores(rows={split: len(rows) for split, rows in validation.items()}, metrics=found)
+
+
+def _largest_evaluation(validation: dict[str, encode.Encoded]) -> Batch:
+    firsts = [next(encode.evaluation_batches(rows, EVALUATION_BATCH)[0]) for rows in validation.values()]
+    return max(firsts, key=lambda batch: batch["input_ids"].numel())
 
 
 def _inputs(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ import pytest
 from reports.convention import Convention
 from reports.foreign import read_foreign
 from reports.gather import gather
-from reports.own import averages_of, groups, peaks_of, scores_of
+from reports.own import averages_of, peaks_of, scores_of
 from reports.page import page_html
 from reports.paper_build import Paper, paper
 from reports.significance import front_probability

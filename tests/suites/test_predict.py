@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gnlorp import GradNormLoRPAdamW, attach, param_groups
-from suites.predict import PHASES, SCALAR_RULE, Prediction, predict_step_peak
+from suites.predict import MEAN_RULE, PHASES, SCALAR_RULE, Prediction, predict_step_peak
 from suites.tracker import peak_of, track
 
 transformers = pytest.importorskip("transformers")
@@ -216,6 +216,25 @@ def test_reading_memory_that_is_not_there_is_an_error() -> None:
 
     with pytest.raises(RuntimeError, match="data pointer"):
         predict_step_peak(reading)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_squared_errors_keep_the_bytes_they_really_keep(reduction: str) -> None:
+    def build() -> Case:
+        torch.manual_seed(0)
+        model = nn.Linear(8, 1)
+        optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+
+        def step() -> None:
+            errors = nn.functional.mse_loss(model(torch.ones(16, 8)).squeeze(), torch.zeros(16), reduction=reduction)
+            errors.sum().backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        return model, optimizer, step
+
+    rules = compare(build).rules
+    assert (MEAN_RULE in rules) is (reduction != "none")
 
 
 def test_negative_steps_are_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from suites.run import execute, is_out_of_memory
 from suites.suite import Batch, Runtime
 
 Execute = Callable[..., Record]
+REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference" / "glue-micro-r8"
 NAMES = tuple(methods())
 
 
@@ -104,10 +106,52 @@ def test_memory_is_the_same_to_the_byte_in_a_second_run(name: str, record_of: Ex
     assert first.evaluations == second.evaluations
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_ledger_explains_every_gap_of_formula_and_count(name: str, record_of: Execute) -> None:
+    memory = record_of(name).memory
+    assert memory is not None
+    assert memory.ledger is not None
+    lines = {line.name: line for line in memory.ledger.lines}
+    assert lines["optimizer state"].count_bytes == memory.state_bytes
+    assert lines["weights"].formula_bytes == memory.weight_bytes
+    assert lines["gradients"].formula_bytes == memory.gradient_bytes
+    projects = "refresh" in memory.ledger.phases
+    assert projects is (memory.refresh_peak is not None)
+    assert {"load", "forward", "backward", "optimizer", "evaluation"} <= set(memory.ledger.phases)
+    for gap in memory.ledger.gaps:
+        assert gap.gap_bytes == sum(gap.explained.values()) + gap.unexplained_bytes
+        if "formula" in gap.name or gap.name == "total, peak - count":
+            assert gap.unexplained_bytes == 0, gap
+
+
+def test_regression_is_predicted_to_the_byte(make_plan: Any, runtime: Runtime) -> None:
+    plan = plan_for(make_plan, "full", task="stsb")
+    memory = execute(plan, runtime, predict_peaks([plan], runtime)[plan.hash()], quiet).memory
+    assert memory is not None
+    assert memory.step_peak is not None
+    assert memory.predicted_peak_bytes == memory.step_peak.total_bytes
+
+
+def test_the_median_error_of_the_committed_predictions_is_under_two_percent() -> None:
+    found = []
+    for path in sorted(REFERENCE.glob("*.json")):
+        memory = read_record(path).memory
+        assert memory is not None
+        assert memory.step_peak is not None
+        assert memory.predicted_peak_bytes is not None
+        found.append(abs(memory.predicted_peak_bytes / memory.step_peak.total_bytes - 1))
+    assert len(found) == 135
+    assert statistics.median(found) < 0.02
+
+
 def counted(memory: Memory | None) -> dict[str, Any]:
     """What is counted, without what the process saw and what was predicted."""
     assert memory is not None
-    return memory.model_dump(exclude={"rss_peak_bytes", "rss_start_bytes", "predicted_peak_bytes"})
+    assert memory.ledger is not None
+    found = memory.model_dump(exclude={"rss_peak_bytes", "rss_start_bytes", "predicted_peak_bytes"})
+    seen = ("process growth - tracked peak", "peak, tracked - predicted")
+    found["ledger"]["gaps"] = [gap for gap in found["ledger"]["gaps"] if gap["name"] not in seen]
+    return found
 
 
 @pytest.mark.parametrize("state_bits", [32, 8])

@@ -1,0 +1,197 @@
+"""Records of the memory lab: cells (one setting each) and recomputed claims. Strict, no torch, bytes are integers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from results.schema import Bytes, Strict
+from results.store import StoreError, write_atomically
+
+Precision = Literal["fp32", "bf16", "bf16-autocast"]
+
+
+class Setting(Strict):
+    """Everything a cell's bytes depend on."""
+
+    model: str
+    method: str
+    rank: int = Field(ge=1)
+    batch: int = Field(ge=1, description="sequences a micro-batch")
+    sequence: int = Field(ge=1, description="tokens a sequence, none of them padding")
+    accumulation: int = Field(default=1, ge=1)
+    precision: Precision = "fp32"
+    state_bits: Literal[8, 32] = 32
+    per_layer: bool = False
+    checkpointing: bool = False
+
+
+class Parts(Strict):
+    """Tracked bytes at the moment of the highest total, by category."""
+
+    parameter_bytes: Bytes = 0
+    buffer_bytes: Bytes = 0
+    gradient_bytes: Bytes = 0
+    activation_bytes: Bytes = 0
+    temporary_bytes: Bytes = 0
+    optimizer_bytes: Bytes = 0
+    other_bytes: Bytes = 0
+
+    @property
+    def total_bytes(self) -> int:
+        """Return the sum of all categories."""
+        return sum(self.model_dump().values())
+
+
+class Counted(Strict):
+    """One column of the ledger. Adapters are among the weights, bases among the state."""
+
+    weight_bytes: Bytes
+    adapter_bytes: Bytes
+    gradient_bytes: Bytes
+    state_bytes: Bytes
+    basis_bytes: Bytes
+    buffer_bytes: Bytes
+
+
+class Cell(Strict):
+    """What one setting costs: by formula, by count, and at the peak of each phase, all over tensors without values."""
+
+    setting: Setting
+    parameters: int = Field(description="of the model before the method was attached")
+    layers: int | None = Field(description="repeated layers; None: the model was traced whole")
+    formula: Counted
+    count: Counted
+    state_outside: dict[str, Bytes] = Field(default={}, description="counted state that no formula speaks of")
+    own_buffer_bytes: Bytes = Field(default=0, description="buffers of the model before the method was attached")
+    phases: dict[str, Parts] = Field(description="load, forward, backward, optimizer, refresh, evaluation")
+    peak: Parts = Field(description="of a plain step: the highest of forward, backward, optimizer")
+    by_rule: dict[str, int] = Field(
+        default={}, description="rules that stood in for what cannot be traced, and how often"
+    )
+    seconds: float = Field(ge=0, description="spent on this cell's own traces")
+
+
+class Cells(Strict):
+    """The cells of one model, in the order they were made."""
+
+    schema_version: Literal[1] = 1
+    cells: list[Cell]
+
+
+def read_cells(path: Path) -> list[Cell]:
+    """Return the cells in a file; none where there is no file.
+
+    Raises:
+        StoreError: the file is not of this schema.
+    """
+    if not path.exists():
+        return []
+    try:
+        return Cells.model_validate_json(path.read_bytes()).cells
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise StoreError(
+            f"{path}: no memory cells: {where}: {first['msg']}; move the file away and run again"
+        ) from error
+
+
+def write_cells(path: Path, cells: list[Cell]) -> Path:
+    """Write the cells atomically, one a line, fields at their default left out."""
+    lines = [json.dumps(cell.model_dump(mode="json", exclude_defaults=True), separators=(",", ":")) for cell in cells]
+    text = '{"schema_version": 1, "cells": [\n' + ",\n".join(lines) + "\n]}\n"
+    return write_atomically(path, text.encode())
+
+
+Quantity = Literal["weights+state", "weights", "state", "cut of state", "fits", "order by estimate", "order by peak"]
+
+
+class Claim(Strict):
+    """One published number of memory, as printed."""
+
+    id: str
+    source: str
+    method: str
+    model: str = Field(description='"any": the source does not say')
+    ranks: list[int] = Field(description="ranks that the source could mean")
+    quantity: Quantity
+    value: float
+    unit: Literal["G", "M", "%"]
+    digits: int = Field(ge=0, description="decimals as printed")
+    state_bits: Literal[8] | None = None
+    other: str | None = Field(default=None, description="the method that an order compares with")
+
+
+class Attempt(Strict):
+    """What the claim's number is under one convention, and whether it prints the same."""
+
+    convention: str
+    value: float
+    holds: bool
+
+
+class Verdict(Strict):
+    """A claim recomputed: how many conventions were tried, which of them reproduce it, and the nearest one."""
+
+    claim: Claim
+    tried: int
+    holding: int
+    attempts: list[Attempt] = Field(description="the first that reproduce it, else the nearest")
+    words: str
+
+
+class Claims(Strict):
+    """Published claims."""
+
+    schema_version: Literal[1] = 1
+    claims: list[Claim]
+
+
+class Rule(Strict):
+    """How many cells of one published table one convention reproduces."""
+
+    table: str
+    convention: str
+    cells: int
+    holding: int
+
+
+class Verdicts(Strict):
+    """Recomputed claims, and the best single convention of each published table."""
+
+    schema_version: Literal[1] = 1
+    verdicts: list[Verdict]
+    rules: list[Rule]
+
+
+PUBLISHED = Path(__file__).parent / "published" / "memory_claims.json"
+
+
+def read_claims(path: Path = PUBLISHED) -> list[Claim]:
+    """Return the published claims."""
+    return Claims.model_validate_json(path.read_bytes()).claims
+
+
+def read_verdicts(path: Path) -> Verdicts:
+    """Return recomputed claims.
+
+    Raises:
+        StoreError: no such file, or one that is not of this schema.
+    """
+    try:
+        return Verdicts.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise StoreError(
+            f"{path}: no recomputed claims: {str(error).splitlines()[0]}; run `python -m suites claims`"
+        ) from error
+
+
+def write_verdicts(path: Path, found: Verdicts) -> Path:
+    """Write recomputed claims atomically, one a line."""
+    parts = json.loads(found.model_dump_json(exclude_defaults=True))
+    lists = [f'"{name}": [\n' + ",\n".join(map(json.dumps, parts[name])) + "\n]" for name in ("verdicts", "rules")]
+    return write_atomically(path, ('{"schema_version": 1, ' + ", ".join(lists) + "}\n").encode())

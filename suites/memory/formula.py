@@ -1,0 +1,87 @@
+"""The formula column: what a method should cost, from the shapes of its target layers and its own parts alone.
+
+    weights = sum n b,   gradients = sum over trained n b,   state = sum over trained of Adam's two moments and bases
+
+n values of b bytes. Step counters and the code tables of 8-bit states belong to an implementation, not to a formula.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from baselines.method import Method, Part
+from gnlorp.moments import optimizer_state_bytes
+from gnlorp.projection import projected_shape
+from results.schema import Layer
+
+
+@dataclass(frozen=True)
+class Formula:
+    """Bytes by formula. `adapter_bytes` are among the weights, `basis_bytes` among the state."""
+
+    weight_bytes: int
+    adapter_bytes: int
+    gradient_bytes: int
+    state_bytes: int
+    basis_bytes: int
+    buffer_bytes: int
+
+
+@dataclass(frozen=True)
+class Rest:
+    """A parameter outside the target weights: its shape, and whether the method trains it."""
+
+    shape: tuple[int, ...]
+    trained: bool
+
+
+def formula_of(
+    method: Method[Any],
+    config: BaseModel,
+    layers: Sequence[Layer],
+    rest: Mapping[str, Rest],
+    state_bits: int,
+    dtype: torch.dtype,
+) -> Formula:
+    """Return what the method costs on these target layers, everything else as `rest` says (plain AdamW)."""
+    parts = [part for layer in layers for part in method.layer_parts(layer.shape, config)]
+    parts += [Part(name, other.shape, other.trained, added=False) for name, other in rest.items()]
+    kept = [part for part in parts if not part.buffer]
+    trained = [part for part in kept if part.trained]
+    state = [_state_bytes(part, state_bits, dtype) for part in trained]
+    plain = [_state_bytes(part, state_bits, dtype, bases=False) for part in trained]
+    return Formula(
+        weight_bytes=sum(_bytes(part, dtype) for part in kept),
+        adapter_bytes=sum(_bytes(part, dtype) for part in kept if part.added),
+        gradient_bytes=sum(_bytes(part, dtype) for part in trained),
+        state_bytes=sum(state),
+        basis_bytes=sum(state) - sum(plain),
+        buffer_bytes=sum(_bytes(part, dtype) for part in parts if part.buffer),
+    )
+
+
+def trains_everything(method: Method[Any], config: BaseModel, shape: tuple[int, int]) -> bool:
+    """Return whether the method leaves the model's own weights trainable, those outside the targets too."""
+    return all(part.trained for part in method.layer_parts(shape, config) if not part.added)
+
+
+def _dtype(part: Part, dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32) if part.high else dtype
+
+
+def _bytes(part: Part, dtype: torch.dtype) -> int:
+    return math.prod(part.shape) * _dtype(part, dtype).itemsize
+
+
+def _state_bytes(part: Part, state_bits: int, dtype: torch.dtype, bases: bool = True) -> int:
+    kind = _dtype(part, dtype)
+    if bases or part.projection_rank is None:
+        return optimizer_state_bytes(part.shape, part.projection_rank, part.side, state_bits, kind)
+    shape = projected_shape(part.shape, part.projection_rank, part.side)
+    return optimizer_state_bytes(shape, None, "small", state_bits, torch.promote_types(kind, torch.float32))

@@ -1,0 +1,100 @@
+"""Published claims: the arithmetic by hand, the verdicts, and what the committed file says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from results.memory_schema import Cells, Claim, read_cells, read_claims, read_verdicts, write_cells, write_verdicts
+from results.store import StoreError
+from suites.memory.claims import lines_of, prints_as, recompute
+from suites.memory.conventions import Convention, conventions, shapes_of, values_of
+
+REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference" / "memory"
+
+
+def claim(**changes: object) -> Claim:
+    fields = {"id": "x", "source": "s", "method": "full", "model": "60m", "ranks": [128], "quantity": "weights"}
+    return Claim.model_validate({**fields, "value": 0.12, "unit": "G", "digits": 2, **changes})
+
+
+def test_values_are_those_counted_by_hand() -> None:
+    every, shapes = shapes_of("60m")
+    assert every == 58_073_600
+    assert sum(rows * columns for rows, columns in shapes) == 25_296_896
+    assert values_of("lora", "60m", 128).added == 128 * sum(rows + columns for rows, columns in shapes)
+    galore = values_of("galore", "60m", 128)
+    assert galore.moments == 8 * 2 * 128 * (4 * 512 + 3 * 1376)
+    assert galore.bases == 8 * 128 * 7 * 512
+
+
+def test_a_convention_counts_as_it_says() -> None:
+    values = values_of("lora", "60m", 128)
+    plain = Convention(2, 2, 2, False, "trained", False)
+    twice = Convention(2, 2, 2, False, "trained, counted twice", False)
+    # The printed 0.20 G: the embeddings, head and norms counted with the model and again with the adapters.
+    assert round(twice.weights(values) / 1e9, 2) == 0.20
+    assert twice.weights(values) - plain.weights(values) == 2 * values.rest
+    assert plain.state(values) == 2 * (values.moments + 2 * values.rest)
+    assert Convention(2, 1, 2, False, "frozen", False, maxima=True).state(values) == values.moments * (1 + 4 / 256)
+    assert (
+        Convention(2, 4, 2, False, "frozen", False, added_bytes=4).weights(values)
+        == 2 * values.dense + 4 * values.added
+    )
+
+
+def test_conventions_are_distinct() -> None:
+    for state_bits, bases, adapters in ((None, True, True), (8, True, False), (None, False, False)):
+        words = [each.words() for each in conventions(state_bits, bases, adapters)]
+        assert len(words) == len(set(words))
+
+
+@pytest.mark.parametrize(
+    ("value", "holds"), [(0.1161, True), (0.1249, True), (0.1289, True), (0.1149, False), (0.13, False)]
+)
+def test_a_number_prints_rounded_or_cut_off(value: float, holds: bool) -> None:
+    assert prints_as(value, claim()) is holds
+
+
+def test_every_claim_gets_a_verdict_without_traces() -> None:
+    found = recompute(traces=False)
+    assert len(found.verdicts) >= 60
+    by_id = {verdict.claim.id: verdict for verdict in found.verdicts}
+    # Cells that the arithmetic beside the published table reproduces, and one that it cannot.
+    assert by_id["galore-table6-60m-full-weights"].holding > 0
+    assert by_id["galore-table2-350m-full"].holding > 0
+    assert by_id["galore-table4-r8-full"].holding > 0
+    assert by_id["galore-table6-1b-full-weights"].holding == 0
+    assert all(rule.holding < rule.cells for rule in found.rules)
+    assert len(list(lines_of(found))) == len(found.verdicts) + len(found.rules)
+    for verdict in found.verdicts:
+        assert verdict.attempts
+        assert (verdict.holding > 0) == verdict.attempts[0].holds or verdict.claim.quantity == "order by estimate"
+
+
+def test_the_committed_verdicts_are_those_of_the_code() -> None:
+    kept = {verdict.claim.id: verdict for verdict in read_verdicts(REFERENCE / "claims.json").verdicts}
+    assert kept.keys() == {each.id for each in read_claims()}
+    for verdict in recompute(traces=False).verdicts:
+        assert kept[verdict.claim.id] == verdict
+
+
+def test_the_committed_cells_can_be_read_and_written(tmp_path: Path) -> None:
+    path = REFERENCE / "7b.json"
+    cells = read_cells(path)
+    assert len(cells) == 40
+    assert write_cells(tmp_path / "again.json", cells).read_bytes() == path.read_bytes()
+    found = read_verdicts(REFERENCE / "claims.json")
+    assert read_verdicts(write_verdicts(tmp_path / "claims.json", found)) == found
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"cells": [{"setting": 3}]}')
+    with pytest.raises(StoreError, match="no memory cells"):
+        read_cells(path)
+    with pytest.raises(StoreError, match="no recomputed claims"):
+        read_verdicts(path)
+    assert read_cells(tmp_path / "none.json") == []
+    assert Cells(cells=[]).schema_version == 1

@@ -11,8 +11,8 @@ from reports.bars import dots_plot, parts_plot
 from reports.context import Context
 from reports.convention import Convention
 from reports.ledger import estimate_table, memory_table, peak_by_task_table, process_table, time_table
-from reports.pretraining import Pretraining, loss_differences, perplexity_table, validation_plot
 from reports.plots import Plot, curve_plot, front_plot
+from reports.pretraining import Pretraining, loss_differences, perplexity_table, validation_plot
 from reports.render import Table, latex_document, to_csv, to_latex, to_markdown
 from reports.selection import ReportError, select, table_rank
 from reports.tables import difference_table, score_table, status_table
@@ -115,7 +115,10 @@ def report_files(report: Report) -> dict[str, bytes]:
 
 def _page(report: Report) -> str:
     context = report.context
-    parts = [f"# {context.suite_title}, profile {context.profile}, rank {context.rank}\n", *(to_markdown(t) for t in report.tables)]
+    parts = [
+        f"# {context.suite_title}, profile {context.profile}, rank {context.rank}\n",
+        *(to_markdown(t) for t in report.tables),
+    ]
     parts += [f"![{plot.title}]({plot.name}.png)\n\n{plot.caption}\n" for plot in report.plots]
     made = {table.name for table in report.tables} | {plot.name for plot in report.plots}
     absent = [name for name in report.names if name not in made]

@@ -132,7 +132,10 @@ class Context:
 
     def provenance(self) -> tuple[str, ...]:
         """Return sentences on data, model, settings, machine and code behind the report."""
-        lines = [*_by_task("Data", self.runs, "data_notes", self.titles), *_spread("Model", self.runs["model_disclosure"])]
+        lines = [
+            *_by_task("Data", self.runs, "data_notes", self.titles),
+            *_spread("Model", self.runs["model_disclosure"]),
+        ]
         lines += self._learning_rates()
         names = ("steps", "batch_size", "max_length", "precision", "state_bits")
         lines.append("Settings: " + ", ".join(f"{name.replace('_', ' ')} {joined(self.runs[name])}" for name in names))
@@ -170,7 +173,9 @@ def _spread(what: str, values: pd.Series) -> list[str]:
 
 def _by_task(what: str, runs: pd.DataFrame, column: str, titles: Mapping[str, str]) -> list[str]:
     """Return one line for each text, naming the tasks it is about unless it is about all."""
-    notes = {task: sorted({text for text in runs.loc[runs["task"] == task, column].dropna() if text}) for task in titles}
+    notes = {
+        task: sorted({text for text in runs.loc[runs["task"] == task, column].dropna() if text}) for task in titles
+    }
     texts: dict[str, list[str]] = {}
     for task, found in notes.items():
         if found:

@@ -51,7 +51,9 @@ class Pretraining(Context):
     @cached_property
     def looks(self) -> dict[str, Look]:
         """Method -> look, in the order of rows; nothing is fine-tuned here."""
-        return {name: replace(look, title=TITLES.get(name, look.title)) for name, look in looks(self.runs["method"]).items()}
+        return {
+            name: replace(look, title=TITLES.get(name, look.title)) for name, look in looks(self.runs["method"]).items()
+        }
 
     @property
     def split_words(self) -> str:
@@ -159,8 +161,8 @@ def _floor_note(context: Pretraining) -> list[str]:
         return []
     values = ", ".join(f"{value:.4f}" for value in sorted(context.floors))
     return [
-        f"Floor: mean -log p of the same tokens under the source that generated them, {values} nats; no loss is expected "
-        "below it. Unigram: each token by its share of the train tokens"
+        f"Floor: mean -log p of the same tokens under the source that generated them, {values} nats; no loss is "
+        "expected below it. Unigram: each token by its share of the train tokens"
     ]
 
 
@@ -266,7 +268,9 @@ def _validation(context: Pretraining, points: dict[str, dict[int, Summary]]) -> 
     height = 4.4
     footer = "Marker: an evaluation; line: mean over seeds of the runs that finished; bar: ± standard deviation. "
     footer += "Dashed: floor of the source. " if context.floors else ""
-    figure, (bottom, top) = framed(9.2, height, VALIDATION_TITLE, context, footer + "The scale of the loss is logarithmic.")
+    figure, (bottom, top) = framed(
+        9.2, height, VALIDATION_TITLE, context, footer + "The scale of the loss is logarithmic."
+    )
     (axes,) = panels(figure, 1, bottom + 0.5 / height, top - 0.57 / height, 0.085, 0.2, 0.42)
     present = [method for method in context.methods if method in points]
     for method in present:
@@ -278,6 +282,7 @@ def _validation(context: Pretraining, points: dict[str, dict[int, Summary]]) -> 
     for floor in sorted(context.floors):
         axes.axhline(floor, color="#8A8A8A", linewidth=1.2, linestyle=(0, (5, 3)))
     axes.set_yscale("log")
+    axes.grid(which="both", axis="y")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("Optimizer step")

@@ -45,12 +45,21 @@ class Options:
     task: Annotated[str, typer.Option(help="comma-joined tasks; default: all (see `tasks`)")] = ""
     method: Annotated[str, typer.Option(help="comma-joined methods; default: all (see `methods`)")] = ""
     seeds: Annotated[str, typer.Option(help="comma-joined seeds")] = "0,1,2"
-    model: Annotated[str, typer.Option(help="glue: `micro`, `minilm`, a folder, or a hub name; c4: a size such as `60m`; default: the profile's")] = ""
+    model: Annotated[
+        str,
+        typer.Option(
+            help="glue: `micro`, `minilm`, a folder, or a hub name; c4: a size such as `60m`; default: the profile's"
+        ),
+    ] = ""
     data_dir: Annotated[
-        Path | None, typer.Option(help="folder with the data in its official layout (GLUE: TSV, C4: JSON lines), instead of the hub")
+        Path | None,
+        typer.Option(
+            help="folder with the data in its official layout (GLUE: TSV, C4: JSON lines), instead of the hub"
+        ),
     ] = None
     tokenizer: Annotated[
-        str, typer.Option(help="c4: `t5-base`, `bpe:N` (trained on the data), or a file or folder; default: the profile's")
+        str,
+        typer.Option(help="c4: `t5-base`, `bpe:N` (trained on the data), or a file or folder; default: the profile's"),
     ] = ""
     steps: Annotated[int | None, typer.Option(help="optimizer steps a run, instead of the profile's")] = None
     set_: Annotated[

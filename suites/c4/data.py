@@ -93,8 +93,8 @@ def check_vocabulary(tokenizer: tokens.Tokenizer, name: str, vocabulary: int) ->
     """Raise ValueError unless the model's embedding has exactly the tokenizer's entries."""
     if tokenizer.size != vocabulary:
         raise ValueError(
-            f"vocabulary {vocabulary}: tokenizer {name} has {tokenizer.size} entries, and the model's embedding must have "
-            f"as many (nearest allowed value: {tokenizer.size})"
+            f"vocabulary {vocabulary}: tokenizer {name} has {tokenizer.size} entries, and the model's embedding must "
+            f"have as many (nearest allowed value: {tokenizer.size})"
         )
 
 
@@ -112,7 +112,9 @@ def finite(
     return _laid_out[key]
 
 
-def _lay_out(plan: DataPlan, tokenizer: tokens.Tokenizer, data_dir: Path | None) -> tuple[Sequences, Evaluated, int, bool]:
+def _lay_out(
+    plan: DataPlan, tokenizer: tokens.Tokenizer, data_dir: Path | None
+) -> tuple[Sequences, Evaluated, int, bool]:
     assert plan.layout is not None
     corpus = documents.load(plan.source, data_dir, plan.train_rows, plan.held_out)
     train = lay_out(tokenizer.encode(corpus.train), plan.layout, plan.max_length, tokenizer.end)
@@ -166,7 +168,9 @@ def _facts(
 def _streamed(plan: DataPlan, tokenizer: tokens.Tokenizer, offline: bool) -> Prepared:
     """The hub's stream, padded: a sequence is a document, so that a position is found without tokenising anything."""
     if plan.held_out:
-        raise ValueError("held-out documents: of the hub's stream there are none; tune on a folder given with --data-dir")
+        raise ValueError(
+            "held-out documents: of the hub's stream there are none; tune on a folder given with --data-dir"
+        )
     evaluated, known = _hub_evaluated(plan, tokenizer, offline)
 
     def keep(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""LLaMA networks from their sizes alone: the configurations that GaLore's and the method's releases share, and two tiny ones."""
+"""LLaMA networks from their sizes alone: those that GaLore's and the method's releases share, and two tiny ones."""
 
 from __future__ import annotations
 
@@ -49,7 +49,9 @@ def plan(name: str, vocabulary: int, max_length: int) -> ModelPlan:
     """
     size = SIZES[checked_name(name, SIZES, "model size")]
     if max_length > size.positions:
-        raise ValueError(f"max_length {max_length}: model {name} has {size.positions} positions (nearest allowed value)")
+        raise ValueError(
+            f"max_length {max_length}: model {name} has {size.positions} positions (nearest allowed value)"
+        )
     text = ",".join(map(str, ("llama", vocabulary, *astuple(size), INIT_STD, NORM_EPS)))
     digest = hashlib.sha256(text.encode()).hexdigest()
     return ModelPlan(name=name, source="config", digest=digest, vocabulary=vocabulary)
@@ -80,7 +82,7 @@ def config(model: ModelPlan) -> LlamaConfig:
 
 
 def network(model: ModelPlan, seed: int | None = None) -> nn.Module:
-    """Return the network in fp32 on whatever device or mode is active, its weights drawn from `seed` if one is given."""
+    """Return the network in fp32 on whatever device or mode is active, its weights drawn from `seed` if given."""
     if seed is not None:
         torch.manual_seed(seed)
     made = LlamaForCausalLM(config(model)).float()

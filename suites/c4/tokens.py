@@ -116,7 +116,9 @@ def from_hub(name: str, offline: bool) -> Tokenizer:
         file = hf_hub_download(repository, "tokenizer.json", revision=revision, local_files_only=offline)
     except (OSError, HTTPError, ValueError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]
-        raise ValueError(f"tokenizer {name!r} cannot be had from the hub: {reason}; give one with --tokenizer") from error
+        raise ValueError(
+            f"tokenizer {name!r} cannot be had from the hub: {reason}; give one with --tokenizer"
+        ) from error
     return ready(Path(file).read_text(encoding="utf-8"), name)
 
 

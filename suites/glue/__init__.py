@@ -41,7 +41,9 @@ class GlueSuite:
         row = get_task(task)
         for name in PRE_TRAINING:
             if getattr(settings, name) is not None:
-                raise ValueError(f"setting {name} = {getattr(settings, name)!r}: is for pre-training, no task here has it")
+                raise ValueError(
+                    f"setting {name} = {getattr(settings, name)!r}: is for pre-training, no task here has it"
+                )
         hub = settings.source == "hub"
         return DataPlan(
             source=settings.source,

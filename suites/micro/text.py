@@ -217,7 +217,12 @@ def _clause(k: str, depth: int, share: float, then: str | None) -> tuple[Rule, .
     return tuple(
         (
             share / 4,
-            (word, f"Nominal/{k}/{number}", f"Predicate/{k}/{number}/{depth}", *((f"{then}/{k}/{number}",) if then else ())),
+            (
+                word,
+                f"Nominal/{k}/{number}",
+                f"Predicate/{k}/{number}/{depth}",
+                *((f"{then}/{k}/{number}",) if then else ()),
+            ),
         )
         for number in NUMBERS
         for word in DETERMINERS[number]

@@ -96,8 +96,7 @@ def glue_rank4(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def c4(session: nox.Session) -> None:
     """C4 pre-training, five methods: `-- --profile small --data-dir DIR`, `-- --profile paper --model 60m`."""
-    asked = list(session.posargs)
-    compare(session, "c4", [] if "--rank" not in asked else _option(asked, "--rank"))
+    compare(session, "c4", _option(list(session.posargs), "--rank"))
 
 
 @nox.session(venv_backend="none")

@@ -161,8 +161,8 @@ def _floor_note(context: Pretraining) -> list[str]:
         return []
     values = ", ".join(f"{value:.4f}" for value in sorted(context.floors))
     return [
-        f"Floor: mean -log p of the same tokens under the source that generated them, {values} nats; no loss is expected "
-        "below it. Unigram: each token by its share of the train tokens"
+        f"Floor: mean -log p of the same tokens under the source that generated them, {values} nats; no loss is "
+        "expected below it. Unigram: each token by its share of the train tokens"
     ]
 
 
@@ -282,6 +282,7 @@ def _validation(context: Pretraining, points: dict[str, dict[int, Summary]]) -> 
     for floor in sorted(context.floors):
         axes.axhline(floor, color="#8A8A8A", linewidth=1.2, linestyle=(0, (5, 3)))
     axes.set_yscale("log")
+    axes.grid(which="both", axis="y")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}")
     axes.set_xlabel("Optimizer step")

@@ -33,7 +33,8 @@ def caption_and_table(path: Path) -> str:
         ValueError: the file is missing or holds no table.
     """
     if not path.is_file():
-        raise ValueError(f"{path}: no such table; build it with `python -m reports glue --out {path.parent.parent}`")
+        suite = path.parent.name.partition("-")[0]
+        raise ValueError(f"{path}: no such table; build it with `python -m reports {suite} --out {path.parent.parent}`")
     lines = path.read_text().splitlines()
     rows = [index for index, line in enumerate(lines) if line.startswith("|")]
     if not rows:

@@ -91,8 +91,8 @@ class Suite(Protocol):
         train_rows: counts them.
         verify: loads the data of a plan and checks it, so that bad input is found before the first run.
         model: names the network that settings ask for, without loading it.
-        outline: the job with placement, loss, token count and largest batch alone, for what needs no data; a suite whose
-            batches vary in shape makes the whole job.
+        outline: the job with placement, loss, token count and largest batch alone, for what needs no data; a suite
+            whose batches vary in shape makes the whole job.
         skeleton: the plan's model from its configuration alone, on whatever device or mode is active.
         placement: the layers and parameters that methods work on in that model.
         job: makes one run ready.

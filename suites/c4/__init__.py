@@ -35,7 +35,7 @@ class C4Suite:
     tasks: tuple[str, ...] = ("c4",)
 
     def model(self, settings: Settings, runtime: Runtime) -> ModelPlan:
-        """Return the network of the size that the settings name, with the tokenizer's vocabulary unless one is given."""
+        """Return the network of the size that the settings name; its vocabulary is the tokenizer's unless given."""
         name = _tokenizer_name(settings)
         if settings.vocabulary is not None:
             vocabulary = settings.vocabulary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from suites.micro import text as generated
 from suites.suite import Batch, Runtime
 
 CHUNK = 256
+BOUND = "the floor is a lower bound: a packed sequence may begin inside a document"
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def prepare(plan: DataPlan, vocabulary: int, runtime: Runtime) -> Prepared:
     train, evaluated, dropped, official = finite(plan, tokenizer, runtime.data_dir)
     facts = _facts(len(train), evaluated, tokenizer, official, dropped)
     if plan.source == "micro":
-        facts = facts.model_copy(update={"notes": [NOTICE, *facts.notes]})
+        bound = [] if plan.layout == "padded" else [BOUND]
+        facts = facts.model_copy(update={"notes": [NOTICE, *facts.notes, *bound]})
     facts = facts.model_copy(update={"constant_scores": unigram(train, evaluated, vocabulary)})
     return Prepared(lambda size, seed, start: batches(train, size, seed, start), evaluated, facts)
 
@@ -93,28 +96,16 @@ def check_vocabulary(tokenizer: tokens.Tokenizer, name: str, vocabulary: int) ->
     """Raise ValueError unless the model's embedding has exactly the tokenizer's entries."""
     if tokenizer.size != vocabulary:
         raise ValueError(
-            f"vocabulary {vocabulary}: tokenizer {name} has {tokenizer.size} entries, and the model's embedding must have "
-            f"as many (nearest allowed value: {tokenizer.size})"
+            f"vocabulary {vocabulary}: tokenizer {name} has {tokenizer.size} entries, and the model's embedding must "
+            f"have as many (nearest allowed value: {tokenizer.size})"
         )
 
 
-_laid_out: dict[tuple[DataPlan, str, Path | None], tuple[Sequences, Evaluated, int, bool]] = {}
-
-
+@lru_cache(maxsize=2)
 def finite(
     plan: DataPlan, tokenizer: tokens.Tokenizer, data_dir: Path | None
 ) -> tuple[Sequences, Evaluated, int, bool]:
     """Return train sequences, what is evaluated, dropped train documents, and whether the splits are official."""
-    key = (plan, tokenizer.digest, data_dir)
-    if key not in _laid_out:
-        _laid_out.clear()
-        _laid_out[key] = _lay_out(plan, tokenizer, data_dir)
-    return _laid_out[key]
-
-
-def _lay_out(
-    plan: DataPlan, tokenizer: tokens.Tokenizer, data_dir: Path | None
-) -> tuple[Sequences, Evaluated, int, bool]:
     assert plan.layout is not None
     corpus = documents.load(plan.source, data_dir, plan.train_rows, plan.held_out)
     train = lay_out(tokenizer.encode(corpus.train), plan.layout, plan.max_length, tokenizer.end)

@@ -33,7 +33,7 @@ class Evaluated:
 
 
 def measures(split: str, total_nats: float, tokens: int, covered_bytes: int, floor_nats: float | None) -> Scores:
-    """Return loss (nats a token), perplexity, bits per byte, and against a known floor excess and ratio of perplexities.
+    """Return loss (nats a token), perplexity, bits per byte; against a known floor excess and ratio of perplexities.
 
     All are None where the total is not finite.
     """

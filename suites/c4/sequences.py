@@ -1,7 +1,7 @@
 """Documents to sequences to batches: packed or padded, in an order that is a pure function of seed and position.
 
-padded: a sequence is one document's beginning, cut or filled up to the length (the release's way). Nothing looks at what
-fills it up: attention is causal, and its labels are ignored.
+padded: a sequence is one document's beginning, cut or filled up to the length (the release's way). Nothing looks at
+what fills it up: attention is causal, and its labels are ignored.
 packed: documents one after the other, cut into sequences of the length; a sequence may begin inside a document.
 
 The first token of a sequence is never predicted.
@@ -90,8 +90,8 @@ def lay_out(documents: Sequence[npt.NDArray[np.generic]], layout: str, length: i
 def batches(sequences: Sequences, size: int, seed: int, start: int) -> Iterator[dict[str, Tensor]]:
     """Yield endless micro-batches from the start-th on, without building those before it.
 
-    Epoch e is one permutation that depends on (seed, e) alone; the epochs stand one after the other, so that a batch may
-    begin in one and end in the next, and all have the same size.
+    Epoch e is one permutation that depends on (seed, e) alone; the epochs stand one after the other, so that a batch
+    may begin in one and end in the next, and all have the same size.
 
     Raises:
         ValueError: size below 1, or a negative start.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -44,7 +44,7 @@ class Tokenizer:
         size: 1 + the largest id that a document can hold: what the model's embedding must have.
     """
 
-    core: tokenizers.Tokenizer
+    core: tokenizers.Tokenizer = field(compare=False)
     digest: str
     end: int
     size: int

@@ -36,8 +36,9 @@ sys.meta_path.insert(0, Blocked())
 """
 HASH = "03bc9dbff766"
 DEFAULTS: dict[str, dict[str, Any]] = {
-    "model": {"digest": None, "disclosure": None},
-    "data": {"digest": None, "train_rows": None, "eval_rows": None, "held_out": False},
+    "model": {"digest": None, "disclosure": None, "vocabulary": None},
+    "data": {"digest": None, "train_rows": None, "eval_rows": None, "held_out": False, "tokenizer": None,
+             "tokenizer_revision": None, "tokenizer_digest": None, "layout": None, "eval_tokens": None},
     "training": {
         "accumulation": 1, "schedule": "linear", "final_fraction": 0.0, "warmup_steps": 0, "weight_decay": 0.0,
         "betas": [0.9, 0.999], "eps": 1e-8, "clip_norm": None, "precision": "fp32", "state_bits": 32,
@@ -45,9 +46,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 OTHERS: dict[str, dict[str, Any]] = {
-    "model": {"name": "x", "source": "config", "revision": None, "digest": "0" * 64, "disclosure": "said"},
+    "model": {"name": "x", "source": "config", "revision": None, "digest": "0" * 64, "disclosure": "said",
+              "vocabulary": 9},
     "data": {"source": "micro", "name": "x", "revision": None, "digest": "1" * 64, "max_length": 128,
-             "train_rows": 9, "eval_rows": 9, "held_out": True},
+             "train_rows": 9, "eval_rows": 9, "held_out": True, "tokenizer": "x", "tokenizer_revision": "x",
+             "tokenizer_digest": "2" * 64, "layout": "packed", "eval_tokens": 9},
     "training": {
         "steps": 9, "epochs": None, "batch_size": 8, "accumulation": 2, "learning_rate": 1e-4, "schedule": "cosine",
         "final_fraction": 0.1, "warmup_steps": 3, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-6,
@@ -130,7 +133,7 @@ def test_values_that_are_not_finite_survive_as_standard_json(value: float, make_
 def paths(table: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Return the path of every table of fixed fields in a record's JSON."""
     free = {"packages", "eval_rows", "state_shapes", "metrics", "rows", "method_config", "cuda_allocated_bytes"}
-    free |= {"constant_scores"}
+    free |= {"constant_scores", "eval_tokens", "eval_bytes", "floor_nats"}
     found = [at] if isinstance(table, dict) else []
     for key, value in table.items() if isinstance(table, dict) else enumerate(table):
         if isinstance(value, (dict, list)) and key not in free:

@@ -40,6 +40,9 @@ class ToySuite:
     name: str = "toy"
     tasks: tuple[str, ...] = tuple(ROWS)
 
+    def model(self, settings: Settings, runtime: Runtime) -> ModelPlan:
+        return models.resolve_model(settings.model, runtime)
+
     def train_rows(self, task: str, settings: Settings, runtime: Runtime) -> int:
         return min(ROWS[task], settings.train_rows or ROWS[task])
 

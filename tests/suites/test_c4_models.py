@@ -9,7 +9,7 @@ from torch import nn
 from baselines import targets
 from results.schema import ModelPlan
 from suites.c4 import llama
-from suites.c4.llama import SIZES
+from suites.llama import ALL as SIZES
 
 
 def parameters(model: ModelPlan) -> int:

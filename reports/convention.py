@@ -6,6 +6,7 @@ Papers differ in every choice below, which moves the average by several points. 
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args, get_type_hints
@@ -219,9 +220,8 @@ def average(method: str, grid: dict[tuple[str, str], Cell], seeds: list[int], co
     common = set() if any(cell.broken for cell in row.values()) else set.intersection(*sets)
     usable = common if convention.seeds == "shared" or all(found == common for found in sets) else set()
     missing = tuple(text for task, cell in row.items() for text in _missing(task, cell, seeds))
-    means = {seed: summarise(cell.scores[seed] for cell in row.values()).mean for seed in sorted(usable)}
-    known = {seed: mean for seed, mean in means.items() if mean is not None}
-    return Average(known, missing, tuple(sorted(common)))
+    means = {s: math.fsum(cell.scores[s] for cell in row.values()) / len(row) for s in sorted(usable)}
+    return Average(means, missing, tuple(sorted(common)))
 
 
 def _missing(task: str, cell: Cell, seeds: list[int]) -> list[str]:

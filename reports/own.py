@@ -237,8 +237,9 @@ def state_table(found: Sequence[Group]) -> Table | None:
             low, high = min(values), max(values)
             text = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
             rows.append((Entry(title), Entry(group.title), Entry(f"{bits}-bit"), Entry(text.replace("-", "−"))))
-            data.append({"method": method, "suite": group.suite, "profile": group.profile, "rank": group.rank, "state_bits": bits,
-                         "reduction_min": low, "reduction_max": high, "runs": len(values)})  # fmt: skip
+            place = {"method": method, "suite": group.suite, "profile": group.profile, "rank": group.rank}
+            found_values = {"state_bits": bits, "reduction_min": low, "reduction_max": high, "runs": len(values)}
+            data.append({**place, **found_values})
     if not rows:
         return None
     notes = (

@@ -101,7 +101,7 @@ def _glue_shape(rank: int) -> Shape:
 SHAPES: tuple[Shape, ...] = (
     _glue_shape(8),
     _glue_shape(4),
-    Shape("glue-memory", "GLUE, memory", "memory of RoBERTa-base fine-tuning; estimates and device measurements are told apart",
+    Shape("glue-memory", "GLUE, memory", "memory of RoBERTa-base fine-tuning, estimated or measured on the device",
           {"model": "Memory"}, "glue", {"memory": answers.glue_memory}),
     Shape("c4-perplexity", "C4, perplexity", "validation perplexity of LLaMA pre-training, lower is better",
           SIZES, "c4", {"perplexity": answers.c4_perplexity}),
@@ -109,7 +109,7 @@ SHAPES: tuple[Shape, ...] = (
           SIZES, "c4", BYTES),
     Shape("llama-7b-perplexity", "LLaMA 7B, perplexity", "validation perplexity at four steps, lower is better",
           STEPS, "c4-7b", {"perplexity": answers.seven_perplexity}),
-    Shape("llama-7b-memory", "LLaMA 7B, memory", "memory of 7B pre-training; what is counted differs from source to source",
+    Shape("llama-7b-memory", "LLaMA 7B, memory", "memory of 7B pre-training; each source counts something else",
           {"7b": "Memory"}, "c4-7b", dict.fromkeys(("memory", "state_memory"), answers.seven_memory)),
     Shape("optimizer-memory", "Optimizer memory, reduction", "reduction of optimizer memory against AdamW in percent",
           {"up to": "Up to"}, "claims", {"state_reduction": answers.state_reduction}),

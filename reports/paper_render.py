@@ -147,9 +147,7 @@ def verdict_table(tables: Sequence[PaperTable]) -> Table:
     total = {word: sum(int(row[word]) for row in data) for word in words}
     rows.append((Entry("All"), *(Entry(str(count)) for count in total.values())))
     notes = (*(f"{word[0].upper()}{word[1:]}: {text}" for word, text in MEANINGS.items()), INEQUALITY)
-    caption = (
-        "Published cells by verdict. Only runs of the profile paper are compared; micro and small have own tables."
-    )
+    caption = "Published cells by verdict. Only runs of the profile paper are compared; others have own tables."
     return Table("verdicts", caption, ("Table", *words), tuple(rows), notes, pd.DataFrame(data))
 
 

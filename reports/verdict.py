@@ -1,12 +1,12 @@
 """The verdict on one published number: a stated inequality, never a feeling.
 
-Ours `x` has mean over n seeds and standard deviation s; the published number p stands for k runs and was rounded to half
-a unit h of its last digit. If both come from one distribution, mean(x) - p lies with probability `LEVEL` within
+Ours `x` has a mean over n seeds and standard deviation s; the published number p stands for k runs and was rounded to
+half a unit h of its last digit. If both come from one distribution, mean(x) - p lies with probability `LEVEL` within
 
     t_(n-1) * s * sqrt(1/n + 1/k) + h
 
-so p *holds* if |mean(x) - p| is at most that. k is 1 where the source does not say (the widest reading). Numbers that no
-seed moves, such as bytes, are compared with h alone. Two seeds or one give no verdict.
+so p *holds* if |mean(x) - p| is at most that. k is 1 where the source does not say (the widest reading). Numbers that
+no seed moves, such as bytes, are compared with h alone. Two seeds or one give no verdict.
 """
 
 from __future__ import annotations

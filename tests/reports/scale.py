@@ -1,4 +1,4 @@
-"""Ten thousand synthetic records: load, build every table and the page, and say how long and how much memory it took."""
+"""Many records: load, build every table and the page, and say how long and how much memory it took."""
 
 from __future__ import annotations
 

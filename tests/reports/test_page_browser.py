@@ -1,6 +1,6 @@
 """The page in a real browser: click, sort, filter, hover, switch; nothing is asked from outside, nothing complains.
 
-With GNLORP_SCREENSHOTS=FOLDER the pictures that the README shows are written there, of the page of the committed records.
+With GNLORP_SCREENSHOTS=FOLDER the pictures that the README shows are written there: the page of the committed records.
 """
 
 from __future__ import annotations
@@ -333,10 +333,13 @@ def test_the_theme_switches_and_follows_the_system(browser: Any, path: Path, vis
 
 
 def test_a_method_has_one_colour_everywhere(visit: Visit) -> None:
+    places = "#front .point[data-method=galore] polygon, #curves polyline[data-method=galore]"
+    rows = "#scores tbody tr, #runs tbody tr, #refresh tbody tr, #papers tbody tr"
     fills = visit.page.evaluate(
-        """() => [...document.querySelectorAll('#front .point[data-method=galore] polygon, #scores tbody .mark polygon,'
-            + '#curves polyline[data-method=galore]')].map((node) => [node.closest('tr') ? node.closest('tr').innerText : 'GaLore',
-            getComputedStyle(node).stroke]).filter(([text]) => text.startsWith('GaLore')).map((pair) => pair[1])"""
+        """([places, rows]) => [...document.querySelectorAll(places),
+            ...[...document.querySelectorAll(rows)].filter((row) => row.innerText.startsWith('GaLore'))
+                .map((row) => row.querySelector('.mark polygon'))].map((node) => getComputedStyle(node).stroke)""",
+        [places, rows],
     )
     assert len(fills) > 9
     assert set(fills) == {"rgb(0, 158, 115)"}

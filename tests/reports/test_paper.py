@@ -141,9 +141,9 @@ def test_runs_of_other_profiles_never_stand_beside_a_paper(make_grid: Callable[.
 
 
 def test_averages_take_eight_tasks_or_all_nine(paper_run: Make) -> None:
-    tasks = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+    tasks, batches = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli"), {"cola": 32}
     records = [
-        paper_run(task, seed=s, score=0.5 if task == "wnli" else 0.85 + 0.001 * s, batch_size=32 if task == "cola" else 16)
+        paper_run(task, seed=s, score=0.5 if task == "wnli" else 0.85 + 0.001 * s, batch_size=batches.get(task, 16))
         for task in tasks for s in range(3)
     ]  # fmt: skip
     table = tables_of(records)["glue-rank8"]

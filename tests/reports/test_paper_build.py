@@ -144,3 +144,14 @@ def test_help_teaches() -> None:
     assert code == 0
     assert "--foreign" in out
     assert "Example" in out
+
+
+@pytest.mark.slow
+def test_the_committed_records_give_the_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    snapshot = ROOT / "reports" / "snapshot" / "paper"
+    files = build(Path("results/reference"), tmp_path)
+    kept = {path.name: path.read_bytes() for path in snapshot.iterdir() if path.name != "index.html"}
+    assert {f"paper/{name}": content for name, content in kept.items()} == {
+        name: content for name, content in files.items() if name != "paper/index.html"
+    }

@@ -31,7 +31,7 @@ def value(cells: list[Cell], letter: str, quantity: str, method: str, column: st
 
 def test_every_source_has_its_number_of_cells(cells: list[Cell]) -> None:
     known = Counter(cell.source.letter for cell in cells if cell.value is not None)
-    # Counted in the tables that were quoted: GaLore 20 + 20 + 12 (table 2), 40 + 4 (table 6), 40 + 5 + 5 (table 4), 15 (7B).
+    # Counted in the tables that were quoted: GaLore table 2, table 6 and appendix, table 4, and the 7B results.
     assert known["G"] == 20 + 20 + 12 + 40 + 4 + 40 + 5 + 5 + 15
     assert known["A"] == 24 + 24 + 3 + 1 + 3 + 10 + 6
     assert known["A-web"] == 4 + 8

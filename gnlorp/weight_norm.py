@@ -106,16 +106,16 @@ class _NormLowRank(torch.autograd.Function):
         with _no_autocast(grad.device):
             grad_TO, source_TI = grad.reshape(-1, grad.shape[-1]), source.reshape(-1, source.shape[-1])
             weight, out, inner = weight_OI.to(grad.dtype), out_OR.to(grad.dtype), in_RI.to(grad.dtype)
-            slices = _token_slices(grad_TO.shape[0], weight, out)
-            buffer_TO = torch.empty_like(grad_TO[slices[0]])
-            energy_O = _energy(grad_TO, y.reshape(grad_TO.shape), gain_O.dtype, slices, buffer_TO)
+            buffer_TO = torch.empty_like(grad_TO)
+            energy_O = torch.mul(grad_TO, y.reshape(grad_TO.shape), out=buffer_TO).sum(0, dtype=gain_O.dtype)
             column_O = grad_TO.sum(0, dtype=gain_O.dtype) if bias_O is not None else None
             if column_O is not None:
                 energy_O -= bias_O * column_O
-            x_grad, hidden_grad_TR, out_grad = _through_gain(
-                grad_TO, gain_O, weight if needs_x else None, out, hidden_TR, slices, buffer_TO
-            )
-            del buffer_TO
+            scaled_TO = torch.mul(grad_TO, gain_O, out=buffer_TO)
+            out_grad = scaled_TO.T @ hidden_TR
+            hidden_grad_TR = scaled_TO @ out
+            x_grad = scaled_TO @ weight if needs_x else None
+            del buffer_TO, scaled_TO
             hidden_grad_TR.mul_(scaling)
             out_grad.mul_(scaling)
             in_grad = hidden_grad_TR.T @ source_TI
@@ -134,50 +134,6 @@ class _NormLowRank(torch.autograd.Function):
                 magnitude_grad = torch.where(magnitude_O != 0, energy_O / magnitude_O, 0.0).to(magnitude_O.dtype)
         factors = (out_grad.to(out_OR.dtype), in_grad.to(in_RI.dtype))
         return x_grad, low_grad, None, bias_grad, *factors, magnitude_grad, None, None, None
-
-
-def _token_slices(tokens: int, weight_OI: Tensor, out_OR: Tensor) -> list[slice]:
-    """Return the slices of tokens that backward takes in turn: two where the factors weigh as much as the tokens do.
-
-    There one (T, O) temporary less by half keeps the peak near LoRA's; elsewhere it would cost time for nothing.
-    """
-    if out_OR.shape[1] * 8 > tokens > 1 and weight_OI.numel() <= 1 << 20:
-        half = (tokens + 1) // 2
-        return [slice(0, half), slice(half, tokens)]
-    return [slice(0, tokens)]
-
-
-def _energy(grad_TO: Tensor, y_TO: Tensor, dtype: torch.dtype, slices: list[slice], buffer_TO: Tensor) -> Tensor:
-    """Return the sum over tokens of grad * y, (O,): g dL/dg, read from the saved output."""
-    total_O = grad_TO.new_zeros(grad_TO.shape[1], dtype=dtype)
-    for rows in slices:
-        part_TO = grad_TO[rows]
-        total_O += torch.mul(part_TO, y_TO[rows], out=buffer_TO[: part_TO.shape[0]]).sum(0, dtype=dtype)
-    return total_O
-
-
-def _through_gain(
-    grad_TO: Tensor,
-    gain_O: Tensor,
-    weight_OI: Tensor | None,
-    out_OR: Tensor,
-    hidden_TR: Tensor,
-    slices: list[slice],
-    buffer_TO: Tensor,
-) -> tuple[Tensor | None, Tensor, Tensor]:
-    """Return (D W0, D A, D^T H) for D = grad * g, the first only where the weight is given."""
-    tokens = grad_TO.shape[0]
-    x_grad = None if weight_OI is None else grad_TO.new_empty(tokens, weight_OI.shape[1])
-    hidden_grad_TR = torch.empty_like(hidden_TR)
-    out_grad = torch.zeros_like(out_OR)
-    for rows in slices:
-        part_TO = grad_TO[rows]
-        scaled_TO = torch.mul(part_TO, gain_O, out=buffer_TO[: part_TO.shape[0]])
-        out_grad.addmm_(scaled_TO.T, hidden_TR[rows])
-        torch.mm(scaled_TO, out_OR, out=hidden_grad_TR[rows])
-        if x_grad is not None and weight_OI is not None:
-            torch.mm(scaled_TO, weight_OI, out=x_grad[rows])
-    return x_grad, hidden_grad_TR, out_grad
 
 
 def norm_low_rank_linear(

@@ -130,7 +130,7 @@ def test_the_full_gradient_is_orthogonal_to_the_direction():
     assert relative(loose["factor_out"], layer.scaling * (gain[:, None] * pulled) @ layer.factor_in.T) < 1e-12
 
 
-def test_several_token_slices_give_the_same_gradients():
+def test_a_rank_near_the_number_of_tokens_gives_the_same_gradients():
     layer = moved(32, 24, 16)
     x, grad = torch.randn(41, 32), torch.randn(41, 24)
     wanted, got = by_reference(layer, x, grad), by_layer(layer, x, grad)

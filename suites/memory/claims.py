@@ -19,6 +19,7 @@ OVERHEAD_BYTES = 2**30
 ORDER_BATCHES = (1, 4, 16)
 UNIT = {"G": {True: 2**30, False: 10**9}, "M": {True: 2**20, False: 10**6}}
 HAS_BASES = frozenset({"galore", "gradnormlorp"})
+HAS_FACTORS = frozenset({"gradnormlorp"})
 HAS_ADAPTERS = frozenset({"lora", "relora", "gradnormlorp"})
 CUT_MODELS = ("60m", "130m", "350m", "1b", "7b", "roberta-base", "bert-base")
 CUT_RANKS: dict[str, tuple[int, ...]] = {
@@ -108,7 +109,7 @@ def _cut(claim: Claim) -> Verdict:
     tries = []
     for model in CUT_MODELS:
         for rank in CUT_RANKS[model]:
-            projections = (rank,) if claim.method == "galore" else (rank // 2, rank)
+            projections = (rank // 2, rank) if claim.method in HAS_FACTORS else (rank,)
             for projection in projections:
                 values = values_of(claim.method, model, rank, projection)
                 dense = values_of("full", model, rank)
@@ -133,7 +134,7 @@ def _cuts(claim: Claim, model: str, rank: int, projection: int, values: Values, 
             everything = 2 * dense.dense * width
             cut = 100 * (1 - convention.state(values) / everything)
             words = convention.words().removeprefix("bf16 weights, ").removesuffix(", GB")
-            ranks = f"rank {rank}" + (f", projection rank {projection}" if claim.method not in ("galore",) else "")
+            ranks = f"rank {rank}" + (f", projection rank {projection}" if claim.method in HAS_FACTORS else "")
             yield Attempt(
                 convention=f"against {baseline} on {model}, {ranks}: {words}",
                 value=round(cut, 2),

@@ -73,10 +73,13 @@ def conventions(state_bits: int | None, bases: bool, adapters: bool) -> Iterator
     widths = (1,) if state_bits == 8 else (2, 4)
     rests: tuple[Rest, ...] = ("trained", "frozen", *(("trained, counted twice",) if adapters else ()))
     for weight, moment, counted, rest, gibi, maxima in itertools.product(
-        (2, 4), widths, (True, False) if bases else (False,), rests, (False, True), (False, state_bits == 8)
+        (2, 4),
+        widths,
+        (True, False) if bases else (False,),
+        rests,
+        (False, True),
+        (False, True) if state_bits == 8 else (False,),
     ):
-        if maxima and state_bits != 8:
-            continue
         for basis in (2, 4) if counted else (2,):
             for added in (None, 4) if adapters and weight == 2 else (None,):
                 yield Convention(weight, moment, basis, counted, rest, gibi, maxima, added)

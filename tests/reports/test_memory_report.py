@@ -34,7 +34,7 @@ def test_the_ladder_adds_up() -> None:
 def test_models_come_by_size_and_a_missing_cell_is_a_dash() -> None:
     cells, _ = load(REFERENCE)
     models = models_of(cells.values())
-    assert models.index("60m") < models.index("130m") < models.index("7b")
+    assert models.index("130m") < models.index("350m") < models.index("7b")
     del cells["7b", "lora", 8, True, True]
     table = overview_table(cells, ["7b"])
     (row,) = [row for row in table.rows if row[0].text == "7b: LoRA"]

@@ -18,6 +18,7 @@ from results.contract import Answer
 from suites import measure
 from suites.contract.networks import make_batch, make_network
 from suites.contract.subject import Refused, Subject, Trained, made
+from suites.per_layer import PerLayer
 
 SAME = 1e-6
 CLOSE = 1e-3
@@ -157,16 +158,13 @@ def check_bf16(subject: Subject, network: str) -> Verdict:
 def check_per_layer(subject: Subject, network: str) -> Verdict:
     """Updating inside backward gives the ordinary step bit for bit, frees each gradient, and refuses accumulation."""
     plain, inside = (made(subject, network) for _ in range(2))
-    switch = getattr(inside.optimizer, "per_layer", None)
-    if not callable(switch):
-        return Verdict("not applicable", f"{type(inside.optimizer).__name__} updates in step() alone")
-    switch(True)
+    per_layer = PerLayer(inside.optimizer)
     for _ in range(5):
         step(plain)
         inside.model(**make_batch(network)).loss.backward()
         if any(parameter.grad is not None for parameter in inside.model.parameters()):
             return Verdict("no", "a gradient is still there after backward")
-        inside.optimizer.step()
+        per_layer.finish()
     other = dict(inside.model.named_parameters())
     if not all(torch.equal(value, other[name]) for name, value in plain.model.named_parameters()):
         return Verdict("no", "differs from the ordinary step")

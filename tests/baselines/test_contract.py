@@ -265,15 +265,6 @@ def test_it_passes_the_contract_pack(method_name: str, check: str, contract_matr
 
 
 @every_method
-def test_only_an_optimizer_that_can_do_it_is_asked_to_update_inside_backward(
-    method_name: str, make_network: Make, contract_matrix: Matrix
-) -> None:
-    built = built_on(make_network("bert"), method_name)
-    answer = contract_matrix.row(method_name).cell("per-layer").answer
-    assert answer == ("yes" if hasattr(built.optimizer, "per_layer") else "not applicable")
-
-
-@every_method
 @every_network
 def test_same_seed_gives_the_same_adapters(method_name: str, network: str, make_network: Make) -> None:
     def attached(seed: int) -> dict[str, Tensor]:

@@ -234,7 +234,7 @@ def test_the_direction_of_a_metric_stands_in_one_place() -> None:
 def test_ranks_and_settings_follow_the_models_size() -> None:
     assert default_rank("paper", "c4") == 128
     assert default_rank("paper", "c4", "7b") == 1024
-    assert default_rank("micro", "c4") == 8
+    assert default_rank("micro", "c4") == 24
     assert default_rank("paper", "glue") == 8
     runtime = Runtime(torch.device("cpu"), offline=True, dry=True)
     request = Request("c4", "paper", 1024, (), ("full", "galore"), (0,), (("model", "7b"),))

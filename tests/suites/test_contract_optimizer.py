@@ -78,7 +78,7 @@ def test_adamw_passes_every_row() -> None:
     assert report.passed, str(report)
     assert [cell.check for cell in report.cells] == list(checks())
     found = {cell.check: cell.answer for cell in report.cells}
-    absent = {"8-bit", "per-layer", "merge"}
+    absent = {"8-bit", "merge"}
     assert {name for name, answer in found.items() if answer == "not applicable"} == absent
     assert {answer for name, answer in found.items() if name not in absent} == {"yes"}
     assert "not applicable: no 8-bit variant was given" in str(report)
@@ -159,7 +159,7 @@ def test_the_command_prints_the_matrix_and_writes_the_record(tmp_path: Path, mon
     path = tmp_path / "contract.json"
     result = CliRunner().invoke(app, ["contract", "--method", "lora", "--backend", "eager", "--out", str(path)])
     assert result.exit_code == 0, result.output
-    assert "LoRA, per-layer: not applicable: AdamW updates in step() alone" in result.output
+    assert "LoRA, per-layer: yes: bit-equal to the ordinary step; gradients freed; accumulation refused" in result.output
     found = read_single(path, Matrix)
     assert [row.name for row in found.rows] == ["lora"]
     assert [cell.check for cell in found.rows[0].cells] == list(few)

@@ -23,6 +23,7 @@ from suites.memory.lab import NEVER, PHASES, Lab, checkpoint, parts_of
 from suites.memory.ledger import cell_ledger
 from suites.memory.networks import find_network
 from suites.per_layer import PerLayer
+from suites.suite import rows
 from suites.tracker import Event, Mark, Trace, peak_of, track
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +58,7 @@ def real_trace(lab: Lab, setting: Setting, refresh: bool = False) -> tuple[Trace
         checkpoint(model)
     batches = [lab.network.batch(setting.batch, setting.sequence) for _ in range(setting.accumulation)]
     plan = TrainingPlan(steps=1, batch_size=setting.batch * setting.accumulation, learning_rate=1e-3)
-    job: Any = SimpleNamespace(loss=lab.loss)
+    job: Any = SimpleNamespace(loss=lab.loss, weight=rows)
 
     def ordinary() -> None:
         train_step(model, optimizer, batches, job, plan, Clock(torch.device("cpu")))

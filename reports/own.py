@@ -11,7 +11,6 @@ import pandas as pd
 
 from reports.context import MICRO, Context
 from reports.convention import TASKS, Convention
-from reports.direction import lower_is_better, sign
 from reports.frames import main_values
 from reports.ours import reduction_of
 from reports.render import Entry, Table
@@ -19,6 +18,7 @@ from reports.selection import ReportError, select, table_rank
 from reports.significance import front_probability, rank_across_tasks
 from reports.stats import paired_difference, pareto_front, summarise
 from reports.style import byte_unit, in_unit, looks, method_order, seed_words
+from results.metrics import gain, higher_is_better
 from results.schema import Record
 
 EMPTY = Entry("—")
@@ -100,7 +100,7 @@ def scores_of(group: Group, context: Context | None) -> Scores:
         if record.status != "ok" or not values:
             broken.add((plan.method, plan.task))
             continue
-        score = sign(record.main_metric) * values[-1][1]
+        score = gain(record.main_metric or "", values[-1][1])
         found.setdefault(plan.method, {}).setdefault(plan.task, {})[plan.seed] = score
     return {m: {t: s for t, s in tasks.items() if (m, t) not in broken} for m, tasks in found.items()}
 
@@ -198,15 +198,15 @@ def metric_table(group: Group) -> Table | None:
     for method in method_order(scores):
         entries = []
         for task in tasks:
-            values = {s: sign(keys[task]) * v for s, v in scores[method].get(task, {}).items()}
-            against = {s: sign(keys[task]) * v for s, v in scores[base].get(task, {}).items()}
+            values = {s: gain(keys[task], v) for s, v in scores[method].get(task, {}).items()}
+            against = {s: gain(keys[task], v) for s, v in scores[base].get(task, {}).items()}
             found, summary = paired_difference(values, against), summarise(values.values())
             entries += [_plain(summary.mean, summary.sd, summary.n), _interval(found.mean, found.low, found.high)]
             data.append({"method": method, "task": task, "metric": keys[task], "n": summary.n, "mean": summary.mean,
                          "sd": summary.sd, "difference": found.mean, "low": found.low, "high": found.high})  # fmt: skip
         rows.append((Entry(looks([method])[method].title), *entries))
     heads = ("Method", *(text for task in tasks for text in (f"{task}, {keys[task]}", f"to {base}")))
-    way = {task: "lower" if lower_is_better(keys[task]) else "higher" for task in tasks}
+    way = {task: "higher" if higher_is_better(keys[task]) else "lower" for task in tasks}
     caption = f"{group.title}: main metric at the last evaluation, mean ± standard deviation over seeds."
     notes = [f"{task}: {text} is better" for task, text in way.items()]
     notes.append(

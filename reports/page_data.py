@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from reports.convention import TASKS, Convention
-from reports.direction import LOWER_IS_BETTER
 from reports.foreign import Foreign
 from reports.gather import Found, Gathered
 from reports.own import Group
@@ -18,6 +17,7 @@ from reports.selection import table_rank
 from reports.style import PART_COLOURS, looks
 from reports.switchboard import CHOICES, OF_TASK
 from reports.verdict import MEANINGS
+from results.metrics import LOWER_IS_BETTER
 from results.published import Cell, conflicts
 from results.schema import Memory, Peak, Record, Strict, Timing
 

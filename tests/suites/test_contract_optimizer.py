@@ -159,7 +159,9 @@ def test_the_command_prints_the_matrix_and_writes_the_record(tmp_path: Path, mon
     path = tmp_path / "contract.json"
     result = CliRunner().invoke(app, ["contract", "--method", "lora", "--backend", "eager", "--out", str(path)])
     assert result.exit_code == 0, result.output
-    assert "LoRA, per-layer: yes: bit-equal to the ordinary step; gradients freed; accumulation refused" in result.output
+    assert (
+        "LoRA, per-layer: yes: bit-equal to the ordinary step; gradients freed; accumulation refused" in result.output
+    )
     found = read_single(path, Matrix)
     assert [row.name for row in found.rows] == ["lora"]
     assert [cell.check for cell in found.rows[0].cells] == list(few)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from results.contract import Matrix
 from results.single import read_single
 from suites.contract import networks
-from suites.plan import reference_root
+from suites.environment import ROOT
 
 
 @pytest.fixture
@@ -28,4 +28,4 @@ def make_batch() -> Callable[[str], dict[str, Tensor]]:
 @pytest.fixture(scope="session")
 def contract_matrix() -> Matrix:
     """Return the committed capability matrix."""
-    return read_single(reference_root() / "contract.json", Matrix)
+    return read_single(ROOT / "results" / "reference" / "contract.json", Matrix)

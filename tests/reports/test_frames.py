@@ -37,7 +37,7 @@ def test_bytes_stay_exact_integers_beside_missing_ones(make_record: Make) -> Non
 
 def test_every_number_of_memory_and_timing_is_a_column(make_record: Make) -> None:
     runs = runs_frame([make_record(method="galore")])
-    nested = {"step_peak", "refresh_peak", "cuda_allocated_bytes", "cuda_reserved_bytes"}
+    nested = {"step_peak", "refresh_peak", "ledger", "cuda_allocated_bytes", "cuda_reserved_bytes"}
     assert set(Memory.model_fields) - nested <= set(runs.columns)
     assert set(Timing.model_fields) - {"warmup_steps"} <= set(runs.columns)
     assert runs.loc[0, "timing_warmup_steps"] == 5

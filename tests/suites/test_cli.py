@@ -220,7 +220,7 @@ def record_text(make_plan: Any) -> str:
     [
         (lambda text: text[:-20], "not a record of schema version 1"),
         (lambda text: '{"model": "resnet", "accuracy": 0.9}', "not a record of schema version 1"),
-        (lambda text: text.replace('"schema_version":1', '"schema_version":2'), "not a record of schema version 1"),
+        (lambda text: text.replace('"schema_version":1', '"schema_version":2'), "schema version 2 is newer than 1"),
         (lambda text: text.replace('"seed":0', '"seed":1'), "is not that of its plan"),
     ],
     ids=["cut off", "foreign", "other version", "edited"],

@@ -127,9 +127,9 @@ def test_the_digest_sees_every_bit() -> None:
 
 
 COMMAND = (
-    "run glue --profile micro --task rte --method gradnormlorp --seeds 0 --workers 1 --checkpoint-every 1 "
-    "--set batch_size=4 --set evaluations=3 --set method.gradnormlorp.config.refresh_gap=5 "
-    "--set method.gradnormlorp.config.merge_gap=16"
+    "run c4 --profile micro --method gradnormlorp --seeds 0 --workers 1 --checkpoint-every 1 --offline "
+    "--set batch_size=4 --set train_rows=400 --set eval_tokens=2000 --set evaluations=5 "
+    "--set method.gradnormlorp.config.refresh_gap=25 --set method.gradnormlorp.config.merge_gap=90"
 ).split()
 
 

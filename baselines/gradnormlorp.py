@@ -6,13 +6,13 @@ Bytes of state for an O x I weight, basis on the factors' small side: 4 * (2 * P
 32-bit moments. Stated choices: P = R / 2 unless given, since P = R is a rotation that saves nothing (the release's GLUE
 script runs so); the gradient passes through the norm (`full`); moments are kept at a refresh.
 
-In the form "dense" there are no factors: W' = m * V / ||V||_row with V the whole weight, its gradient projected as in
-GaLore (the release's pre-training goes that way). State: 4 * ((2 * max(O, I) + min(O, I)) * P + 2 * O).
+In the form "dense" there are no factors: W' = m * V / ||V||_row with V the whole weight, its gradient projected on `rank` as
+in GaLore (the release's pre-training goes that way). State: 4 * ((2 * max(O, I) + min(O, I)) * R + 2 * O).
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -38,9 +38,9 @@ class GradNormLoRPConfig(RestartConfig):
     form: Literal["factors", "dense"] = Field(
         default="factors", description="frozen weight plus trained factors, or the whole weight trained"
     )
-    rank: int = Field(default=8, description="rank of the factors (paper's GLUE: 8)")
+    rank: int = Field(default=8, description="rank of the factors (paper's GLUE: 8); dense: of the projection")
     projection_rank: int = Field(
-        default=4, description="rank of the factors' gradient projection (own choice: rank / 2)"
+        default=4, description="rank of the factors' gradient projection (own choice: rank / 2); dense: unused"
     )
     alpha: float = Field(default=16.0, gt=0, description="product scaled by alpha / rank (release's GLUE script: 16)")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="on the factors' input (release's GLUE script: 0.1)")
@@ -51,6 +51,17 @@ class GradNormLoRPConfig(RestartConfig):
     basis: Literal["exact", "warm"] = Field(default="exact", description="exact top singular vectors, or warm-started")
     moments: Literal["keep", "rotate", "reset"] = Field(default="keep", description="at a refresh (GaLore's choice)")
     allow_full_rank: bool = Field(default=False, description="permit projection_rank = rank, as the release runs")
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings as a plan holds them, without one that the form does not use."""
+        found = super().settings()
+        if self.form == "dense":
+            del found["projection_rank"]
+        return found
+
+    def projected(self) -> GradNormLoRPConfig:
+        """Return the settings with the rank that gradients are projected on as `projection_rank`."""
+        return self.model_copy(update={"projection_rank": self.rank}) if self.form == "dense" else self
 
 
 def configure(rank: int) -> GradNormLoRPConfig:
@@ -73,7 +84,9 @@ def attach(model: nn.Module, placement: Placement, config: GradNormLoRPConfig) -
     if config.form == "dense":
         if config.merge_gap:
             raise ValueError("merge_gap: form 'dense' has no factors to merge (nearest allowed form: factors)")
-        check_projection({f"layer {name}": shape for name, shape in layers.items()}, config, config.allow_full_rank)
+        check_rank(config.rank, layers)
+        named = {f"layer {name}": shape for name, shape in layers.items()}
+        check_projection(named, config.projected(), config.allow_full_rank)
         for name in placement.targets:
             parametrizations.weight_norm(model.get_submodule(name), dim=0)
         model.requires_grad_(True)
@@ -106,7 +119,7 @@ def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config
         directions = {name + DIRECTION for name in placement.targets}
         projected = [parameter for name, parameter in named.items() if name in directions]
         plain = [parameter for name, parameter in named.items() if name not in directions]
-        return projected_adamw(projected, plain, adam, config, config.allow_full_rank)
+        return projected_adamw(projected, plain, adam, config.projected(), config.allow_full_rank)
     factors, rest = param_groups(model, projection_rank=config.projection_rank)
     return projected_adamw(factors["params"], rest["params"], adam, config, config.allow_full_rank)
 
@@ -115,7 +128,7 @@ def layer_state_bytes(shape: tuple[int, int], config: GradNormLoRPConfig, state_
     """Return the state bytes of both projected factors, or of the projected direction, and of the magnitude."""
     outputs, inputs = shape
     if config.form == "dense":
-        return projected_state_bytes(shape, config, state_bits) + adam_state_bytes(outputs, state_bits)
+        return projected_state_bytes(shape, config.projected(), state_bits) + adam_state_bytes(outputs, state_bits)
     factors = ((outputs, config.rank), (config.rank, inputs))
     return sum(projected_state_bytes(factor, config, state_bits) for factor in factors) + adam_state_bytes(
         outputs, state_bits
@@ -130,7 +143,7 @@ def layer_parts(shape: tuple[int, int], config: GradNormLoRPConfig) -> tuple[Par
     outputs, inputs = shape
     if config.form == "dense":
         return (
-            Part("direction", shape, True, False, config.projection_rank, config.side),
+            Part("direction", shape, True, False, config.rank, config.side),
             Part("magnitude", (outputs, 1), trained=True),
         )
     return (
@@ -168,7 +181,7 @@ METHOD = Method(
     optimizer=optimizer,
     merge=merge,
     ranks=lambda shape, config: LayerRanks(
-        rank=config.rank if config.form == "factors" else None, projection_rank=config.projection_rank
+        rank=config.rank if config.form == "factors" else None, projection_rank=config.projected().projection_rank
     ),
     layer_state_bytes=layer_state_bytes,
     layer_parts=layer_parts,

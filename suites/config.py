@@ -62,8 +62,9 @@ class Settings(BaseModel):
     grid: list[dict[str, Any]] = Field(default=[], description="what `tune` tries for a method")
 
 
-def load_profile(name: str, suite: str, rank: int) -> list[dict[str, Any]]:
-    """Return the profile's layers for a suite, weakest first: its table, its rank table, its tuned table.
+def load_profile(name: str, suite: str, rank: int, tuned: bool = True) -> list[dict[str, Any]]:
+    """Return the profile's layers for a suite, weakest first: its table, its rank table, and unless
+    `tuned` is false its tuned table.
 
     Raises:
         ValueError: unknown profile, or one without a table for the suite.
@@ -73,9 +74,9 @@ def load_profile(name: str, suite: str, rank: int) -> list[dict[str, Any]]:
     if table is None:
         raise ValueError(f"profile {name!r} has no settings for suite {suite!r}")
     layers = [table, table.get("rank", {}).get(str(rank), {})]
-    tuned = tuned_path(name, suite, rank)
-    if tuned.exists():
-        layers.append(tomllib.loads(tuned.read_text()))
+    choice = tuned_path(name, suite, rank)
+    if tuned and choice.exists():
+        layers.append(tomllib.loads(choice.read_text()))
     return layers
 
 

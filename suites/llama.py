@@ -1,4 +1,4 @@
-"""The LLaMA sizes of C4 pre-training that GaLore (arXiv 2403.03507) and the GradNormLoRP release share; two tiny ones."""
+"""LLaMA sizes of C4 pre-training that GaLore (arXiv 2403.03507) and the GradNormLoRP release share; two tiny ones."""
 
 from __future__ import annotations
 

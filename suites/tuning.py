@@ -28,7 +28,8 @@ def grid_plans(request: Request, runtime: Runtime) -> list[Plan]:
         ValueError: a method without a grid, grids of different sizes (the budget must be equal), a method whose grid
             is not the same on every task, a point given twice, or one with other settings than POINT_SETTINGS.
     """
-    layers = [*load_profile(request.profile, request.suite, request.rank), dict(request.overrides)]
+    # An earlier choice must not colour the new one.
+    layers = [*load_profile(request.profile, request.suite, request.rank, tuned=False), dict(request.overrides)]
     plans = []
     grids: dict[str, list[Point]] = {}
     for task, method in request_cells(request):

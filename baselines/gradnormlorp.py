@@ -6,8 +6,8 @@ Bytes of state for an O x I weight, basis on the factors' small side: 4 * (2 * P
 32-bit moments. Stated choices: P = R / 2 unless given, since P = R is a rotation that saves nothing (the release's GLUE
 script runs so); the gradient passes through the norm (`full`); moments are kept at a refresh.
 
-In the form "dense" there are no factors: W' = m * V / ||V||_row with V the whole weight, its gradient projected on `rank`,
-as in GaLore (the release's pre-training goes that way). State: 4 * ((2 * max(O, I) + min(O, I)) * R + 2 * O).
+In the form "dense" there are no factors: W' = m * V / ||V||_row with V the whole weight, its gradient projected
+on `rank` as in GaLore (the release's pre-training goes that way). State: 4 * ((2 * max(O, I) + min(O, I)) * R + 2 * O).
 """
 
 from __future__ import annotations

@@ -90,7 +90,8 @@ class Plan(Strict):
     model: ModelPlan
     data: DataPlan
     training: TrainingPlan
-    purpose: Literal["result", "tuning"] = "result"
+    purpose: Literal["result", "tuning", "gate"] = "result"
+    variant: str = Field(default="", description="what sets the run apart from its profile, as the gate calls it")
 
     def hash(self) -> str:
         """First 12 hex digits of sha256 over the canonical JSON (sorted keys, no spaces, defaults left out).

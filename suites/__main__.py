@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from suites.gate.command import register as register_gate
 from suites.memory.command import register as register_memory
 from suites.options import (
     RUNS,
@@ -326,6 +327,7 @@ def begin_anew(plans: list[Plan], out: Path) -> None:
 
 
 register_memory(app, console, one_line_errors)
+register_gate(app, console, one_line_errors)
 
 if __name__ == "__main__":
     sys.exit(app())

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
+from results.differences import plan_differences
 from results.schema import Plan
 
 FORMAT = 1
@@ -126,7 +127,7 @@ def unfinished(store: Path, plans: Sequence[Plan]) -> int:
 def check_unchanged(store: Path, plans: Sequence[Plan]) -> None:
     """Refuse plans that differ from a run that was cut off in `store` and could go on.
 
-    Two plans are of the same run if suite, profile, task, method, seed and purpose are the same.
+    Two plans are of the same run if suite, profile, task, method, seed, purpose and variant are the same.
 
     Raises:
         CheckpointError: naming the fields that differ and what can be done.
@@ -149,13 +150,11 @@ def check_unchanged(store: Path, plans: Sequence[Plan]) -> None:
 
 def differences(before: Plan, after: Plan) -> str:
     """Return the fields in which two plans differ, as "name before -> after", comma-joined."""
-    old, new = _flat(before.model_dump(mode="json")), _flat(after.model_dump(mode="json"))
-    names = sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
-    return ", ".join(f"{name} {old.get(name)} -> {new.get(name)}" for name in names)
+    return ", ".join(f"{name} {old} -> {new}" for name, old, new in sorted(plan_differences(before, after)))
 
 
 def _identity(plan: Plan) -> tuple[object, ...]:
-    return plan.suite, plan.profile, plan.task, plan.method, plan.seed, plan.purpose
+    return plan.suite, plan.profile, plan.task, plan.method, plan.seed, plan.purpose, plan.variant
 
 
 def _plan_in(folder: Path) -> Plan | None:
@@ -203,9 +202,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {name: value}
-    return {k: v for key, each in value.items() for k, v in _flat(each, f"{name}.{key}" if name else key).items()}

@@ -1,0 +1,82 @@
+"""Which plans the gate runs, and where their records lie."""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+
+from results.gate.comparable import stack_of
+from results.gate.quantities import cell_of
+from results.schema import Plan, Strict
+from suites.environment import ROOT, environment
+from suites.plan import Request, make_plans
+from suites.suite import Runtime
+
+ROWS = Path(__file__).with_name("rows.toml")
+PROFILE = "micro"
+CODE = ("gnlorp", "baselines", "suites")
+KEPT = (".py", ".toml", ".json", ".safetensors")
+
+
+class Row(Strict):
+    """One comparison of all methods, see `rows.toml`."""
+
+    suite: str
+    rank: int = Field(gt=0)
+    seeds: list[int]
+    tasks: list[str] = []
+    variant: str = ""
+    settings: dict[str, Any] = {}
+
+
+def rows() -> list[Row]:
+    """Return the rows of the gate, in order."""
+    return [Row.model_validate(each) for each in tomllib.loads(ROWS.read_text())["row"]]
+
+
+def gate_plans(runtime: Runtime, only: Sequence[str] = ()) -> list[Plan]:
+    """Return the gate's plans, those whose label or cell holds one of `only` as a part; all of them without any.
+
+    Raises:
+        ValueError: one of `only` is part of no label and no cell.
+    """
+    plans = []
+    for row in rows():
+        request = Request(
+            suite=row.suite, profile=PROFILE, rank=row.rank, tasks=tuple(row.tasks), seeds=tuple(row.seeds),
+            overrides=tuple(row.settings.items()),
+        )  # fmt: skip
+        marks = {"purpose": "gate", "variant": row.variant}
+        plans += [plan.model_copy(update=marks) for plan in make_plans(request, runtime)]
+    chosen = [plan for plan in plans if not only or any(_holds(plan, part) for part in only)]
+    for part in only:
+        if not any(_holds(plan, part) for plan in plans):
+            cells = ", ".join(dict.fromkeys(cell_of(plan) for plan in plans))
+            raise ValueError(f"only {part!r}: is part of no run's label and of no cell; cells are: {cells}")
+    return chosen
+
+
+def _holds(plan: Plan, part: str) -> bool:
+    return part in plan.label or part in cell_of(plan)
+
+
+def fingerprint(root: Path = ROOT) -> str:
+    """Return 12 hex digits over all code and embedded data that a run depends on, and the stack.
+
+    Records are kept by it, so that a changed tree runs anew and an unchanged one goes on where it stopped.
+    """
+    found = hashlib.sha256()
+    for folder in CODE:
+        for path in sorted((root / folder).rglob("*")):
+            name = path.relative_to(root).as_posix()
+            if path.suffix in KEPT and path.is_file():
+                found.update(f"{name}\0".encode())
+                found.update(hashlib.sha256(path.read_bytes()).digest())
+    found.update(repr(sorted(stack_of(environment(torch.device("cpu"), 1, 1)).items())).encode())
+    return found.hexdigest()[:12]

@@ -13,6 +13,7 @@ from rich.console import Console
 from reports.build import Report, c4_report, glue_report, write_report
 from reports.convention import ChoiceError, Convention
 from reports.foreign import read_foreign
+from reports.gate_command import register as register_gate
 from reports.gather import gather
 from reports.memory import build_memory_report
 from reports.paper_build import glue_reports, trouble_lines, write_paper
@@ -220,6 +221,9 @@ def readme(
         raise typer.Exit(2) from None
     path.write_text(text)
     sys.stdout.write(f"{path}\n")
+
+
+register_gate(app)
 
 
 def _existing(paths: list[Path]) -> list[Path]:

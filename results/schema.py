@@ -127,6 +127,7 @@ class Environment(Strict):
     threads: int = Field(description="intra-op threads of this run")
     workers: int = Field(description="runs going on at the same time on this machine")
     ram_bytes: Bytes
+    variables: dict[str, str] = Field(default={}, description="set ones of those that choose a processor's kernels")
 
 
 class Layer(Strict):

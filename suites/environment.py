@@ -32,6 +32,9 @@ PACKAGES = (
 CODE = ("gnlorp", "baselines", "suites", "pyproject.toml")
 """What can change a result; records that a run writes do not make its checkout dirty."""
 
+VARIABLES = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
+"""Environment variables that choose the kernels of torch, MKL and oneDNN."""
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -58,6 +61,7 @@ def environment(device: torch.device, threads: int, workers: int) -> Environment
         threads=threads,
         workers=workers,
         ram_bytes=int(psutil.virtual_memory().total),
+        variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
     )
 
 

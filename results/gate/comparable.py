@@ -27,7 +27,7 @@ def load(folder: Path, what: str) -> list[Record]:
     if not folder.exists():
         raise Refusal(f"{what} {folder} does not exist: {_remedy(what)}")
     try:
-        records = read_records([folder / "records"] if (folder / "records").is_dir() else [folder])
+        records = read_records([folder])
     except StoreError as error:
         raise Refusal(f"{what}: {error}") from error
     if not records:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -77,6 +78,12 @@ def _option(arguments: list[str], name: str) -> list[str]:
     return found
 
 
+def _every(arguments: list[str], name: str) -> list[str]:
+    """Return the values of every `name value` and `name=value` among the arguments."""
+    following = [arguments[i + 1] for i, word in enumerate(arguments[:-1]) if word == name]
+    return following + [word.partition("=")[2] for word in arguments if word.startswith(f"{name}=")]
+
+
 def _values(arguments: list[str]) -> list[str]:
     return [part for word in arguments for part in word.split("=")]
 
@@ -139,6 +146,37 @@ def bench(session: nox.Session) -> None:
     if not {"--help", "-h"} & set(arguments):
         record = _option(arguments, "--out")[1:] or ["results/runs/bench.json"]
         session.run(python, "-m", "reports", "bench", "--record", *record, external=True)
+
+
+@nox.session(venv_backend="none")
+def regression(session: nox.Session) -> None:
+    """The gate: micro GLUE and C4 against results/reference/gate; `-- --only galore`, `-- --update`, `-- --help`."""
+    arguments = list(session.posargs)
+    python = shared_python(session)
+    if {"--help", "-h"} & set(arguments):
+        session.run(python, "-m", "reports", "gate", "--help", external=True)
+        return
+    given = _option(arguments, "--records")
+    if not given:
+        only = [word for value in _every(arguments, "--only") for word in ("--only", value)]
+        # A run that fails is a finding of the gate, not the end of it.
+        session.run(python, "-m", "suites", "gate", "run", *only, external=True, success_codes=[0, 1])
+        folder = session.run(python, "-m", "suites", "gate", "folder", external=True, silent=True)
+        given = ["--records", str(folder).split()[-1]]
+        arguments = [*given, *arguments]
+    # nox ends with 1 whatever a command's exit code was; the gate's tell a regression (1) from bad input (2).
+    code = subprocess.run([python, "-m", "reports", "gate", *arguments], check=False).returncode
+    if code > 1:
+        sys.exit(code)
+    if code:
+        session.error("the gate found something")
+
+
+@nox.session(venv_backend="none")
+def gate_trial(session: nox.Session) -> None:
+    """Seeded faults, one at a time in a copy of the tree: does the gate see them? `-- --fault NAME`; long."""
+    arguments = list(session.posargs)
+    session.run(shared_python(session), "-m", "suites", "gate", "trial", *arguments, external=True)
 
 
 @nox.session(venv_backend="none")

@@ -13,6 +13,7 @@ from results.gate.compare import Finding, Verdict
 from results.gate.quantities import KINDS
 from results.gate.tolerances import Tolerances
 
+REFERENCE = "results/reference/gate"
 MOST_LINES = 40
 LONGEST = 90
 WORDS = {
@@ -60,7 +61,7 @@ def to_text(verdict: Verdict, tolerances: Tolerances, everything: bool = False) 
     if len(shown) > MOST_LINES and not everything:
         lines.append(f"... and {len(shown) - MOST_LINES} more cells: --all shows everything")
     if not verdict.passed:
-        lines += ["", bisect_line(verdict.findings), f"if the change is meant: {REFRESH}"]
+        lines += ["", bisect_line(verdict), f"if the change is meant: {REFRESH}"]
     lines += ["", *(f"{WORDS[kind]}: {verdict.comparisons.get(kind, 0):,} compared" for kind in KINDS)]
     lines.append(band_line(tolerances))
     lines += [_time_line(verdict)] if verdict.times else []
@@ -87,7 +88,7 @@ def to_markdown(verdict: Verdict, tolerances: Tolerances) -> str:
             lines.append("| " + " | ".join(each.replace("|", "\\|") for each in cells) + " |")
         if len(groups) > MOST_LINES:
             lines.append(f"\n{len(groups) - MOST_LINES} more cells are left out.")
-        lines += ["", f"`{bisect_line(verdict.findings)}`", "", f"If the change is meant: `{REFRESH}`"]
+        lines += ["", f"`{bisect_line(verdict)}`", "", f"If the change is meant: `{REFRESH}`"]
     lines += ["", "<details><summary>What was compared</summary>", ""]
     lines += [f"- {WORDS[kind]}: {verdict.comparisons.get(kind, 0):,}" for kind in KINDS]
     lines += [f"- {band_line(tolerances)}"]
@@ -124,12 +125,17 @@ def to_annotations(verdict: Verdict) -> str:
     return "\n".join(lines) + "\n"
 
 
-def bisect_line(findings: Sequence[Finding]) -> str:
-    """Return how to find the commit: by the run that shows the most telling number."""
-    first = next((each for each in findings if each.run), None)
+def bisect_line(verdict: Verdict) -> str:
+    """Return how to find the commit: by the one run that shows the most telling number."""
+    first = next((each for each in verdict.findings if each.run), None)
     if first is None:
         return "bisect: no single run shows it"
-    return f"bisect: git bisect start HEAD GOOD && git bisect run python -m nox -s regression -- --only {first.run}"
+    good = verdict.commit[:12] if verdict.commit else "GOOD"
+    # The reference is copied: it lies in the tree, and would be that of each commit that is tried.
+    return (
+        f"bisect: cp -r {REFERENCE} .nox/gate-reference && git bisect start HEAD {good} && git bisect run "
+        f"python -m nox -s regression -- --bisect --reference .nox/gate-reference --only {first.run}"
+    )
 
 
 def band_line(tolerances: Tolerances) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from reports.gate import to_annotations, to_junit, to_markdown, to_text
+from reports.gate import REFERENCE, to_annotations, to_junit, to_markdown, to_text
 from results.gate.accept import add_to_changelog, changelog_entry, replace_reference
 from results.gate.comparable import Refusal, load
 from results.gate.compare import compare
@@ -28,19 +28,20 @@ from results.gate.tolerances import (
 from results.schema import Record
 from results.store import StoreError, write_atomically
 
-REFERENCE = Path("results") / "reference" / "gate"
 REPLICATES = Path("results") / "runs" / "gate" / "replicates"
 CANNOT = 2
+SKIP = 125
+"""Exit code by which `git bisect run` passes over a commit."""
 Reference = Annotated[Path, typer.Option(metavar="DIR", help="Folder of the reference: records and tolerances.json.")]
 
 
 @contextmanager
-def _one_line() -> Iterator[None]:
+def _one_line(code: int = CANNOT) -> Iterator[None]:
     try:
         yield
     except (Refusal, StoreError, ValueError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        raise typer.Exit(CANNOT) from None
+        raise typer.Exit(code) from None
 
 
 def register(app: typer.Typer) -> None:
@@ -49,7 +50,7 @@ def register(app: typer.Typer) -> None:
     @app.command()
     def gate(
         records: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the records to judge.")],
-        reference: Reference = REFERENCE,
+        reference: Reference = Path(REFERENCE),
         only: Annotated[
             list[str] | None,
             typer.Option(help="Judge the reference's runs whose label or cell holds this alone; repeatable."),
@@ -67,6 +68,9 @@ def register(app: typer.Typer) -> None:
         update: Annotated[
             bool, typer.Option("--update", help="Make the records the new reference, and write a changelog entry.")
         ] = False,
+        bisect: Annotated[
+            bool, typer.Option("--bisect", help=f"Exit code {SKIP} in place of {CANNOT}, for `git bisect run`.")
+        ] = False,
         changelog: Annotated[Path, typer.Option(help="Changelog for --update.")] = Path("CHANGELOG.md"),
     ) -> None:
         """Compare records with the reference: exit code 0 as it was, 1 something changed, 2 not comparable.
@@ -76,8 +80,10 @@ def register(app: typer.Typer) -> None:
 
         Example: python -m reports gate --records results/runs/gate/0123456789ab
         """
-        with _one_line():
+        with _one_line(SKIP if bisect else CANNOT):
             current = load(records, "records")
+            if update and only:
+                raise ValueError("update with only: a reference is renewed as a whole; leave one of the two out")
             if update:
                 _update(reference, current, changelog)
                 return
@@ -107,7 +113,7 @@ def register(app: typer.Typer) -> None:
             list[Path] | None,
             typer.Option(metavar="DIR", help=f"Folder of one replicate; repeatable [every folder in {REPLICATES}]."),
         ] = None,
-        reference: Reference = REFERENCE,
+        reference: Reference = Path(REFERENCE),
         false_alarm: Annotated[
             float, typer.Option(help="Chance of any false alarm in one pass of an unchanged tree.")
         ] = FALSE_ALARM,

@@ -60,6 +60,16 @@ def test_the_wheel_holds_gnlorp_alone(wheel: Path) -> None:
     assert "gnlorp/py.typed" in inside
 
 
+@pytest.mark.parametrize(("version", "plugin"), [("standard", False), ("editable", True)])
+def test_only_an_editable_install_brings_the_pytest_plugin(version: str, plugin: bool, tmp_path: Path) -> None:
+    """pytest loads every installed plugin; the plugin's package is not in the wheel."""
+    builder = pytest.importorskip("hatchling.builders.wheel", reason="hatchling, the build backend, is not installed")
+    (path,) = builder.WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=[version])
+    archive = zipfile.ZipFile(path)
+    points = [archive.read(name).decode() for name in archive.namelist() if name.endswith("entry_points.txt")]
+    assert any("results.pytest_plugin" in text for text in points) == plugin
+
+
 def test_the_wheel_needs_torch_alone(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
     (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]

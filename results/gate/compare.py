@@ -15,6 +15,9 @@ from results.gate.tolerances import Band, Tolerances, deviation, of_mean
 from results.metrics import higher_is_better
 from results.schema import Plan, Record
 
+BASELINE = "full"
+"""Method whose time the others' is put over."""
+
 Sort = Literal["regression", "improvement", "change", "vanished", "appeared"]
 
 
@@ -55,12 +58,13 @@ class TimeRatio:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one pass of the gate found."""
+    """What one pass of the gate found; `commit` is the reference's code, None where it was not a clean checkout."""
 
     findings: list[Finding]
     runs: int
     comparisons: dict[Kind, int] = field(default_factory=dict)
     times: list[TimeRatio] = field(default_factory=list)
+    commit: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -96,7 +100,9 @@ def compare(
     times = _times([old[key] for key in both], [new[key] for key in both])
     if time_factor is not None:
         findings += _time_findings(times, time_factor)
-    return Verdict(sorted(findings, key=_order), len(both), counts, times)
+    made = {record.environment.commit for record in reference if not record.environment.dirty}
+    commit = made.pop() if len(made) == 1 else None
+    return Verdict(sorted(findings, key=_order), len(both), counts, times, commit)
 
 
 def _other_plans(old: dict[str, Record], new: dict[str, Record]) -> list[Finding]:
@@ -112,10 +118,11 @@ def _other_plans(old: dict[str, Record], new: dict[str, Record]) -> list[Finding
         come.remove(partner)
         for name, before, after in plan_differences(record.plan, partner.plan):
             why = f"the plan says {name} = {after}, the reference {before}"
+            plan, what = record.plan, f"plan.{name}"
             findings.append(
                 Finding(
-                    "change", cell_of(record.plan), record.plan.seed, f"plan.{name}", "exact", before, after, None, None,
-                    "configuration", why, partner.plan.label,
+                    "change", cell_of(plan), plan.seed, what, "exact", before, after, None, None, "configuration", why,
+                    partner.plan.label,
                 )
             )  # fmt: skip
     return findings + [_presence("appeared", record) for record in come]
@@ -227,9 +234,6 @@ def _times(old: Sequence[Record], new: Sequence[Record]) -> list[TimeRatio]:
     return found
 
 
-BASELINE = "full"
-
-
 def _over(seconds: dict[tuple[str, str], float], suite: str, method: str) -> float | None:
     one, other = seconds.get((suite, method)), seconds.get((suite, BASELINE))
     return None if one is None or not other else one / other
@@ -251,10 +255,11 @@ def _time_findings(times: Sequence[TimeRatio], factor: float) -> list[Finding]:
     for each in times:
         if each.before and each.after and each.after > factor * each.before:
             why = f"seconds a step over {BASELINE}'s grew {each.after / each.before:.2f} times, allowed are {factor}"
+            cell, grown = f"{each.suite}/*/{each.method}", each.after / each.before
             found.append(
                 Finding(
-                    "regression", f"{each.suite}/*/{each.method}", None, "time a step over full training's", "exact",
-                    round(each.before, 3), round(each.after, 3), each.after / each.before - 1, factor - 1, "code", why, "",
+                    "regression", cell, None, f"time a step over {BASELINE}'s", "exact", round(each.before, 3),
+                    round(each.after, 3), grown - 1, factor - 1, "code", why, "",
                 )
             )  # fmt: skip
     return found

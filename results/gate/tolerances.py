@@ -153,12 +153,27 @@ def _band(
     else:
         logs = [math.log(value) for value in above]
         location = sum(logs) / len(logs) if logs else None
-        spread = math.sqrt(sum((each - location) ** 2 for each in logs) / max(1, len(logs) - 1)) if location else 0.0
-        bound = largest
-        if kind != "peak" and location is not None and len(logs) > 1:
-            reach = float(stats.t.ppf(1 - tail, len(logs) - 1)) * spread * math.sqrt(1 + 1 / len(logs))
-            bound = max(largest, math.exp(min(location + reach, 0.0)))
+        spread = _spread(logs)
+        bound = largest if kind == "peak" else log_normal_bound(values, tail)
     return Band(
         kind=kind, suite=suite, state_bits=bits, method=method, item=item, n=n, zeros=n - len(above),
         location=location, spread=spread, largest=largest, bound=bound,
     )  # fmt: skip
+
+
+def log_normal_bound(values: Sequence[float], tail: float) -> float:
+    """Return the deviation that one more of the same log-normal source exceeds with probability `tail`.
+
+    Never below the largest seen, at most 1 unless that is; 0 where all were 0.
+    """
+    largest = max(values)
+    logs = [math.log(value) for value in values if value > 0]
+    if len(logs) < 2 or not math.isfinite(largest):
+        return largest
+    reach = float(stats.t.ppf(1 - tail, len(logs) - 1)) * _spread(logs) * math.sqrt(1 + 1 / len(logs))
+    return max(largest, math.exp(min(sum(logs) / len(logs) + reach, 0.0)))
+
+
+def _spread(logs: Sequence[float]) -> float:
+    mean = sum(logs) / max(1, len(logs))
+    return math.sqrt(sum((each - mean) ** 2 for each in logs) / max(1, len(logs) - 1))

@@ -74,3 +74,17 @@ def register(app: typer.Typer, console: Console, one_line_errors: Callable[[], A
             for each in circumstances():
                 console.print(f"replicate {each.name}", style="bold", markup=False)
                 run_replicate(each, out)
+
+    @gate.command()
+    def trial(
+        fault: Annotated[list[str] | None, typer.Option(help="name of a fault; repeatable; default: all")] = None,
+        out: Annotated[Path, typer.Option(help="file for the record, written after every fault")] = RUNS / "trial.json",
+        reference: Annotated[Path, typer.Option(help="folder of the reference")] = REFERENCE,
+        fresh: Annotated[bool, typer.Option("--fresh", help="try again what the record holds already")] = False,
+    ) -> None:
+        """Put seeded faults into copies of the tree, one at a time, and say which of them the gate sees."""
+        with one_line_errors():
+            from suites.gate.trials import run_trial
+
+            unseen = run_trial(console, fault or [], reference, out, fresh)
+        raise typer.Exit(1 if unseen else 0)

@@ -1,0 +1,130 @@
+"""The mutation trial: put one fault into a copy of the tree, run a few of the gate's plans, ask the gate."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from results.gate.comparable import Refusal
+from results.gate.compare import Finding, compare
+from results.gate.tolerances import Tolerances
+from results.gate.trial import Shown, TrialRow
+from results.schema import Plan, Record
+from results.store import StoreError, read_records
+from suites.environment import ROOT
+from suites.gate.faults import Fault
+
+TREE = ("gnlorp", "baselines", "suites", "results")
+LEFT_OUT = shutil.ignore_patterns("__pycache__", "runs", "reference", "published")
+SHORT = 120
+
+
+def apply(fault: Fault, root: Path) -> None:
+    """Make the fault's edits in the tree at `root`.
+
+    Raises:
+        ValueError: an edit's text does not stand in its file exactly once: the code has moved on, mend the fault.
+    """
+    for edit in fault.edits:
+        path = root / edit.file
+        text = path.read_text()
+        if (count := text.count(edit.old)) != 1:
+            raise ValueError(f"fault {fault.name}: its text stands {count} times in {edit.file}, must be once")
+        path.write_text(text.replace(edit.old, edit.new))
+
+
+def try_fault(
+    fault: Fault, no_op: bool, plans: Sequence[Plan], reference: Sequence[Record], tolerances: Tolerances
+) -> TrialRow:
+    """Return what the gate says of a tree with `fault` in it.
+
+    Args:
+        plans: the gate's plans that are run with the fault, those of `fault.only`.
+    """
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="gate-trial-") as scratch:
+        root = Path(scratch) / "tree"
+        for name in TREE:
+            shutil.copytree(ROOT / name, root / name, ignore=LEFT_OUT)
+        apply(fault, root)
+        records, error = _run(root, fault.only, Path(scratch) / "records")
+    hashes = {plan.hash() for plan in plans}
+    wanted = [record for record in reference if record.plan_hash in hashes]
+    findings: list[Finding] = []
+    if error is None:
+        try:
+            findings = compare(wanted, records, tolerances).findings
+        except Refusal as problem:
+            error = f"refused: {problem}"
+    here, elsewhere = _cells(findings, fault, True), _cells(findings, fault, False)
+    first = findings[0] if findings else None
+    return TrialRow(
+        name=fault.name,
+        what=fault.what,
+        files=[edit.file for edit in fault.edits],
+        no_op=no_op,
+        runs=[plan.label for plan in plans],
+        caught=error is not None or (first is not None and _within(first.cell, fault)),
+        fired=error is not None or first is not None,
+        first=None if first is None else _shown(first),
+        findings=len(findings),
+        right_cells=here,
+        wrong_cells=elsewhere,
+        expected=fault.expected,  # type: ignore[arg-type]
+        seconds=round(time.monotonic() - start, 1),
+        error=error,
+    )
+
+
+def _run(root: Path, only: Sequence[str], out: Path) -> tuple[list[Record], str | None]:
+    command = [sys.executable, "-m", "suites", "gate", "run", "--out", str(out)]
+    command += [word for part in only for word in ("--only", part)]
+    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+    try:
+        records = read_records([out]) if out.exists() else []
+    except StoreError as problem:
+        return [], str(problem)
+    if not records:
+        last = next((line for line in reversed((done.stderr + done.stdout).splitlines()) if line.strip()), "")
+        return [], f"exit code {done.returncode}: {last[:SHORT]}"
+    return records, None
+
+
+def _cells(findings: Sequence[Finding], fault: Fault, inside: bool) -> list[str]:
+    return sorted({finding.cell for finding in findings if _within(finding.cell, fault) == inside})
+
+
+def _within(cell: str, fault: Fault) -> bool:
+    return any(part in cell for part in fault.cells)
+
+
+def _shown(finding: Finding) -> Shown:
+    before, after = _pair(finding.before, finding.after)
+    return Shown(
+        sort=finding.sort, cell=finding.cell, quantity=finding.quantity, kind=finding.kind, before=before, after=after,
+        cause=finding.cause,
+    )  # fmt: skip
+
+
+def _pair(before: object, after: object) -> tuple[str, str]:
+    """Return two values as short texts, of two lists or tables the first entry that differs."""
+    if isinstance(before, list) and isinstance(after, list):
+        both = zip(before, after, strict=False)
+        before, after = next(((one, other) for one, other in both if one != other), (len(before), len(after)))
+    if isinstance(before, dict) and isinstance(after, dict):
+        differing: Iterator[str] = (name for name in [*before, *after] if before.get(name) != after.get(name))
+        name = next(differing)
+        before, after = f"{name}: {before.get(name)}", f"{name}: {after.get(name)}"
+    return _short(before), _short(after)
+
+
+def _short(value: object) -> str:
+    text = f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return text if len(text) <= SHORT else f"{text[: SHORT - 3]}..."

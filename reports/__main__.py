@@ -21,7 +21,7 @@ from reports.paper_build import paper as make_paper
 from reports.readme import filled
 from reports.render import to_screen
 from reports.selection import ReportError
-from reports.single import bench_report, contract_report
+from reports.single import bench_report, contract_report, trial_report
 from results.published import PublishedError, published_cells
 from results.store import StoreError, read_records
 
@@ -155,6 +155,17 @@ def contract(
 ) -> None:
     """Write the capability matrix with the reason of every answer."""
     _single(contract_report, record, out)
+
+
+@app.command("gate-trial")
+def gate_trial(
+    record: Annotated[Path, typer.Option(help="Record of `python -m suites gate trial`.")] = Path(
+        "results/reference/gate/trial.json"
+    ),
+    out: Annotated[Path, typer.Option(help="Folder for the report: OUT/trial/.")] = Path("reports/build"),
+) -> None:
+    """Write the table of the gate's mutation trial."""
+    _single(trial_report, record, out)
 
 
 @app.command()

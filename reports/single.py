@@ -1,4 +1,4 @@
-"""Reports on records that are one file: the tables and figure of the bench, the capability matrix."""
+"""Reports on records that are one file: the bench, the capability matrix, the gate's trial."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from reports.bench import bench_plot, claims_table, measurements_table, targets_
 from reports.contract import contract_table
 from reports.plots import Plot
 from reports.render import Table, to_csv, to_latex, to_markdown
+from reports.trial import trial_table
 from results.bench import Bench
 from results.contract import Matrix
+from results.gate.trial import Trial
 from results.single import read_single
 from results.store import write_atomically
 
@@ -36,6 +38,16 @@ def contract_report(record: Path, out: Path) -> list[Path]:
         ValueError: the record is empty.
     """
     return _write((contract_table(read_single(record, Matrix)),), [], out / "contract")
+
+
+def trial_report(record: Path, out: Path) -> list[Path]:
+    """Write the table of the gate's trial into `out`/trial and return its paths.
+
+    Raises:
+        StoreError: the record cannot be read, the folder not written.
+        ValueError: the record is empty.
+    """
+    return _write((trial_table(read_single(record, Trial)),), [], out / "trial")
 
 
 def _write(tables: Sequence[Table], plots: Sequence[Plot], folder: Path) -> list[Path]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from pydantic import Field
 from scipy import stats
@@ -23,6 +23,8 @@ FILE = "tolerances.json"
 FALSE_ALARM = 0.01
 """Chance that an unchanged tree on another machine of the stack shows any finding at all."""
 EVERY = "every method"
+ROUNDING = 2.0**-23
+"""Relative spacing of float32, in which losses are computed."""
 
 
 class Replicate(Strict):
@@ -39,8 +41,8 @@ class Replicate(Strict):
 class Band(Strict):
     """How far one kind of number may lie from its reference.
 
-    `loss` and `gradient` deviate relative to the reference, log-normally; `score` absolutely, for one seed, normally
-    about zero; `peak` in bytes.
+    Deviations of `loss` and `gradient` are relative to the reference, of `score` absolute for one seed, of `peak` in
+    bytes.
     """
 
     kind: Kind
@@ -51,7 +53,7 @@ class Band(Strict):
     n: int = Field(ge=1, description="deviations seen, those that were zero included")
     zeros: int = Field(ge=0)
     location: float | None = Field(description="mean of the logarithms of the deviations above zero; None: none was")
-    spread: float = Field(description="their standard deviation; for scores the root mean square of the deviations")
+    spread: float = Field(description="their standard deviation, pooled; scores, peaks: root mean square deviation")
     largest: float = Field(ge=0, description="largest deviation seen")
     bound: float = Field(ge=0, description="largest deviation that is still taken for noise; scores: of one seed")
 
@@ -85,14 +87,16 @@ def derive(
 ) -> Tolerances:
     """Return the bands that `replicates` of `reference` show.
 
-    A log-normal prediction bound for one more deviation, or a normal one for scores, at `false_alarm` shared out over
-    all comparisons of a pass (Bonferroni); never below the largest deviation seen, exact where none was seen.
+    A prediction bound for one more deviation at `false_alarm` shared out over all comparisons of a pass (Bonferroni).
+    Losses and gradient norms: log-normal, the location a method's own, the spread pooled over the methods and state
+    widths of the window, since single runs repeat too seldom; never below one rounding of float32. Scores: normal about
+    zero, pooled over methods. Peaks: the largest seen. No bound lies below the largest deviation seen.
 
     Raises:
         ValueError: a replicate holds a plan that the reference lacks, or nothing at all was compared.
     """
     plans = {record.plan_hash: record for record in reference}
-    seen: dict[tuple[Kind, str, Literal[8, 32], str, str], list[float]] = defaultdict(list)
+    seen: dict[_Group, list[float]] = defaultdict(list)
     kept: list[Replicate] = []
     for about, records in replicates:
         kept.append(about)
@@ -103,16 +107,17 @@ def derive(
             for name, old in before.items():
                 found = _deviation_of(old, after.get(name))
                 if found is not None:
-                    key = (old.kind, record.plan.suite, record.plan.training.state_bits, old.item)
-                    seen[(*key, record.plan.method)].append(found)
-                    seen[(*key, EVERY)].append(found)
+                    plan = record.plan
+                    key = _Group(old.kind, plan.suite, old.item, plan.training.state_bits, plan.method)
+                    seen[key].append(found)
     comparisons = sum(each.kind != "exact" for record in reference for each in quantities(record).values())
     if not seen or not comparisons:
         raise ValueError("nothing to derive tolerances from: run `python -m suites gate replicate` first")
-    bands = [
-        _band(kind, suite, bits, item, method, values, false_alarm / comparisons)
-        for (kind, suite, bits, item, method), values in sorted(seen.items())
-    ]
+    families: dict[tuple[Kind, str, str], dict[_Group, list[float]]] = defaultdict(dict)
+    for group, values in sorted(seen.items()):
+        families[group[:3]][group] = values
+    tail = false_alarm / comparisons
+    bands = [band for family in families.values() for band in _bands(family, tail)]
     return Tolerances(false_alarm=false_alarm, comparisons=comparisons, replicates=kept, bands=bands)
 
 
@@ -141,37 +146,71 @@ def _deviation_of(old: Quantity, new: Quantity | None) -> float | None:
     return deviation(old.kind, float(old.value), float(new.value))
 
 
-def _band(
-    kind: Kind, suite: str, bits: Literal[8, 32], item: str, method: str, values: list[float], tail: float
-) -> Band:
-    n, largest = len(values), max(values)
-    above = [value for value in values if value > 0]
-    location: float | None = None
+class _Group(NamedTuple):
+    kind: Kind
+    suite: str
+    item: str
+    state_bits: Literal[8, 32]
+    method: str
+
+
+def _bands(family: Mapping[_Group, Sequence[float]], tail: float) -> Iterator[Band]:
+    """Yield the bands of one kind, suite and item: a group's own, and one for methods that had no replicate."""
+    kind = next(iter(family)).kind
+    everything = [value for values in family.values() for value in values]
+    by_bits: dict[Literal[8, 32], list[float]] = defaultdict(list)
+    for group, values in family.items():
+        by_bits[group.state_bits].extend(values)
+    if kind in ("loss", "gradient"):
+        logs = {group: [math.log(value) for value in values if value > 0] for group, values in family.items()}
+        freedom = sum(max(0, len(each) - 1) for each in logs.values())
+        within = math.sqrt(
+            sum((len(each) - 1) * _spread(each) ** 2 for each in logs.values() if each) / max(1, freedom)
+        )
+        whole = [value for each in logs.values() for value in each]
+        for group, values in family.items():
+            # A group whose deviations were all zero has no location of its own: it gets everyone's.
+            own = logs[group] or whole
+            spread = within if logs[group] and freedom else _spread(whole)
+            degrees = freedom if logs[group] and freedom else len(whole) - 1
+            yield _band(group, values, own, spread, _log_normal(own, spread, degrees, tail))
+        for bits in by_bits:
+            group = next(iter(family))._replace(state_bits=bits, method=EVERY)
+            bound = _log_normal(whole, _spread(whole), len(whole) - 1, tail)
+            yield _band(group, everything, whole, _spread(whole), bound)
+        return
+    bound = max(everything)
+    spread = math.sqrt(sum(value * value for value in everything) / len(everything))
     if kind == "score":
-        spread = math.sqrt(sum(value * value for value in values) / n)
-        bound = max(float(stats.t.ppf(1 - tail / 2, n)) * spread * math.sqrt(1 + 1 / n), largest) if above else 0.0
-    else:
-        logs = [math.log(value) for value in above]
-        location = sum(logs) / len(logs) if logs else None
-        spread = _spread(logs)
-        bound = largest if kind == "peak" else log_normal_bound(values, tail)
+        n = len(everything)
+        bound = max(bound, float(stats.t.ppf(1 - tail / 2, n)) * spread * math.sqrt(1 + 1 / n))
+    for bits in by_bits:
+        group = next(iter(family))._replace(state_bits=bits, method=EVERY)
+        yield _band(group, everything, [], spread, bound)
+
+
+def _band(group: _Group, values: Sequence[float], logs: Sequence[float], spread: float, bound: float) -> Band:
     return Band(
-        kind=kind, suite=suite, state_bits=bits, method=method, item=item, n=n, zeros=n - len(above),
-        location=location, spread=spread, largest=largest, bound=bound,
+        kind=group.kind, suite=group.suite, state_bits=group.state_bits, method=group.method, item=group.item,
+        n=len(values), zeros=sum(value == 0 for value in values), location=sum(logs) / len(logs) if logs else None,
+        spread=spread, largest=max(values), bound=max(bound, max(values)),
     )  # fmt: skip
 
 
 def log_normal_bound(values: Sequence[float], tail: float) -> float:
     """Return the deviation that one more of the same log-normal source exceeds with probability `tail`.
 
-    Never below the largest seen, at most 1 unless that is; 0 where all were 0.
+    Never below the largest seen nor below one rounding of float32, at most 1 unless the largest is more.
     """
-    largest = max(values)
     logs = [math.log(value) for value in values if value > 0]
-    if len(logs) < 2 or not math.isfinite(largest):
-        return largest
-    reach = float(stats.t.ppf(1 - tail, len(logs) - 1)) * _spread(logs) * math.sqrt(1 + 1 / len(logs))
-    return max(largest, math.exp(min(sum(logs) / len(logs) + reach, 0.0)))
+    return max(max(values), _log_normal(logs, _spread(logs), len(logs) - 1, tail))
+
+
+def _log_normal(logs: Sequence[float], spread: float, degrees: int, tail: float) -> float:
+    if degrees < 1:
+        return ROUNDING
+    reach = float(stats.t.ppf(1 - tail, degrees)) * spread * math.sqrt(1 + 1 / len(logs))
+    return max(ROUNDING, math.exp(min(sum(logs) / len(logs) + reach, 0.0)))
 
 
 def _spread(logs: Sequence[float]) -> float:

@@ -270,8 +270,8 @@ def test_false_alarms_of_the_log_normal_bound_are_as_rare_as_asked() -> None:
     assert 0.02 < alarms / 3000 < 0.06
 
 
-def test_a_bound_is_never_below_what_was_seen_and_zero_where_nothing_moved() -> None:
-    assert log_normal_bound([0.0, 0.0], 0.01) == 0.0
+def test_a_bound_is_never_below_what_was_seen_nor_below_one_rounding() -> None:
+    assert log_normal_bound([0.0, 0.0], 0.01) == 2.0**-23
     assert log_normal_bound([0.0, 3e-7], 0.01) == 3e-7
     assert log_normal_bound([1e-9] * 20 + [1e-3], 0.5) == 1e-3
 

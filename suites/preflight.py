@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
 from results.schema import Peak, Plan
+from suites.launch import PRELOAD
 from suites.predict import predict_step_peak
 from suites.registry import get_suite
 from suites.run import check_fit, prediction_build
@@ -36,8 +39,20 @@ def predict_parts(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Peak]:
     """Return plan hash -> tracked peak of a plain step by part, predicted by the same trace without weights.
 
     One trace serves all plans whose step has the same shapes: other seeds, other tasks of the same largest batch. From
-    the second micro-batch on all are alike (gradients are there), so that no more than two are traced.
+    the second micro-batch on all are alike (gradients are there), so that no more than two are traced. The methods,
+    which share no trace, are shared out to `runtime.workers` processes.
     """
+    shares = [[plan for plan in plans if plan.method == name] for name in dict.fromkeys(plan.method for plan in plans)]
+    if runtime.workers == 1 or len(shares) == 1:
+        return _traced_parts(plans, runtime)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with ProcessPoolExecutor(runtime.workers, context, torch.set_num_threads, (runtime.threads,)) as pool:
+        parts = list(pool.map(_traced_parts, shares, [runtime] * len(shares)))
+    return {key: peak for part in parts for key, peak in part.items()}
+
+
+def _traced_parts(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Peak]:
     traced: dict[object, Peak] = {}
     found: dict[str, Peak] = {}
     jobs: dict[object, tuple[Job, object]] = {}

@@ -84,7 +84,7 @@ def register(app: typer.Typer, console: Console, one_line_errors: Callable[[], A
     ) -> None:
         """Put seeded faults into copies of the tree, one at a time, and say which of them the gate sees."""
         with one_line_errors():
-            from suites.gate.trials import run_trial
+            from suites.gate.trial import run_trial
 
             unseen = run_trial(console, fault or [], reference, out, fresh)
         raise typer.Exit(1 if unseen else 0)

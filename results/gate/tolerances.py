@@ -90,7 +90,9 @@ def derive(
     A prediction bound for one more deviation at `false_alarm` shared out over all comparisons of a pass (Bonferroni).
     Losses and gradient norms: log-normal, the location a method's own, the spread pooled over the methods and state
     widths of the window, since single runs repeat too seldom; never below one rounding of float32. Scores: normal about
-    zero, pooled over methods. Peaks: the largest seen. No bound lies below the largest deviation seen.
+    zero, pooled over methods; where none moved, a score goes in steps, and the bound is one row that falls the other
+    way (at most 2 / rows of accuracy, F1 and Matthews' coefficient). Peaks: the largest seen. No bound lies below the
+    largest deviation seen.
 
     Raises:
         ValueError: a replicate holds a plan that the reference lacks, or nothing at all was compared.
@@ -117,7 +119,10 @@ def derive(
     for group, values in sorted(seen.items()):
         families[group[:3]][group] = values
     tail = false_alarm / comparisons
-    bands = [band for family in families.values() for band in _bands(family, tail)]
+    rows = min(
+        (count for record in reference for each in record.evaluations for count in each.rows.values()), default=1
+    )
+    bands = [band for family in families.values() for band in _bands(family, tail, 2 / rows)]
     return Tolerances(false_alarm=false_alarm, comparisons=comparisons, replicates=kept, bands=bands)
 
 
@@ -154,7 +159,7 @@ class _Group(NamedTuple):
     method: str
 
 
-def _bands(family: Mapping[_Group, Sequence[float]], tail: float) -> Iterator[Band]:
+def _bands(family: Mapping[_Group, Sequence[float]], tail: float, row: float) -> Iterator[Band]:
     """Yield the bands of one kind, suite and item: a group's own, and one for methods that had no replicate."""
     kind = next(iter(family)).kind
     everything = [value for values in family.values() for value in values]
@@ -183,7 +188,7 @@ def _bands(family: Mapping[_Group, Sequence[float]], tail: float) -> Iterator[Ba
     spread = math.sqrt(sum(value * value for value in everything) / len(everything))
     if kind == "score":
         n = len(everything)
-        bound = max(bound, float(stats.t.ppf(1 - tail / 2, n)) * spread * math.sqrt(1 + 1 / n))
+        bound = max(bound, float(stats.t.ppf(1 - tail / 2, n)) * spread * math.sqrt(1 + 1 / n)) or row
     for bits in by_bits:
         group = next(iter(family))._replace(state_bits=bits, method=EVERY)
         yield _band(group, everything, [], spread, bound)

@@ -66,14 +66,19 @@ def register(app: typer.Typer, console: Console, one_line_errors: Callable[[], A
     @gate.command()
     def replicate(
         out: Annotated[Path, typer.Option(help="folder of the replicates")] = RUNS / "replicates",
+        name: Annotated[list[str] | None, typer.Option(help="one of the replicates; repeatable; default: all")] = None,
+        only: Only = None,
     ) -> None:
         """Run the plans again with other threads and instruction sets, for `python -m reports gate-tolerances`."""
         with one_line_errors():
+            from baselines.registry import checked_name
             from suites.gate.replicate import circumstances, run_replicate
 
-            for each in circumstances():
+            known = {each.name: each for each in circumstances()}
+            for chosen in name or known:
+                each = known[checked_name(chosen, known, "replicate")]
                 console.print(f"replicate {each.name}", style="bold", markup=False)
-                run_replicate(each, out)
+                run_replicate(each, out, only or ())
 
     @gate.command()
     def trial(

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from suites.environment import ROOT, usable_cpus
 
-PORTABLE = {"ATEN_CPU_CAPABILITY": "default", "MKL_CBWR": "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}
-"""The oldest instruction sets that torch's own kernels, MKL and oneDNN can be held to."""
+KERNELS = {"ATEN_CPU_CAPABILITY": "default"}
+"""torch's own kernels without vector instructions beyond the oldest."""
+MKL = "MKL_CBWR"
+"""Variable that holds MKL's matrix products to the order of sums of one instruction set."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,21 @@ def circumstances() -> list[Circumstances]:
     """
     if usable_cpus() < 2:
         raise ValueError("replicates need at least 2 usable cores: one of them differs in the number of threads")
+    cores = usable_cpus()
     return [
         Circumstances("threads", 1),
-        Circumstances("portable", usable_cpus(), PORTABLE),
-        Circumstances("portable-threads", 1, PORTABLE),
+        Circumstances("portable", cores, {**KERNELS, MKL: "COMPATIBLE", "ONEDNN_MAX_CPU_ISA": "SSE41"}),
+        Circumstances("torch-kernels", cores, KERNELS),
+        Circumstances("mkl", cores, {MKL: "COMPATIBLE"}),
+        Circumstances("mkl-sse4", cores, {MKL: "SSE4_2", "ONEDNN_MAX_CPU_ISA": "SSE41"}),
+        Circumstances("mkl-avx", cores, {MKL: "AVX", **KERNELS}),
     ]
 
 
-def run_replicate(each: Circumstances, out: Path) -> None:
-    """Run the gate's plans under `each` into out/NAME, in a process of its own; a run with a record is not run again.
+def run_replicate(each: Circumstances, out: Path, only: Sequence[str] = ()) -> None:
+    """Run the gate's plans, or those that `only` names, under `each` into out/NAME, in a process of its own.
+
+    A run with a record is not run again.
 
     Raises:
         ValueError: a run did not end well, or the process failed.

@@ -132,6 +132,16 @@ def test_scores_are_judged_over_seeds(reference: list[Record], tolerances: Toler
     assert (finding.kind, finding.sort, finding.seed) == ("score", "regression", None)
 
 
+def test_a_score_that_never_moved_may_move_by_one_row(reference: list[Record], make_record: Make) -> None:
+    about = Replicate(name="same", runs=3, threads=1, variables={}, device_name="cpu", commit=None)
+    tolerances = derive(reference, [(about, reference)], 0.01)
+    (band,) = [each for each in tolerances.bands if each.kind == "score"]
+    assert (band.largest, band.bound) == (0.0, 2 / 277)
+    alone = reference[:1]
+    assert compare(alone, [make_run(make_record, 0, score=0.75 - 1 / 277)], tolerances).passed
+    assert not compare(alone, [make_run(make_record, 0, score=0.75 - 3 / 277)], tolerances).passed
+
+
 def test_a_nan_is_within_no_band(reference: list[Record], tolerances: Tolerances, make_record: Make) -> None:
     changed = [make_run(make_record, 0, math.nan), *reference[1:]]
     assert not compare(reference, changed, tolerances).passed

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -25,6 +26,14 @@ FALSE_ALARM = 0.01
 EVERY = "every method"
 ROUNDING = 2.0**-23
 """Relative spacing of float32, in which losses are computed."""
+
+
+class _Group(NamedTuple):
+    kind: Kind
+    suite: str
+    item: str
+    state_bits: Literal[8, 32]
+    method: str
 
 
 class Replicate(Strict):
@@ -69,9 +78,12 @@ class Tolerances(Strict):
 
     def band(self, plan: Plan, quantity: Quantity) -> Band | None:
         """Return the band of a quantity of a plan: its method's own, else the pooled one, else None."""
-        key = (quantity.kind, plan.suite, plan.training.state_bits, quantity.item)
-        own = {(each.kind, each.suite, each.state_bits, each.item, each.method): each for each in self.bands}
-        return own.get((*key, plan.method)) or own.get((*key, EVERY))
+        key = (quantity.kind, plan.suite, quantity.item, plan.training.state_bits)
+        return self._known.get(_Group(*key, plan.method)) or self._known.get(_Group(*key, EVERY))
+
+    @cached_property
+    def _known(self) -> dict[_Group, Band]:
+        return {_Group(each.kind, each.suite, each.item, each.state_bits, each.method): each for each in self.bands}
 
 
 def deviation(kind: Kind, reference: float, value: float) -> float:
@@ -149,14 +161,6 @@ def _deviation_of(old: Quantity, new: Quantity | None) -> float | None:
     if old.kind == "exact" or new is None or old.value is None or new.value is None:
         return None
     return deviation(old.kind, float(old.value), float(new.value))
-
-
-class _Group(NamedTuple):
-    kind: Kind
-    suite: str
-    item: str
-    state_bits: Literal[8, 32]
-    method: str
 
 
 def _bands(family: Mapping[_Group, Sequence[float]], tail: float, row: float) -> Iterator[Band]:

@@ -63,11 +63,14 @@ def write_all(folder: Path, records: list[Record]) -> Path:
 
 @pytest.fixture
 def reference(tmp_path: Path) -> Path:
-    """Return a reference of three methods with bands from one replicate."""
-    folder = write_all(tmp_path / "reference", [record(method) for method in METHODS])
-    about = Replicate(name="threads", runs=3, threads=2, variables={}, device_name="cpu", commit=None)
-    moved = [record(method, shift=by) for method, by in zip(METHODS, (1e-7, 2e-7, 3e-7), strict=True)]
-    write_tolerances(folder / "tolerances.json", derive([record(method) for method in METHODS], [(about, moved)], 0.01))
+    """Return a reference of three methods with bands from four replicates."""
+    plain = [record(method) for method in METHODS]
+    folder = write_all(tmp_path / "reference", plain)
+    sides = []
+    for number, by in enumerate((1e-7, 2e-7, 3e-7, 2e-7)):
+        about = Replicate(name=f"r{number}", runs=3, threads=2, variables={}, device_name="cpu", commit=None)
+        sides.append((about, [record(method, shift=by) for method in METHODS]))
+    write_tolerances(folder / "tolerances.json", derive(plain, sides, 0.01))
     return folder
 
 

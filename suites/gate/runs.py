@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ from results.gate.comparable import stack_of
 from results.gate.quantities import cell_of
 from results.schema import Plan, Strict
 from suites.environment import ROOT, environment
-from suites.plan import Request, make_plans
+from suites.plan import Request, make_plans, request_cells
 from suites.suite import Runtime
 
 ROWS = Path(__file__).with_name("rows.toml")
 PROFILE = "micro"
 CODE = ("gnlorp", "baselines", "suites")
+LATER = re.compile(r"-?(?:r\d+|s\d+|[0-9a-f]{12})(?=-|$)")
+"""Pieces of a label that a plan must be made for: rank, seed and hash."""
 KEPT = (".py", ".toml", ".json", ".safetensors")
 
 
@@ -52,14 +56,33 @@ def gate_plans(runtime: Runtime, only: Sequence[str] = ()) -> list[Plan]:
             suite=row.suite, profile=PROFILE, rank=row.rank, tasks=tuple(row.tasks), seeds=tuple(row.seeds),
             overrides=tuple(row.settings.items()),
         )  # fmt: skip
-        marks = {"purpose": "gate", "variant": row.variant}
-        plans += [plan.model_copy(update=marks) for plan in make_plans(request, runtime)]
-    chosen = [plan for plan in plans if not only or any(_holds(plan, part) for part in only)]
+        # A task's data takes seconds to make: tasks that nothing names are left out beforehand.
+        cells = request_cells(request)
+        tasks = dict.fromkeys(task for task, method in cells if _may_hold(row, task, method, only))
+        if tasks:
+            marks = {"purpose": "gate", "variant": row.variant}
+            made = make_plans(replace(request, tasks=tuple(tasks)), runtime)
+            plans += [plan.model_copy(update=marks) for plan in made]
+    return chosen(plans, only)
+
+
+def _may_hold(row: Row, task: str, method: str, only: Sequence[str]) -> bool:
+    cell = f"{row.suite}/{task}/{method} [{row.variant}]"
+    stem = f"{row.suite}-{PROFILE}-{task}-{method}"
+    return not only or any(part in cell or LATER.sub("", part) in stem for part in only)
+
+
+def chosen(plans: Sequence[Plan], only: Sequence[str]) -> list[Plan]:
+    """Return those of `plans` whose label or cell holds one of `only` as a part; all of them without any.
+
+    Raises:
+        ValueError: one of `only` is part of no label and no cell.
+    """
     for part in only:
         if not any(_holds(plan, part) for plan in plans):
-            cells = ", ".join(dict.fromkeys(cell_of(plan) for plan in plans))
-            raise ValueError(f"only {part!r}: is part of no run's label and of no cell; cells are: {cells}")
-    return chosen
+            cells = ", ".join(dict.fromkeys(cell_of(plan) for plan in plans)) or "suite/task/method [variant]"
+            raise ValueError(f"only {part!r}: is part of no run's label and of no cell; cells are like: {cells}")
+    return [plan for plan in plans if not only or any(_holds(plan, part) for part in only)]
 
 
 def _holds(plan: Plan, part: str) -> bool:

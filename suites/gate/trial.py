@@ -24,14 +24,15 @@ from results.single import read_single, write_single
 from results.store import StoreError, read_records
 from suites.environment import ROOT, environment
 from suites.gate.faults import FAULTS, NO_OPS, Fault
-from suites.gate.runs import fingerprint, gate_plans
+from suites.gate.runs import chosen, fingerprint, gate_plans
 from suites.gate.work import gate_runtime
 
 TREE = ("gnlorp", "baselines", "suites", "results")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "runs", "reference", "published")
 SHORT = 120
 WANTED = 23
-SECONDS_A_RUN = 8.0
+SECONDS_A_RUN = 5.0
+SECONDS_A_FAULT = 20.0
 
 
 def apply(fault: Fault, root: Path) -> None:
@@ -154,9 +155,11 @@ def run_trial(console: Console, names: Sequence[str], reference: Path, out: Path
     commit = environment(torch.device("cpu"), 1, 1).commit
     rows = {} if fresh else _kept(out, mark)
     todo = [known[name] for name in names or known if name not in rows]
-    console.print(f"{len(todo)} to try, {len(rows)} in {out} already; about {_minutes(todo)} min", markup=False)
+    plans = gate_plans(gate_runtime())
+    minutes = _minutes([len(chosen(plans, fault.only)) for fault, _ in todo])
+    console.print(f"{len(todo)} to try, {len(rows)} in {out} already; about {minutes} min", markup=False)
     for number, (fault, no_op) in enumerate(todo, 1):
-        row = try_fault(fault, no_op, gate_plans(gate_runtime(), fault.only), records, tolerances)
+        row = try_fault(fault, no_op, chosen(plans, fault.only), records, tolerances)
         rows[fault.name] = row
         ordered = [rows[name] for name in known if name in rows]
         write_single(out, Trial(commit=commit, fingerprint=mark, rows=ordered))
@@ -175,9 +178,8 @@ def _kept(out: Path, mark: str) -> dict[str, TrialRow]:
     return {row.name: row for row in earlier.rows} if earlier.fingerprint == mark else {}
 
 
-def _minutes(todo: Sequence[tuple[Fault, bool]]) -> int:
-    runs = sum(len(gate_plans(gate_runtime(), fault.only)) for fault, _ in todo)
-    return round(runs * SECONDS_A_RUN / 60 + len(todo) / 4)
+def _minutes(runs: Sequence[int]) -> int:
+    return round((sum(runs) * SECONDS_A_RUN + len(runs) * SECONDS_A_FAULT) / 60)
 
 
 def _line(row: TrialRow) -> str:

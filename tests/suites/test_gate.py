@@ -18,7 +18,7 @@ from results.schema import Plan
 from suites.environment import ROOT, usable_cpus
 from suites.gate.probe import probe
 from suites.gate.replicate import circumstances
-from suites.gate.runs import fingerprint, gate_plans
+from suites.gate.runs import chosen, fingerprint, gate_plans
 from suites.gate.work import gate_runtime
 
 
@@ -59,6 +59,11 @@ def test_only_keeps_what_it_names(plans: list[Plan]) -> None:
     assert {cell_of(plan).partition(" [")[0] for plan in chosen} == {"glue/rte/galore", cell_of(plans[0])}
     with pytest.raises(ValueError, match=r"only 'rte/none': is part of no run's label and of no cell; cells"):
         gate_plans(gate_runtime(), ["rte/none"])
+
+
+@pytest.mark.parametrize("only", ["cola-full-s1", "s2", "r24", "[8-bit", "c4/c4/dora", "micro-rte-galore-r8-s0"])
+def test_leaving_tasks_out_beforehand_loses_no_run(plans: list[Plan], only: str) -> None:
+    assert gate_plans(gate_runtime(), [only]) == chosen(plans, [only])
 
 
 def test_the_mark_follows_code_and_embedded_data_alone(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ section("runs", "Runs", "Every run", (body) => {
     place.replaceChildren(el("p", { class: "lead", id: "run-count" }, `${runs.length} of ${DATA.runs.length} runs`, more ? `, the first ${state.shown} shown: sort, search or ` : "",
       more ? el("button", { type: "button", class: "plain", onclick: () => { state.shown *= 4; list(); } }, "show more") : ""), runTable(runs, state.shown));
   };
-  body.append(el("div", { class: "controls" }, search, choice("purpose", "Purpose", ["result", "tuning", "all"]),
+  body.append(el("div", { class: "controls" }, search, choice("purpose", "Purpose", ["result", "tuning", "gate", "all"]),
     choice("status", "Status", ["all", ...new Set(DATA.runs.map((run) => run.status))]),
     el("label", { class: "check" }, el("input", { type: "checkbox", id: "everywhere", checked: state.everywhere, onchange: (event) => { state.everywhere = event.target.checked; list(); } }), "all suites and profiles")), place);
   list();

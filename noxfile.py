@@ -67,6 +67,17 @@ def compare(session: nox.Session, suite: str, rank: list[str], small: bool = Fal
     )  # fmt: skip
 
 
+def exact(*command: str) -> int:
+    """Run a command and return 0 or 1; end with its exit code where that is above 1.
+
+    nox ends with 1 whatever a command's exit code was, and the gate's tell a regression (1) from bad input (2).
+    """
+    code = subprocess.run(command, check=False).returncode
+    if code not in (0, 1):
+        sys.exit(abs(code))
+    return code
+
+
 def _option(arguments: list[str], name: str) -> list[str]:
     """Return [name, value] of the last `name value` or `name=value` among the arguments, or nothing."""
     found: list[str] = []
@@ -159,16 +170,12 @@ def regression(session: nox.Session) -> None:
     given = _option(arguments, "--records")
     if not given:
         only = [word for value in _every(arguments, "--only") for word in ("--only", value)]
-        # A run that fails is a finding of the gate, not the end of it.
-        session.run(python, "-m", "suites", "gate", "run", *only, external=True, success_codes=[0, 1])
+        # A run that fails is a finding of the gate, not the end of it; bad input is.
+        exact(python, "-m", "suites", "gate", "run", *only)
         folder = session.run(python, "-m", "suites", "gate", "folder", external=True, silent=True)
         given = ["--records", str(folder).split()[-1]]
         arguments = [*given, *arguments]
-    # nox ends with 1 whatever a command's exit code was; the gate's tell a regression (1) from bad input (2).
-    code = subprocess.run([python, "-m", "reports", "gate", *arguments], check=False).returncode
-    if code > 1:
-        sys.exit(code)
-    if code:
+    if exact(python, "-m", "reports", "gate", *arguments):
         session.error("the gate found something")
 
 

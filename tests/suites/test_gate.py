@@ -61,7 +61,9 @@ def test_only_keeps_what_it_names(plans: list[Plan]) -> None:
         gate_plans(gate_runtime(), ["rte/none"])
 
 
-@pytest.mark.parametrize("only", ["cola-full-s1", "s2", "r24", "[8-bit", "c4/c4/dora", "micro-rte-lora-r8-s0", "micro-rte-galore-s0"])
+@pytest.mark.parametrize(
+    "only", ["cola-full-s1", "s2", "r24", "[8-bit", "c4/c4/dora", "micro-rte-lora-r8-s0", "micro-rte-galore-s0"]
+)
 def test_leaving_tasks_out_beforehand_loses_no_run(plans: list[Plan], only: str) -> None:
     assert gate_plans(gate_runtime(), [only]) == chosen(plans, [only])
 

@@ -89,11 +89,11 @@ def test_two_processes_train_as_one(method: str, make_plan: Any, tmp_path: Path)
 @pytest.mark.slow
 def test_the_command_line_under_torchrun_writes_each_record_once(tmp_path: Path) -> None:
     command = "run glue --profile micro --task rte --method full,lora --seeds 0 --steps 3 --set accumulation=2".split()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "0"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [*launcher, "-m", "suites", *command, "--out", str(tmp_path)],
-        cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.count("2 runs ok") == 1

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from reports.beside import write_beside
 from reports.build import Report, c4_report, glue_report, write_report
 from reports.convention import ChoiceError, Convention
 from reports.foreign import read_foreign
@@ -177,10 +178,12 @@ def paper(
     foreign: Annotated[
         list[Path] | None, typer.Option(metavar="PATH", help="Folder or file of peft method_comparison results.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the tables: OUT/paper/, and OUT/glue-PROFILE-rRANK/.")] = Path(
+    out: Annotated[Path, typer.Option(help="Folder for the tables: OUT/paper/, and a folder a report.")] = Path(
         "reports/build"
     ),
-    figures: Annotated[bool, typer.Option(help="Write the GLUE reports with their figures too.")] = True,
+    figures: Annotated[
+        bool, typer.Option(help="Write all other reports too: GLUE, C4, memory, bench, capabilities, trial.")
+    ] = True,
 ) -> None:
     """Write the papers' tables cell by cell, with verdicts, and one HTML page with everything.
 
@@ -193,7 +196,8 @@ def paper(
     try:
         gathered = gather(_existing(records or [Path("results/reference")]))
         made = make_paper(gathered, published_cells(), read_foreign(foreign or ()))
-        paths = write_paper(made, glue_reports(made) if figures else (), out)
+        beside = write_beside(made, records or [Path("results/reference")], out) if figures else []
+        paths = beside + write_paper(made, glue_reports(made) if figures else (), out)
     except (ReportError, StoreError, ChoiceError, PublishedError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         raise typer.Exit(2) from None

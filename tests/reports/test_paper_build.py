@@ -155,3 +155,16 @@ def test_the_committed_records_give_the_snapshot(tmp_path: Path, monkeypatch: py
     assert {f"paper/{name}": content for name, content in kept.items()} == {
         name: content for name, content in files.items() if name != "paper/index.html"
     }
+
+
+@pytest.mark.slow
+def test_one_command_rebuilds_everything_that_the_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    done = CliRunner().invoke(app, ["paper", "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    snapshot = ROOT / "reports" / "snapshot"
+    kept = [path.relative_to(snapshot) for path in snapshot.rglob("*") if path.is_file() and path.parent != snapshot]
+    assert len(kept) > 100
+    # The page links to the records from where it lies, so that it differs from folder to folder.
+    differing = [name for name in kept if (tmp_path / name).read_bytes() != (snapshot / name).read_bytes()]
+    assert [str(name) for name in differing if name.name != "index.html"] == []

@@ -147,15 +147,16 @@ def bench_plot(found: Bench) -> Plot | None:
 
 
 def _figure(layers: Sequence[BenchCell], refreshes: Sequence[BenchCell]) -> Figure:
-    figure = Figure(figsize=(11, 5))
-    figure.text(0.012, 0.97, TITLE, fontsize=13, fontweight="bold", va="top")
-    panels = figure.subplots(1, 3, gridspec_kw={"width_ratios": [4, 4, 3]})
-    figure.subplots_adjust(left=0.055, right=0.99, top=0.84, bottom=0.34, wspace=0.25)
+    figure = Figure(figsize=(11, 9))
+    figure.text(0.012, 0.985, TITLE, fontsize=13, fontweight="bold", va="top")
+    grid = figure.add_gridspec(2, 2)
+    figure.subplots_adjust(left=0.19, right=0.985, top=0.91, bottom=0.045, wspace=0.15, hspace=0.5)
+    panels = [figure.add_subplot(grid[0, column]) for column in range(2)]
     _layer_panel(panels[0], layers, "time", "Layer, time / LoRA")
     _layer_panel(panels[1], layers, "peak bytes", "Layer, peak bytes / LoRA")
-    _refresh_panel(panels[2], refreshes)
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="lower left", ncols=len(labels), frameon=False, bbox_to_anchor=(0.04, 0.0))
+    figure.legend(handles, labels, loc="upper right", ncols=len(labels), frameon=False, bbox_to_anchor=(0.99, 0.995))
+    _refresh_panel(figure.add_subplot(grid[1, :]), refreshes)
     return figure
 
 
@@ -172,19 +173,26 @@ def _layer_panel(axes: Axes, cells: Sequence[BenchCell], what: str, title: str) 
 
 
 def _refresh_panel(axes: Axes, cells: Sequence[BenchCell]) -> None:
-    places = []
+    """Draw a line a refresh, names at the side: they are too long to stand below one another's marks."""
+    names = []
     for cell in cells:
         for claim in cell.claims:
             if claim.what == "times faster" and claim.median is not None:
-                _dot(axes, len(places), claim, COLOURS[0], MARKERS[0], None)
+                line = len(names)
+                low, high = claim.spread or (claim.median, claim.median)
+                reach = [[max(claim.median - low, 0.0)], [max(high - claim.median, 0.0)]]
+                axes.errorbar(
+                    claim.median, line, xerr=reach, color=COLOURS[0], fmt=MARKERS[0], markersize=6, capsize=3, zorder=3
+                )
                 if claim.target is not None:
-                    x = len(places)
-                    axes.plot([x - 0.4, x + 0.4], [claim.target] * 2, color=FAINT, linestyle="--", linewidth=1.2)
-                places.append(f"{cell.label}\n{claim.ours.removeprefix('gnlorp, ')}")
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
-    _places(axes, places, "Refresh, times faster than SVD")
+                    axes.plot([claim.target] * 2, [line - 0.4, line + 0.4], color=FAINT, linestyle="--", linewidth=1.2)
+                names.append(f"{cell.label}, {claim.ours.removeprefix('gnlorp, ')}")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(range(len(names)), names, fontsize=7.5)
+    axes.invert_yaxis()
+    axes.set_title("Refresh, times faster than SVD")
 
 
 def _dot(axes: Axes, x: float, claim: Claim, colour: str, marker: str, label: str | None) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
@@ -15,15 +17,18 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from reports import bars, plots
+from reports import bars, bench, plots
 from reports.bars import dots_plot, memory_bars, parts_plot
 from reports.context import Context
 from reports.placement import overlap
 from reports.plots import Plot, curve_plot, front_plot, front_points, smooth
+from results.bench import Bench
 from results.schema import Record
+from results.single import read_single
 
 Make = Callable[..., Record]
 Grid = Callable[..., list[Record]]
+ROOT = Path(__file__).resolve().parents[2]
 MAKERS = (front_plot, curve_plot, parts_plot, dots_plot)
 
 
@@ -157,3 +162,24 @@ def test_smoothing_keeps_a_constant_and_halves_nothing() -> None:
     assert smooth(pd.Series([3.0])).tolist() == [3.0]
     wave = pd.Series([0.0, 1.0] * 50)
     assert smooth(wave).iloc[10:90].between(0.3, 0.7).all()
+
+
+def test_the_names_in_the_benchs_figure_are_readable(drawn: list[Drawn], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "draw", plots.draw)
+    bench.bench_plot(read_single(ROOT / "results" / "reference" / "bench.json", Bench))
+    (one,) = drawn
+    canvas = one.figure.bbox
+    for text, box, _ in one.texts:
+        assert min(box.x0, box.y0) >= -1, f"{text!r} is cut"
+        assert max(box.x1 - canvas.x1, box.y1 - canvas.y1) <= 1, f"{text!r} is cut"
+    for axes in one.figure.axes:
+        slanted = [label for label in axes.get_xticklabels() if label.get_rotation()]
+        places = [axes.transData.transform((label.get_position()[0], 1.0))[0] for label in slanted]
+        for label, here, there in zip(slanted, places, places[1:], strict=False):
+            lines = len(label.get_text().split("\n"))
+            needed = lines * label.get_fontsize() * one.figure.dpi / 72
+            between = (there - here) * math.sin(math.radians(label.get_rotation()))
+            assert between >= needed, f"{label.get_text()!r} runs into the next name"
+    level = [(text, box) for text, box, _ in one.texts if "\n" not in text]
+    for (first, box), (second, other) in combinations(level, 2):
+        assert overlap(box.padded(-1), other.padded(-1)) == 0, f"{first!r} covers {second!r}"

@@ -167,14 +167,12 @@ def regression(session: nox.Session) -> None:
     if {"--help", "-h"} & set(arguments):
         session.run(python, "-m", "reports", "gate", "--help", external=True)
         return
-    given = _option(arguments, "--records")
-    if not given:
+    if not _option(arguments, "--records"):
         only = [word for value in _every(arguments, "--only") for word in ("--only", value)]
         # A run that fails is a finding of the gate, not the end of it; bad input is.
         exact(python, "-m", "suites", "gate", "run", *only)
         folder = session.run(python, "-m", "suites", "gate", "folder", external=True, silent=True)
-        given = ["--records", str(folder).split()[-1]]
-        arguments = [*given, *arguments]
+        arguments = ["--records", str(folder).split()[-1], *arguments]
     if exact(python, "-m", "reports", "gate", *arguments):
         session.error("the gate found something")
 

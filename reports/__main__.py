@@ -194,9 +194,10 @@ def paper(
     Example, with your own runs: python -m reports paper --records results/reference --records results/runs
     """
     try:
-        gathered = gather(_existing(records or [Path("results/reference")]))
+        roots = _existing(records or [Path("results/reference")])
+        gathered = gather(roots)
         made = make_paper(gathered, published_cells(), read_foreign(foreign or ()))
-        beside = write_beside(made, records or [Path("results/reference")], out) if figures else []
+        beside = write_beside(made, roots, out) if figures else []
         paths = beside + write_paper(made, glue_reports(made) if figures else (), out)
     except (ReportError, StoreError, ChoiceError, PublishedError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")

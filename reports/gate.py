@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from results.gate.comparable import REFRESH
 from results.gate.compare import Finding, Verdict
 from results.gate.quantities import KINDS
+from results.gate.texts import pair_text, value_text
 from results.gate.tolerances import Tolerances
 
 REFERENCE = "results/reference/gate"
 MOST_LINES = 40
-LONGEST = 90
 WORDS = {
     "exact": "counts, shapes, state bytes (exact)",
     "peak": "tracked peak bytes",
@@ -148,43 +146,16 @@ def band_line(tolerances: Tolerances) -> str:
     )
 
 
-def value_text(value: Any, name: str) -> str:
-    """Return a value for reading; long structures are cut, bytes keep every digit."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        text = str(value)
-        return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
-    if isinstance(value, int):
-        return f"{value:,}" + (" B" if name.endswith("_bytes") else "")
-    return f"{value:.8g}" if math.isfinite(value) else str(value)
-
-
 def _lines(group: Group) -> list[str]:
     one = group.first
     seed = "mean over seeds" if one.seed is None else f"seed {one.seed}"
     more = f"  (+{group.others} more here)" if group.others else ""
-    before, after = _pair(one)
+    before, after = pair_text(one.before, one.after, one.quantity)
     return [
         f"{one.sort.upper():>11}  {one.cell}  {seed}: {one.quantity}{more}",
         f"{'':>13}{before} -> {after}  {_moved(one)}; band {_bound(one)}",
         f"{'':>13}likely {one.cause}: {one.why}",
     ]
-
-
-def _pair(finding: Finding) -> tuple[str, str]:
-    """Return both values; of two lists or tables the entries that differ alone."""
-    before, after = finding.before, finding.after
-    if isinstance(before, list) and isinstance(after, list):
-        at = next((i for i, (one, other) in enumerate(zip(before, after, strict=False)) if one != other), None)
-        if at is None:
-            return f"{len(before)} entries", f"{len(after)} entries"
-        return f"[{at}] {value_text(before[at], '')}", f"[{at}] {value_text(after[at], '')}"
-    if isinstance(before, dict) and isinstance(after, dict):
-        names = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-        old, new = ({name: side[name] for name in names if name in side} for side in (before, after))
-        return value_text(old, ""), value_text(new, "")
-    return value_text(before, finding.quantity), value_text(after, finding.quantity)
 
 
 def _moved(finding: Finding) -> str:
@@ -204,7 +175,7 @@ def _bound(finding: Finding) -> str:
 
 def _sentence(finding: Finding) -> str:
     seed = "mean over seeds" if finding.seed is None else f"seed {finding.seed}"
-    before, after = _pair(finding)
+    before, after = pair_text(finding.before, finding.after, finding.quantity)
     return (
         f"{finding.cell}, {seed}: {finding.sort}: {finding.quantity} {before} -> {after} ({_moved(finding)}, band "
         f"{_bound(finding)}); likely {finding.cause}: {finding.why}"

@@ -15,7 +15,7 @@ from reports.gate import REFERENCE, to_annotations, to_junit, to_markdown, to_te
 from results.gate.accept import add_to_changelog, changelog_entry, replace_reference
 from results.gate.comparable import Refusal, load
 from results.gate.compare import compare
-from results.gate.quantities import cell_of
+from results.gate.quantities import cell_of, names
 from results.gate.tolerances import (
     FALSE_ALARM,
     FILE,
@@ -118,7 +118,7 @@ def register(app: typer.Typer) -> None:
             float, typer.Option(help="Chance of any false alarm in one pass of an unchanged tree.")
         ] = FALSE_ALARM,
     ) -> None:
-        """Derive the bands from replicates of the reference and write them beside it.
+        """Derive the bands from replicates of the reference and write them beside it; hold each against the others'.
 
         A replicate is a folder of records of the same plans under other circumstances: of `python -m suites gate
         replicate`, or of `python -m suites gate run` on another machine.
@@ -129,11 +129,31 @@ def register(app: typer.Typer) -> None:
             folders = replicates or sorted(path for path in REPLICATES.glob("*") if path.is_dir())
             if not folders:
                 raise ValueError(f"no replicate in {REPLICATES}: run `python -m suites gate replicate` first")
-            made = derive(load(reference, "reference"), [_replicate(folder) for folder in folders], false_alarm)
+            known, sides = load(reference, "reference"), [_replicate(folder) for folder in folders]
+            made = derive(known, sides, false_alarm)
             path = write_tolerances(reference / FILE, made)
+            for line in _left_out(known, sides, false_alarm):
+                sys.stdout.write(f"{line}\n")
             sys.stdout.write(
                 f"{len(made.bands)} bands from {sum(each.runs for each in made.replicates)} runs: {path}\n"
             )
+
+
+def _left_out(
+    reference: Sequence[Record], sides: Sequence[tuple[Replicate, Sequence[Record]]], false_alarm: float
+) -> Iterator[str]:
+    """Yield a line a replicate: how much of it is the reference bit for bit, and what the others' bands say of it."""
+    known = {record.plan_hash: record for record in reference}
+    for index, (about, records) in enumerate(sides):
+        equal = sum(record.curve == known[record.plan_hash].curve for record in records)
+        line = f"{about.name}: {about.runs} runs, {equal} with the very curve of the reference"
+        others = [*sides[:index], *sides[index + 1 :]]
+        if others:
+            same = [known[record.plan_hash] for record in records]
+            found = compare(same, records, derive(reference, others, false_alarm)).findings
+            line += f"; by the bands of the others: {len(found)} findings"
+            line += f", the farthest {max(each.deviation or 0.0 for each in found):.2g} off" if found else ""
+        yield line
 
 
 def _update(reference: Path, current: Sequence[Record], changelog: Path) -> None:
@@ -141,8 +161,9 @@ def _update(reference: Path, current: Sequence[Record], changelog: Path) -> None
     findings = []
     if reference.exists() and any(reference.glob("*-*.json")):
         try:
-            verdict = compare(load(reference, "reference"), current, _tolerances(reference))
-            sys.stdout.write(to_text(verdict, _tolerances(reference), everything=True))
+            tolerances = _tolerances(reference)
+            verdict = compare(load(reference, "reference"), current, tolerances)
+            sys.stdout.write(to_text(verdict, tolerances, everything=True))
             findings = verdict.findings
         except (Refusal, StoreError) as problem:
             sys.stdout.write(f"the old reference cannot be compared: {problem}\n")
@@ -155,11 +176,7 @@ def _update(reference: Path, current: Sequence[Record], changelog: Path) -> None
 
 
 def _only(records: Sequence[Record], parts: Sequence[str]) -> list[Record]:
-    chosen = [
-        record
-        for record in records
-        if not parts or any(part in record.plan.label or part in cell_of(record.plan) for part in parts)
-    ]
+    chosen = [record for record in records if not parts or any(names(part, record.plan) for part in parts)]
     if not chosen:
         raise ValueError(f"only {', '.join(parts)}: is part of no run's label and of no cell")
     return chosen

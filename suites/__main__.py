@@ -84,7 +84,7 @@ def run(options: Options) -> None:
     """Run the missing runs of a comparison and write one record each."""
     with one_line_errors():
         prepared = prepare(options)
-        failed = start(prepared, options.out, options.fresh)
+        failed = start(prepared.plans, prepared.runtime, options.out, options.fresh)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -97,9 +97,16 @@ def plan(options: Options) -> None:
         from suites.preflight import predict_parts
 
         prepared = prepare(options, dry=True)
-        todo, known = missing_runs(prepared, options.out)
+        todo, known = missing_runs(prepared.plans, prepared.runtime, options.out)
         parts = predict_parts(todo, prepared.runtime)
-        show(prepared, todo, known, {key: peak.total_bytes for key, peak in parts.items()}, options.out)
+        show(
+            prepared.plans,
+            prepared.runtime,
+            todo,
+            known,
+            {key: peak.total_bytes for key, peak in parts.items()},
+            options.out,
+        )
         for line in size_lines(prepared.plans):
             console.print(line, markup=False)
         if parts:
@@ -120,7 +127,7 @@ def tune(
 
         prepared = prepare(options, plans=False)
         plans = tuning.grid_plans(prepared.request, prepared.runtime)
-        failed = start(Prepared(prepared.request, prepared.runtime, plans), options.out, options.fresh)
+        failed = start(plans, prepared.runtime, options.out, options.fresh)
         console.print(tuning.choice_table(plans, options.out))
         if write:
             console.print(str(tuning.write_choice(prepared.request, plans, options.out)))
@@ -138,7 +145,7 @@ def crosscheck(options: Options) -> None:
         from suites.crosscheck import comparison_table
 
         prepared = prepare(options)
-        _, known = missing_runs(prepared, options.out)
+        _, known = missing_runs(prepared.plans, prepared.runtime, options.out)
         console.print(comparison_table(prepared.plans, known, prepared.runtime))
 
 
@@ -250,7 +257,7 @@ def prepare(options: Options, plans: bool = True, dry: bool = False) -> Prepared
     return Prepared(request, runtime, make_plans(request, runtime) if plans else [])
 
 
-def missing_runs(prepared: Prepared, out: Path) -> tuple[list[Plan], list[Record]]:
+def missing_runs(plans: list[Plan], runtime: Runtime, out: Path) -> tuple[list[Plan], list[Record]]:
     """Return the plans without a record in `out`, checked against model and data, and the records there.
 
     Raises:
@@ -261,30 +268,35 @@ def missing_runs(prepared: Prepared, out: Path) -> tuple[list[Plan], list[Record
     from suites.preflight import check
 
     known = read_records([out]) if out.exists() else []
-    todo = missing(prepared.plans, known)
-    check(todo, prepared.runtime)
+    todo = missing(plans, known)
+    check(todo, runtime)
     return todo, known
 
 
 def show(
-    prepared: Prepared, todo: list[Plan], known: list[Record], predicted: dict[str, int | None], out: Path
+    plans: list[Plan],
+    runtime: Runtime,
+    todo: list[Plan],
+    known: list[Record],
+    predicted: dict[str, int | None],
+    out: Path,
 ) -> None:
     """Print what is to run, how much memory it needs and how long it should take."""
     from results.store import read_records
     from suites import console as view
     from suites.plan import expected_seconds, reference_roots
 
-    console.print(view.plan_table(prepared.plans, todo, predicted))
-    first = prepared.plans[0]
-    console.print(f"model: {first.model.name}" + (f" ({first.model.disclosure})" if first.model.disclosure else ""))
+    console.print(view.plan_table(plans, todo, predicted))
+    for model in dict.fromkeys(plan.model for plan in plans):
+        console.print(f"model: {model.name}" + (f" ({model.disclosure})" if model.disclosure else ""))
     references = read_records(reference_roots())
-    seconds = expected_seconds(todo, known or references, prepared.runtime.workers)
-    console.print(view.summary_line(prepared.plans, todo, prepared.runtime, seconds, out), markup=False)
-    if warning := view.precision_warning(todo, prepared.runtime):
+    seconds = expected_seconds(todo, known or references, runtime.workers)
+    console.print(view.summary_line(plans, todo, runtime, seconds, out), markup=False)
+    if warning := view.precision_warning(todo, runtime):
         console.print(warning, style="yellow", markup=False)
 
 
-def start(prepared: Prepared, out: Path, fresh: bool = False) -> int:
+def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False) -> int:
     """Show and run the missing plans; return how many did not end well.
 
     Raises:
@@ -297,22 +309,22 @@ def start(prepared: Prepared, out: Path, fresh: bool = False) -> int:
     from suites.launch import launch, launch_here
     from suites.preflight import predict_peaks
 
-    group = prepared.runtime.group
-    todo, known = missing_runs(prepared, out)
+    group = runtime.group
+    todo, known = missing_runs(plans, runtime, out)
     for each in todo:
         distributed.check_divides(each.training.accumulation, group)
-    predicted = predict_peaks(todo, prepared.runtime)
+    predicted = predict_peaks(todo, runtime)
     if todo and group.leads:
         check_writable(out)
         begin_anew(todo, out) if fresh else checkpoint.check_unchanged(out, todo)
-    show(prepared, todo, known, predicted, out)
+    show(plans, runtime, todo, known, predicted, out)
     if not todo:
         return 0
     if going_on := checkpoint.unfinished(out, todo):
         console.print(f"{going_on} of them go on from a checkpoint in {out / checkpoint.FOLDER}", markup=False)
     with ProgressListener(console, todo) as listener:
         run_all = launch if group.size == 1 else launch_here
-        records = run_all(todo, prepared.runtime, out, predicted, listener)
+        records = run_all(todo, runtime, out, predicted, listener)
     bad = [record for record in records if record.status != "ok"]
     console.print(f"{len(records) - len(bad)} runs ok" + (f", {len(bad)} not" if bad else ""))
     return len(bad)
@@ -327,7 +339,7 @@ def begin_anew(plans: list[Plan], out: Path) -> None:
 
 
 register_memory(app, console, one_line_errors)
-register_gate(app, console, one_line_errors)
+register_gate(app, console, one_line_errors, start)
 
 if __name__ == "__main__":
     sys.exit(app())

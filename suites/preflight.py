@@ -43,7 +43,7 @@ def predict_parts(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Peak]:
     which share no trace, are shared out to `runtime.workers` processes.
     """
     shares = [[plan for plan in plans if plan.method == name] for name in dict.fromkeys(plan.method for plan in plans)]
-    if runtime.workers == 1 or len(shares) == 1:
+    if runtime.workers == 1 or len(shares) <= 1:
         return _traced_parts(plans, runtime)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)

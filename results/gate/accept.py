@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from results.gate.compare import Finding
+from results.gate.texts import pair_text
 from results.schema import Record
 from results.store import write_atomically, write_record
 
@@ -41,9 +42,10 @@ def changelog_entry(findings: Sequence[Finding], commit: str | None) -> str:
     cells = list(dict.fromkeys(finding.cell for finding in findings))
     named = ", ".join(cells[:6]) + (f" and {len(cells) - 6} more" if len(cells) > 6 else "")
     first = findings[0]
+    before, after = pair_text(first.before, first.after)
     return (
         f"- Gate reference renewed ({code}): {len(findings)} numbers in {named}; first: {first.cell}, {first.quantity} "
-        f"{_short(first.before)} -> {_short(first.after)}."
+        f"{before} -> {after}."
     )
 
 
@@ -70,8 +72,3 @@ def add_to_changelog(path: Path, entry: str) -> None:
 
 def _is_record(path: Path) -> bool:
     return re.search(r"-[0-9a-f]{12}$", path.stem) is not None
-
-
-def _short(value: object) -> str:
-    text = f"{value:,}" if isinstance(value, int) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from results.differences import plan_differences
 from results.gate.cause import Cause, Judged, cause_of
 from results.gate.comparable import check_comparable
 from results.gate.quantities import KINDS, Kind, Quantity, cell_of, quantities
-from results.gate.tolerances import Band, Tolerances, deviation, of_mean
+from results.gate.tolerances import Tolerances, deviation, of_mean
 from results.metrics import higher_is_better
 from results.schema import Plan, Record
 
@@ -77,6 +77,15 @@ class Verdict:
         return 0 if self.passed else 1
 
 
+class _Pair(NamedTuple):
+    """One plan's run on both sides, and what of it is compared."""
+
+    old: Record
+    new: Record
+    before: dict[str, Quantity]
+    after: dict[str, Quantity]
+
+
 def compare(
     reference: Sequence[Record], current: Sequence[Record], tolerances: Tolerances, time_factor: float | None = None
 ) -> Verdict:
@@ -94,9 +103,10 @@ def compare(
     both = [key for key in old if key in new]
     findings = _other_plans(old, new)
     counts: dict[Kind, int] = dict.fromkeys(KINDS, 0)
-    for key in both:
-        findings += _run_findings(old[key], new[key], tolerances, counts)
-    findings += _score_findings([(old[key], new[key]) for key in both], tolerances, counts)
+    pairs = [_Pair(old[key], new[key], quantities(old[key]), quantities(new[key])) for key in both]
+    for pair in pairs:
+        findings += _run_findings(pair, tolerances, counts)
+    findings += _score_findings(pairs, tolerances, counts)
     times = _times([old[key] for key in both], [new[key] for key in both])
     if time_factor is not None:
         findings += _time_findings(times, time_factor)
@@ -137,15 +147,14 @@ def _presence(sort: Literal["vanished", "appeared"], record: Record) -> Finding:
     )  # fmt: skip
 
 
-def _run_findings(old: Record, new: Record, tolerances: Tolerances, counts: dict[Kind, int]) -> list[Finding]:
-    before, after = quantities(old), quantities(new)
+def _run_findings(pair: _Pair, tolerances: Tolerances, counts: dict[Kind, int]) -> list[Finding]:
+    old, new = pair.old, pair.new
     judged: list[Judged] = []
-    for name, one in before.items():
+    for name, one in pair.before.items():
         if one.kind == "score":
             continue
-        other = after.get(name)
         counts[one.kind] += 1
-        found = _judge(old.plan, one, other, tolerances)
+        found = _judge(old.plan, one, pair.after.get(name), tolerances)
         if found is not None:
             judged.append(found)
     return [
@@ -167,22 +176,19 @@ def _judge(plan: Plan, before: Quantity, after: Quantity | None, tolerances: Tol
     return None if moved <= bound else Judged(before, before.value, after.value, moved, bound)
 
 
-def _score_findings(
-    pairs: Iterable[tuple[Record, Record]], tolerances: Tolerances, counts: dict[Kind, int]
-) -> list[Finding]:
+def _score_findings(pairs: Iterable[_Pair], tolerances: Tolerances, counts: dict[Kind, int]) -> list[Finding]:
     """Return findings on scores, each averaged over the seeds of a cell."""
-    cells: dict[str, list[tuple[Record, Record]]] = defaultdict(list)
-    for old, new in pairs:
-        cells[_seedless(old.plan)].append((old, new))
+    cells: dict[str, list[_Pair]] = defaultdict(list)
+    for pair in pairs:
+        cells[_seedless(pair.old.plan)].append(pair)
     findings = []
     for members in cells.values():
-        old, new = members[0]
-        sides = [(quantities(one), quantities(other)) for one, other in members]
-        for name, quantity in sides[0][0].items():
+        old, new = members[0].old, members[0].new
+        for name, quantity in members[0].before.items():
             if quantity.kind != "score":
                 continue
             counts["score"] += 1
-            values = [(_value(one, name), _value(other, name)) for one, other in sides]
+            values = [(_value(pair.before, name), _value(pair.after, name)) for pair in members]
             known = [(one, other) for one, other in values if one is not None and other is not None]
             if len(known) < len([one for one, _ in values if one is not None]):
                 judged = Judged(quantity, values[0][0], None, None, None)
@@ -191,12 +197,12 @@ def _score_findings(
             else:
                 before = sum(one for one, _ in known) / len(known)
                 after = sum(other for _, other in known) / len(known)
-                band: Band | None = tolerances.band(old.plan, quantity)
+                band = tolerances.band(old.plan, quantity)
                 bound = of_mean(band, len(known)) if band is not None else 0.0
                 if before == after or abs(after - before) <= bound:
                     continue
                 judged = Judged(quantity, before, after, abs(after - before), bound)
-            cheapest = min(members, key=lambda pair: _wall(pair[0]))[0]
+            cheapest = min((pair.old for pair in members), key=_wall)
             seed = old.plan.seed if len(members) == 1 else None
             cause, why = cause_of(judged, [judged], old.environment, new.environment)
             findings.append(_finding(judged, cheapest, seed, cause, why))

@@ -62,6 +62,11 @@ def cell_of(plan: Plan) -> str:
     return f"{name} [{plan.variant}]" if plan.variant else name
 
 
+def names(part: str, plan: Plan) -> bool:
+    """Whether `part` is a part of the plan's label or of its cell: what `--only` means everywhere."""
+    return part in plan.label or part in cell_of(plan)
+
+
 def _exact(record: Record) -> Iterator[Quantity]:
     yield _plain("status", record.status)
     yield _plain("main_metric", record.main_metric)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
+
+if TYPE_CHECKING:
+    from results.schema import Plan
+    from suites.suite import Runtime
 
 RUNS = Path("results") / "runs" / "gate"
 REFERENCE = Path("results") / "reference" / "gate"
@@ -19,8 +23,13 @@ Only = Annotated[
 Workers = Annotated[int | None, typer.Option(help="runs at a time; default: one a core")]
 
 
-def register(app: typer.Typer, console: Console, one_line_errors: Callable[[], AbstractContextManager[None]]) -> None:
-    """Add the gate's commands to the command line of the suites."""
+def register(
+    app: typer.Typer,
+    console: Console,
+    one_line_errors: Callable[[], AbstractContextManager[None]],
+    start: Callable[[list[Plan], Runtime, Path], int],
+) -> None:
+    """Add the gate's commands to the command line of the suites; `start` runs missing plans as every suite does."""
     gate = typer.Typer(
         no_args_is_help=True,
         help=(
@@ -39,10 +48,8 @@ def register(app: typer.Typer, console: Console, one_line_errors: Callable[[], A
     ) -> None:
         """Run the gate's plans that have no record yet: micro GLUE and C4, and short variants of them."""
         with one_line_errors():
-            from results.store import read_records, record_paths
-            from suites.gate.runs import fingerprint, gate_plans
-            from suites.gate.work import gate_runtime, run_missing
-            from suites.plan import reference_roots
+            from results.store import record_paths
+            from suites.gate.runs import fingerprint, gate_plans, gate_runtime
 
             runtime = gate_runtime(workers)
             folder = out or RUNS / fingerprint()
@@ -51,7 +58,7 @@ def register(app: typer.Typer, console: Console, one_line_errors: Callable[[], A
                 doomed = {f"{plan.label}.json" for plan in plans}
                 for path in [path for path in record_paths([folder]) if path.name in doomed]:
                     path.unlink()
-            bad = run_missing(plans, runtime, folder, read_records(reference_roots()), console)
+            bad = start(plans, runtime, folder)
             console.print(str(folder), markup=False)
         raise typer.Exit(1 if bad else 0)
 

@@ -14,9 +14,10 @@ import torch
 from pydantic import Field
 
 from results.gate.comparable import stack_of
-from results.gate.quantities import cell_of
+from results.gate.quantities import cell_of, names
 from results.schema import Plan, Strict
 from suites.environment import ROOT, environment
+from suites.launch import shared_out
 from suites.plan import Request, make_plans, request_cells
 from suites.suite import Runtime
 
@@ -42,6 +43,15 @@ class Row(Strict):
 def rows() -> list[Row]:
     """Return the rows of the gate, in order."""
     return [Row.model_validate(each) for each in tomllib.loads(ROWS.read_text())["row"]]
+
+
+def gate_runtime(workers: int | None = None) -> Runtime:
+    """Return the runtime of the gate: the processor, offline, a worker a core unless told.
+
+    Raises:
+        ValueError: `workers` outside its range.
+    """
+    return shared_out(Runtime(torch.device("cpu"), offline=True), workers)
 
 
 def gate_plans(runtime: Runtime, only: Sequence[str] = ()) -> list[Plan]:
@@ -79,14 +89,10 @@ def chosen(plans: Sequence[Plan], only: Sequence[str]) -> list[Plan]:
         ValueError: one of `only` is part of no label and no cell.
     """
     for part in only:
-        if not any(_holds(plan, part) for plan in plans):
+        if not any(names(part, plan) for plan in plans):
             cells = ", ".join(dict.fromkeys(cell_of(plan) for plan in plans)) or "suite/task/method [variant]"
             raise ValueError(f"only {part!r}: is part of no run's label and of no cell; cells are like: {cells}")
-    return [plan for plan in plans if not only or any(_holds(plan, part) for part in only)]
-
-
-def _holds(plan: Plan, part: str) -> bool:
-    return part in plan.label or part in cell_of(plan)
+    return [plan for plan in plans if not only or any(names(part, plan) for part in only)]
 
 
 def fingerprint(root: Path = ROOT) -> str:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from rich.console import Console
 from baselines.registry import checked_name
 from results.gate.comparable import Refusal, load
 from results.gate.compare import Finding, compare
+from results.gate.texts import pair_text
 from results.gate.tolerances import FILE, Tolerances, read_tolerances
 from results.gate.trial import Shown, Trial, TrialRow
 from results.schema import Plan, Record
@@ -24,8 +25,7 @@ from results.single import read_single, write_single
 from results.store import StoreError, read_records
 from suites.environment import ROOT, environment
 from suites.gate.faults import FAULTS, NO_OPS, Fault
-from suites.gate.runs import chosen, fingerprint, gate_plans
-from suites.gate.work import gate_runtime
+from suites.gate.runs import chosen, fingerprint, gate_plans, gate_runtime
 
 TREE = ("gnlorp", "baselines", "suites", "results")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "runs", "reference", "published")
@@ -86,7 +86,7 @@ def try_fault(
         findings=len(findings),
         right_cells=here,
         wrong_cells=elsewhere,
-        expected=fault.expected,  # type: ignore[arg-type]
+        expected=fault.expected,
         seconds=round(time.monotonic() - start, 1),
         error=error,
     )
@@ -116,28 +116,11 @@ def _within(cell: str, fault: Fault) -> bool:
 
 
 def _shown(finding: Finding) -> Shown:
-    before, after = _pair(finding.before, finding.after)
+    before, after = pair_text(finding.before, finding.after)
     return Shown(
         sort=finding.sort, cell=finding.cell, quantity=finding.quantity, kind=finding.kind, before=before, after=after,
         cause=finding.cause,
     )  # fmt: skip
-
-
-def _pair(before: object, after: object) -> tuple[str, str]:
-    """Return two values as short texts, of two lists or tables the first entry that differs."""
-    if isinstance(before, list) and isinstance(after, list):
-        both = zip(before, after, strict=False)
-        before, after = next(((one, other) for one, other in both if one != other), (len(before), len(after)))
-    if isinstance(before, dict) and isinstance(after, dict):
-        differing: Iterator[str] = (name for name in [*before, *after] if before.get(name) != after.get(name))
-        name = next(differing)
-        before, after = f"{name}: {before.get(name)}", f"{name}: {after.get(name)}"
-    return _short(before), _short(after)
-
-
-def _short(value: object) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
-    return text if len(text) <= SHORT else f"{text[: SHORT - 3]}..."
 
 
 def run_trial(console: Console, names: Sequence[str], reference: Path, out: Path, fresh: bool) -> bool:

@@ -232,6 +232,13 @@ def test_tolerances_are_derived_by_command(reference: Path, tmp_path: Path) -> N
     found = read_tolerances(reference / "tolerances.json")
     assert [each.name for each in found.replicates] == ["moved"]
     assert before != (reference / "tolerances.json").read_bytes()
+    far = write_all(
+        tmp_path / "far", [record(method, shift=by) for method, by in zip(METHODS, (0, 0.1, 0), strict=True)]
+    )
+    both = invoke("gate-tolerances", "--replicates", moved, "--replicates", far, "--reference", reference)[1]
+    assert "moved: 3 runs, 0 with the very curve of the reference; by the bands of the others: 12 findings" in both
+    assert "far: 3 runs, 2 with the very curve of the reference; by the bands of the others: " in both
+    assert "findings, the farthest 0.1 off" in both
     assert invoke("gate-tolerances", "--replicates", moved, "--reference", reference, "--false-alarm", "2")[0] == 2
 
 

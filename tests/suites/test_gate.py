@@ -18,8 +18,7 @@ from results.schema import Plan
 from suites.environment import ROOT, usable_cpus
 from suites.gate.probe import probe
 from suites.gate.replicate import circumstances
-from suites.gate.runs import chosen, fingerprint, gate_plans
-from suites.gate.work import gate_runtime
+from suites.gate.runs import chosen, fingerprint, gate_plans, gate_runtime
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -109,6 +110,18 @@ def launch(
                 _end(worker)
         raise
     return records
+
+
+def process_pool(workers: int, threads: int) -> ProcessPoolExecutor:
+    """Return a pool of processes from such a fork server, for work that is no run; Ctrl-C ends them at once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return ProcessPoolExecutor(workers, context, _settle, (threads,))
+
+
+def _settle(threads: int) -> None:
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def launch_here(

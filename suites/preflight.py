@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
 from results.schema import Peak, Plan
-from suites.launch import PRELOAD
+from suites.launch import process_pool
 from suites.predict import predict_step_peak
 from suites.registry import get_suite
 from suites.run import check_fit, prediction_build
@@ -45,9 +43,7 @@ def predict_parts(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Peak]:
     shares = [[plan for plan in plans if plan.method == name] for name in dict.fromkeys(plan.method for plan in plans)]
     if runtime.workers == 1 or len(shares) <= 1:
         return _traced_parts(plans, runtime)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    with ProcessPoolExecutor(runtime.workers, context, torch.set_num_threads, (runtime.threads,)) as pool:
+    with process_pool(runtime.workers, runtime.threads) as pool:
         parts = list(pool.map(_traced_parts, shares, [runtime] * len(shares)))
     return {key: peak for part in parts for key, peak in part.items()}
 

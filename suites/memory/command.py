@@ -63,9 +63,11 @@ def register(app: typer.Typer, console: Console, one_line_errors: Callable[[], A
         out: Annotated[
             Path, typer.Option(help="folder of the cells; a cell that is there is not made again")
         ] = REFERENCE,
+        workers: Annotated[int | None, typer.Option(help="traces at a time; default: one a core")] = None,
     ) -> None:
         """Make every cell of the matrix that is missing: methods, state widths, per-layer, checkpointing, models."""
         with one_line_errors():
+            from suites.environment import usable_cpus
             from suites.memory.matrix import MODELS, run_matrix
             from suites.options import split
 
@@ -78,7 +80,8 @@ def register(app: typer.Typer, console: Console, one_line_errors: Callable[[], A
 
             names = split(method)
             _methods(names)
-            for path in run_matrix(split(model) or MODELS, names, out, said):
+            at_once = usable_cpus() if workers is None else workers
+            for path in run_matrix(split(model) or MODELS, names, out, said, at_once):
                 console.print(str(path))
 
     @app.command()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import as_completed
 from pathlib import Path
 
-from baselines.registry import methods
+from baselines.registry import get_method, methods
 from results.memory_schema import Cell, Precision, Setting, read_cells, write_cells
+from suites.launch import process_pool
 from suites.llama import SIZES
 from suites.memory.lab import Lab
 from suites.memory.networks import Network, find_network
@@ -39,27 +41,61 @@ def settings_of(network: Network, method: str) -> Iterator[Setting]:
         )
 
 
-def run_matrix(models: Iterable[str], names: Iterable[str], out: Path, said: Said) -> list[Path]:
-    """Make every cell that is missing below `out`, saving each as it is finished; return the files.
+def run_matrix(models: Iterable[str], names: Iterable[str], out: Path, said: Said, workers: int = 1) -> list[Path]:
+    """Make every cell that is missing below `out`, saving those of a model and method as they are finished.
+
+    Args:
+        said: told each new cell, how many of the matrix are there by then, and how many it has.
+        workers: processes that share the work out by model and method; a trace takes one core.
+
+    Returns:
+        The files, one a model.
 
     Raises:
-        ValueError: an unknown model or method.
+        ValueError: an unknown model or method, or no worker.
         StoreError: a file that holds no cells, or a folder that cannot be written.
     """
+    if workers < 1:
+        raise ValueError(f"workers {workers}: must be at least 1 (nearest allowed value: 1)")
     networks = [find_network(name) for name in models]
-    chosen = list(names) or list(methods())
-    total = sum(1 for network in networks for method in chosen for _ in settings_of(network, method))
-    done = 0
-    for network in networks:
-        path = out / f"{network.name}.json"
-        cells = read_cells(path)
-        known = {cell.setting for cell in cells}
-        for method in chosen:
-            lab = Lab(network, method, network.rank, PRECISION[network.language_model], WIDTHS)
-            for setting in settings_of(network, method):
-                done += 1
-                if setting not in known:
-                    cells.append(lab.cell(setting))
-                    write_cells(path, cells)
-                    said(cells[-1], done, total)
-    return [out / f"{network.name}.json" for network in networks]
+    chosen = [get_method(name).name for name in names] or list(methods())
+    order = {network.name: [s for method in chosen for s in settings_of(network, method)] for network in networks}
+    made = {name: {cell.setting: cell for cell in read_cells(out / f"{name}.json")} for name in order}
+    total = sum(len(settings) for settings in order.values())
+    done = sum(1 for name, settings in order.items() for setting in settings if setting in made[name])
+    shares = [
+        (network.name, [setting for setting in settings_of(network, method) if setting not in made[network.name]])
+        for network in networks
+        for method in chosen
+    ]
+    for cells in _shared_out([share for share in shares if share[1]], workers):
+        name = cells[0].setting.model
+        made[name] |= {cell.setting: cell for cell in cells}
+        rest = [cell for setting, cell in made[name].items() if setting not in order[name]]
+        write_cells(out / f"{name}.json", [made[name][s] for s in order[name] if s in made[name]] + rest)
+        for cell in cells:
+            done += 1
+            said(cell, done, total)
+    return [out / f"{name}.json" for name in order]
+
+
+def _shared_out(shares: Sequence[tuple[str, list[Setting]]], workers: int) -> Iterator[list[Cell]]:
+    """Yield the cells of each share as it is finished."""
+    if workers == 1 or len(shares) <= 1:
+        for share in shares:
+            yield _cells(*share)
+        return
+    with process_pool(workers, threads=1) as pool:
+        waiting = [pool.submit(_cells, *share) for share in shares]
+        try:
+            for found in as_completed(waiting):
+                yield found.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _cells(model: str, settings: Sequence[Setting]) -> list[Cell]:
+    """Make cells that differ in no more than a lab can answer."""
+    first = settings[0]
+    lab = Lab(find_network(model), first.method, first.rank, first.precision, WIDTHS)
+    return [lab.cell(setting) for setting in settings]

@@ -1,0 +1,68 @@
+"""The matrix of the lab: shared out to processes it holds what one process makes, and only what is missing is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from results.memory_schema import Cell, Setting, read_cells, write_cells
+from suites.memory import matrix
+from suites.memory.networks import Network
+
+METHODS = ("full", "lora")
+
+
+@pytest.fixture
+def small_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def two(network: Network, method: str) -> Iterator[Setting]:
+        for checkpointing in (False, True):
+            yield Setting(model=network.name, method=method, rank=4, batch=2, sequence=8, checkpointing=checkpointing)
+
+    monkeypatch.setattr(matrix, "settings_of", two)
+
+
+def without_time(cells: list[Cell]) -> list[Cell]:
+    return [cell.model_copy(update={"seconds": 0.0}) for cell in cells]
+
+
+@pytest.mark.usefixtures("small_settings")
+def test_two_processes_make_the_cells_of_one_in_the_same_order(tmp_path: Path) -> None:
+    said: list[tuple[int, int]] = []
+    files = [
+        matrix.run_matrix(
+            ["micro"], METHODS, tmp_path / str(workers), lambda _, done, total: said.append((done, total)), workers
+        )
+        for workers in (1, 2)
+    ]
+    one, two = (read_cells(paths[0]) for paths in files)
+    assert without_time(one) == without_time(two)
+    assert [cell.setting.method for cell in one] == ["full", "full", "lora", "lora"]
+    assert said == [(1, 4), (2, 4), (3, 4), (4, 4)] * 2
+
+
+@pytest.mark.usefixtures("small_settings")
+def test_only_missing_cells_are_made_and_others_stay(tmp_path: Path) -> None:
+    said: list[tuple[Cell, int, int]] = []
+    path = matrix.run_matrix(["micro"], METHODS, tmp_path, lambda *_: None)[0]
+    cells = read_cells(path)
+    elsewhere = cells[0].model_copy(update={"setting": cells[0].setting.model_copy(update={"batch": 3})})
+    write_cells(path, [elsewhere, *cells[:2], cells[3]])
+    matrix.run_matrix(["micro"], METHODS, tmp_path, lambda *words: said.append(words))
+    assert [(cell.setting, done, total) for cell, done, total in said] == [(cells[2].setting, 4, 4)]
+    assert without_time(read_cells(path)) == without_time([*cells, elsewhere])
+
+
+@pytest.mark.parametrize(
+    ("models", "names", "workers", "words"),
+    [
+        (["roberta-bose"], [], 1, "roberta-base"),
+        (["micro"], ["lorra"], 1, "lora"),
+        (["micro"], [], 0, "workers 0: must be at least 1"),
+    ],
+)
+def test_bad_input_is_refused(models: list[str], names: list[str], workers: int, words: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=words):
+        matrix.run_matrix(models, names, tmp_path, lambda *_: None, workers)
+    assert not list(tmp_path.iterdir())

@@ -16,6 +16,10 @@ from results.schema import SCHEMA_VERSION, Record
 FINAL: frozenset[str] = frozenset({"ok", "diverged", "out_of_memory"})
 SINGLE: frozenset[str] = frozenset({"bench.json", "contract.json", "tolerances.json", "trial.json"})
 """Files of another kind, see `results.single`, that may lie among the records of runs."""
+MEMORY = "memory"
+"""Folder of the memory lab below a folder of records; it holds no runs."""
+GATE = "gate"
+"""Folder of the gate: records of a reference right in it, below it those of one state of the code each."""
 
 
 class StoreError(ValueError):
@@ -111,13 +115,22 @@ def check_writable(root: Path) -> None:
 
 
 def record_paths(roots: Iterable[Path]) -> Iterator[Path]:
-    """Yield every `*.json` below `roots` (files are yielded as they are), sorted, hidden and `SINGLE` ones left out."""
+    """Yield every `*.json` below `roots` (files are yielded as they are), sorted.
+
+    Left out are hidden files and what other commands put there: `SINGLE` files, the memory lab's folder, and the gate's
+    runs of one state of the code, which repeat each other's plans. Each is read where its folder is a root.
+    """
     for root in roots:
         if root.is_file():
             yield root
         else:
             found = sorted(path for path in root.rglob("*.json") if not path.name.startswith("."))
-            yield from (path for path in found if path.name not in SINGLE)
+            yield from (path for path in found if not _of_another_command(path.relative_to(root)))
+
+
+def _of_another_command(path: Path) -> bool:
+    place, *below = path.parts
+    return path.name in SINGLE or (place == MEMORY and bool(below)) or (place == GATE and len(below) > 1)
 
 
 def read_records(roots: Iterable[Path]) -> list[Record]:

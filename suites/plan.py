@@ -11,12 +11,10 @@ from typing import Any
 
 from baselines.registry import checked_name, methods
 from results.schema import Plan, Record, TrainingPlan
-from results.store import FINAL
+from results.store import FINAL, MEMORY
 from suites.config import Settings, load_profile, method_config, resolve
 from suites.registry import get_suite
 from suites.suite import Runtime
-
-NOT_RUNS = frozenset({"memory"})
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ def expected_seconds(plans: Sequence[Plan], records: Iterable[Record], workers: 
 def reference_roots() -> list[Path]:
     """Return the folders of the committed records of runs; other kinds of record stand beside them."""
     root = Path(__file__).resolve().parent.parent / "results" / "reference"
-    return sorted(path for path in root.glob("*") if path.is_dir() and path.name not in NOT_RUNS)
+    return sorted(path for path in root.glob("*") if path.is_dir() and path.name != MEMORY)
 
 
 def _like(plan: Plan) -> tuple[str, ...]:

@@ -216,6 +216,26 @@ def test_paths_are_sorted_and_hidden_files_left_out(tmp_path: Path, make_record:
     assert list(record_paths([tmp_path, single])) == [tmp_path / "a.json", tmp_path / "b" / "z.json", single]
 
 
+def test_what_other_commands_leave_in_the_folder_is_not_in_the_way(tmp_path: Path, make_record: Make) -> None:
+    # `nox -s memory`, then `nox -s regression` before and after a change of the code, then `nox -s glue_rank8`.
+    record = make_record()
+    path = write_record(tmp_path, record)
+    write_atomically(tmp_path / "memory" / "60m.json", b'{"schema_version": 1, "cells": []}\n')
+    runs = [write_record(tmp_path / "gate" / state, record) for state in ("0123456789ab", "ba9876543210")]
+    assert read_records([tmp_path]) == [record]
+    assert list(record_paths([tmp_path])) == [path]
+    assert list(record_paths([runs[0].parent])) == runs[:1]
+    path.unlink()
+    reference = write_record(tmp_path / "gate", record)
+    assert list(record_paths([tmp_path])) == [reference]
+
+
+def test_a_foreign_file_elsewhere_is_still_named(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "other" / "60m.json", b'{"schema_version": 1, "cells": []}\n')
+    with pytest.raises(StoreError, match="60m.json: not a record"):
+        read_records([tmp_path])
+
+
 def test_records_of_several_folders_come_in_order(tmp_path: Path, make_record: Make) -> None:
     made = [make_record(seed=seed) for seed in (3, 1, 2)]
     write_record(tmp_path / "b", made[0])

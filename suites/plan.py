@@ -136,16 +136,16 @@ def missing(plans: Sequence[Plan], records: Iterable[Record]) -> list[Plan]:
 
 
 def expected_seconds(plans: Sequence[Plan], records: Iterable[Record], workers: int) -> float | None:
-    """Return how long `plans` should take: per run the median wall time of like runs (same suite, profile, task,
-    method), scaled by steps; None if there is no like run for any of them."""
-    per_step: dict[tuple[str, ...], list[float]] = {}
+    """Return how long `plans` should take: per run the median wall time of like runs, scaled by the rows trained on.
+
+    Like runs have the same suite, profile, task, method, model, length, precision and checkpointing: what was measured
+    in bf16 says nothing of fp32. None if there is no like run for any of them.
+    """
+    per_row: dict[tuple[object, ...], list[float]] = {}
     for record in records:
         if record.status == "ok" and record.timing is not None:
-            seconds = record.timing.wall_s / record.plan.training.steps
-            per_step.setdefault(_like(record.plan), []).append(seconds)
-    known = [
-        statistics.median(per_step[_like(plan)]) * plan.training.steps for plan in plans if _like(plan) in per_step
-    ]
+            per_row.setdefault(_like(record.plan), []).append(record.timing.wall_s / _rows(record.plan))
+    known = [statistics.median(per_row[_like(plan)]) * _rows(plan) for plan in plans if _like(plan) in per_row]
     if not known:
         return None
     return sum(known) / len(known) * len(plans) / workers
@@ -157,5 +157,11 @@ def reference_roots() -> list[Path]:
     return sorted(path for path in root.glob("*") if path.is_dir() and path.name != MEMORY)
 
 
-def _like(plan: Plan) -> tuple[str, ...]:
-    return (plan.suite, plan.profile, plan.task, plan.method)
+def _like(plan: Plan) -> tuple[object, ...]:
+    training = plan.training
+    settings = (plan.data.max_length, training.precision, training.checkpointing)
+    return (plan.suite, plan.profile, plan.task, plan.method, plan.model.name, *settings)
+
+
+def _rows(plan: Plan) -> int:
+    return plan.training.steps * plan.training.batch_size

@@ -228,6 +228,16 @@ def test_expected_seconds_are_the_median_per_step_of_like_runs(record_of: Callab
     assert expected_seconds(plans[2:], known, workers=2) == pytest.approx(2.0 * steps)
 
 
+def test_expected_seconds_scale_with_the_batch(record_of: Callable[..., Record]) -> None:
+    known, wanted = (
+        make_plans(request(methods=("lora",), tasks=("a",), seeds=(0,), overrides=(("batch_size", size),)), RUNTIME)
+        for size in (4, 8)
+    )
+    rows = {plan.training.batch_size: plan.training.steps * plan.training.batch_size for plan in (*known, *wanted)}
+    found = expected_seconds(wanted, [record_of(known[0], wall_s=10.0)], workers=1)
+    assert found == pytest.approx(10.0 * rows[8] / rows[4])
+
+
 def test_expected_seconds_scale_with_steps_and_fill_in_unknown_runs(record_of: Callable[..., Record]) -> None:
     known = record_of(
         make_plans(request(methods=("lora",), tasks=("a",), overrides=(("steps", 10),)), RUNTIME)[0], wall_s=20.0
@@ -241,6 +251,8 @@ def test_expected_seconds_scale_with_steps_and_fill_in_unknown_runs(record_of: C
     [
         ({"tasks": ("b",)}, "ok", 5.0),
         ({"methods": ("full",)}, "ok", 5.0),
+        ({"overrides": (("precision", "bf16-autocast"),)}, "ok", 5.0),
+        ({"overrides": (("max_length", 16),)}, "ok", 5.0),
         ({}, "failed", 5.0),
         ({}, "diverged", 5.0),
         ({}, "ok", None),

@@ -61,7 +61,9 @@ def test_the_whole_bench_has_every_shape_and_stays_within_its_time() -> None:
             f"layer {shape}, rank 8",
             f"layer {shape}, rank 128",
         ]
-    assert sum(item.seconds + item.overhead_s for item in items(quick=False)) < 8 * 60
+        assert f"refresh {shape}" in labels
+    # 340 s of it are the refresh of the largest shape, whose SVD takes most of a minute.
+    assert sum(item.seconds + item.overhead_s for item in items(quick=False)) < 14 * 60
 
 
 def test_peak_bytes_are_exact_and_leave_out_what_was_there() -> None:

@@ -284,13 +284,12 @@ def show(
     """Print what is to run, how much memory it needs and how long it should take."""
     from results.store import read_records
     from suites import console as view
-    from suites.plan import expected_seconds, reference_roots
+    from suites.plan import REFERENCE, expected_seconds
 
     console.print(view.plan_table(plans, todo, predicted))
     for model in dict.fromkeys(plan.model for plan in plans):
         console.print(f"model: {model.name}" + (f" ({model.disclosure})" if model.disclosure else ""))
-    references = read_records(reference_roots())
-    seconds = expected_seconds(todo, known or references, runtime.workers)
+    seconds = expected_seconds(todo, known or read_records([REFERENCE]), runtime.workers)
     console.print(view.summary_line(plans, todo, runtime, seconds, out), markup=False)
     if warning := view.precision_warning(todo, runtime):
         console.print(warning, style="yellow", markup=False)

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import FrameType
+from typing import Any, TypeVar
 
 import torch
 
@@ -33,6 +34,7 @@ from suites.suite import Runtime
 GRACE_S = 10.0
 REPORT_EVERY_S = 0.2
 PRELOAD = ["suites.preload"]
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -112,11 +114,24 @@ def launch(
     return records
 
 
-def process_pool(workers: int, threads: int) -> ProcessPoolExecutor:
-    """Return a pool of processes from such a fork server, for work that is no run; Ctrl-C ends them at once."""
+def in_processes(
+    work: Callable[..., Found], shares: Sequence[tuple[Any, ...]], workers: int, threads: int
+) -> Iterator[Found]:
+    """Yield `work(*share)` of each share as it is finished, for work that is no run; Ctrl-C ends it at once.
+
+    `workers` at a time, in processes from such a fork server; a single worker's or share's work is done here, in order.
+    """
+    if workers == 1 or len(shares) <= 1:
+        yield from (work(*share) for share in shares)
+        return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    return ProcessPoolExecutor(workers, context, _settle, (threads,))
+    with ProcessPoolExecutor(workers, context, _settle, (threads,)) as pool:
+        waiting = [pool.submit(work, *share) for share in shares]
+        try:
+            yield from (done.result() for done in as_completed(waiting))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _settle(threads: int) -> None:

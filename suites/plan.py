@@ -11,10 +11,13 @@ from typing import Any
 
 from baselines.registry import checked_name, methods
 from results.schema import Plan, Record, TrainingPlan
-from results.store import FINAL, MEMORY
+from results.store import FINAL
 from suites.config import Settings, load_profile, method_config, resolve
 from suites.registry import get_suite
 from suites.suite import Runtime
+
+REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference"
+"""The committed records."""
 
 
 @dataclass(frozen=True)
@@ -149,12 +152,6 @@ def expected_seconds(plans: Sequence[Plan], records: Iterable[Record], workers: 
     if not known:
         return None
     return sum(known) / len(known) * len(plans) / workers
-
-
-def reference_roots() -> list[Path]:
-    """Return the folders of the committed records of runs; other kinds of record stand beside them."""
-    root = Path(__file__).resolve().parent.parent / "results" / "reference"
-    return sorted(path for path in root.glob("*") if path.is_dir() and path.name != MEMORY)
 
 
 def _like(plan: Plan) -> tuple[object, ...]:

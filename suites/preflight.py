@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from results.schema import Peak, Plan
-from suites.launch import process_pool
+from suites.launch import in_processes
 from suites.predict import predict_step_peak
 from suites.registry import get_suite
 from suites.run import check_fit, prediction_build
@@ -40,12 +40,12 @@ def predict_parts(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Peak]:
     the second micro-batch on all are alike (gradients are there), so that no more than two are traced. The methods,
     which share no trace, are shared out to `runtime.workers` processes.
     """
-    shares = [[plan for plan in plans if plan.method == name] for name in dict.fromkeys(plan.method for plan in plans)]
-    if runtime.workers == 1 or len(shares) <= 1:
-        return _traced_parts(plans, runtime)
-    with process_pool(runtime.workers, runtime.threads) as pool:
-        parts = list(pool.map(_traced_parts, shares, [runtime] * len(shares)))
-    return {key: peak for part in parts for key, peak in part.items()}
+    names = dict.fromkeys(plan.method for plan in plans)
+    shares = [[plan for plan in plans if plan.method == name] for name in names] if runtime.workers > 1 else [plans]
+    found: dict[str, Peak] = {}
+    for part in in_processes(_traced_parts, [(share, runtime) for share in shares], runtime.workers, runtime.threads):
+        found |= part
+    return found
 
 
 def _traced_parts(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Peak]:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import as_completed
 from pathlib import Path
 
 from baselines.registry import get_method, methods
 from results.memory_schema import Cell, Precision, Setting, read_cells, write_cells
-from suites.launch import process_pool
+from suites.launch import in_processes
 from suites.llama import SIZES
 from suites.memory.lab import Lab
 from suites.memory.networks import Network, find_network
@@ -68,7 +67,7 @@ def run_matrix(models: Iterable[str], names: Iterable[str], out: Path, said: Sai
         for network in networks
         for method in chosen
     ]
-    for cells in _shared_out([share for share in shares if share[1]], workers):
+    for cells in in_processes(_cells, [share for share in shares if share[1]], workers, threads=1):
         name = cells[0].setting.model
         made[name] |= {cell.setting: cell for cell in cells}
         rest = [cell for setting, cell in made[name].items() if setting not in order[name]]
@@ -77,21 +76,6 @@ def run_matrix(models: Iterable[str], names: Iterable[str], out: Path, said: Sai
             done += 1
             said(cell, done, total)
     return [out / f"{name}.json" for name in order]
-
-
-def _shared_out(shares: Sequence[tuple[str, list[Setting]]], workers: int) -> Iterator[list[Cell]]:
-    """Yield the cells of each share as it is finished."""
-    if workers == 1 or len(shares) <= 1:
-        for share in shares:
-            yield _cells(*share)
-        return
-    with process_pool(workers, threads=1) as pool:
-        waiting = [pool.submit(_cells, *share) for share in shares]
-        try:
-            for found in as_completed(waiting):
-                yield found.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _cells(model: str, settings: Sequence[Setting]) -> list[Cell]:

@@ -149,9 +149,9 @@ def digest(task: str) -> str:
     """
     total = hashlib.sha256()
     for split, data in sorted(load(task).items()):
-        columns = [column for column in data.column_names]
+        columns = data.column_names
         total.update(json.dumps([split, columns]).encode())
-        for row in zip(*(data[column] for column in columns), strict=True):
+        for row in zip(*(data[column][:] for column in columns), strict=True):
             values = [round(value, 3) if isinstance(value, float) else value for value in row]
             total.update(json.dumps(values, separators=(",", ":")).encode())
     return total.hexdigest()

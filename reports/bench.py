@@ -256,7 +256,7 @@ def _cell_notes(found: Bench) -> list[str]:
 def _number(value: float | None) -> str:
     if value is None:
         return "—"
-    return f"{value:.1f}" if value >= 10 else f"{value:.4f}" if 0.99 < value < 1.0 else f"{value:.2f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.4f}" if 0.99 < value < 1.0001 else f"{value:.2f}"
 
 
 def _spread(claim: Claim) -> str:

@@ -16,6 +16,7 @@ from reports.style import Look, looks, seed_words
 from results.schema import Record
 
 MICRO = "Checks pipeline and ordering; not the paper's numbers"
+SETTINGS = ("steps", "batch_size", "max_length", "precision", "state_bits")
 
 
 @dataclass(frozen=True)
@@ -137,8 +138,7 @@ class Context:
             *_spread("Model", self.runs["model_disclosure"]),
         ]
         lines += self._learning_rates()
-        names = ("steps", "batch_size", "max_length", "precision", "state_bits")
-        lines.append("Settings: " + ", ".join(f"{name.replace('_', ' ')} {joined(self.runs[name])}" for name in names))
+        lines += self._settings()
         lines += [f"Settings that differ within a task: {text}" for text in uneven_settings(self.records)]
         places = self.runs[["device_name", "threads", "workers"]].drop_duplicates().itertuples(index=False)
         words = sorted(f"{d}, {_counted(t, 'thread')}, {_counted(w, 'run')} at a time" for d, t, w in places)
@@ -147,6 +147,14 @@ class Context:
         dirty = self.runs["dirty"].fillna(value=False).map({True: " with uncommitted changes", False: ""})
         lines.append(f"Code: commit {joined(self.runs['commit'].fillna('unknown') + dirty.astype('string'))}")
         return tuple(lines)
+
+    def _settings(self) -> list[str]:
+        """One line where all tasks agree, else one for each group of tasks that do."""
+        lines = {
+            task: ", ".join(f"{name.replace('_', ' ')} {joined(runs[name])}" for name in SETTINGS)
+            for task, runs in self.runs.groupby("task", observed=True)
+        }
+        return _by_task("Settings", self.runs.assign(settings=self.runs["task"].map(lines)), "settings", self.titles)
 
     def _learning_rates(self) -> list[str]:
         parts = []

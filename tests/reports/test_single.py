@@ -86,6 +86,13 @@ def test_one_row_a_kind_of_claim_with_range_worst_and_verdict() -> None:
     assert "galore-torch missing" in to_markdown(table)
 
 
+def test_ratios_next_to_one_have_the_same_digits_at_both_ends_of_a_range() -> None:
+    (row,) = targets_table(bench(layer_cell("a", 0.99998), layer_cell("b", 1.00002), layer_cell("c", 1.00004))).rows[:1]
+    assert row[4].text == "1.0000"
+    (row,) = targets_table(bench(layer_cell("a", 0.9994), layer_cell("b", 1.00004))).rows[:1]
+    assert row[4].text == "0.9994 to 1.0000"
+
+
 def test_what_is_missing_is_not_measured_and_no_number() -> None:
     found = bench(layer_cell("a", 1.0), refresh_cell([]))
     (row,) = [row for row in targets_table(found).rows if row[0].text.startswith("refresh")]

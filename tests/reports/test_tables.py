@@ -201,6 +201,16 @@ def test_uneven_settings_stand_below_the_scores(make_record: Make) -> None:
     assert "Settings that differ within a task: rte: training.steps 30, 60" in notes
 
 
+def test_settings_are_said_once_where_tasks_agree_and_by_task_where_they_do_not(make_record: Make) -> None:
+    alike = score_table(context_of([make_record(), make_record("cola")])).notes
+    assert sum(note.startswith("Settings: steps 60, batch size") for note in alike) == 1
+    notes = score_table(context_of([make_record(), make_record("sst2"), make_record("cola", steps=30)])).notes
+    assert [note.split(", batch size")[0] for note in notes if note.startswith("Settings")] == [
+        "Settings, CoLA: steps 30",
+        "Settings, SST-2, RTE: steps 60",
+    ]
+
+
 def test_numbers_are_printed_with_care() -> None:
     assert percent(summarise([-0.012])) == "−1.2"
     assert (signed(0.0004), signed(-0.0004), signed(-0.012), signed(0.012)) == ("0.0", "0.0", "−1.2", "+1.2")

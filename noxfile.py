@@ -36,7 +36,8 @@ def shared_python(session: nox.Session, small: bool = False) -> str:
         session.log(f"setting up the shared environment ({extra}) in {SHARED.relative_to(ROOT)}: a minute or two")
         if not python.exists():
             session.run(sys.executable, "-m", "venv", str(SHARED), external=True)
-        install = (str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+        # Python compiles the few modules that are imported when they are; pip would compile every one there is.
+        install = (str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile")
         session.run(*install, "-c", "constraints.txt", "-e", f".[{extra}]", external=True)
         if "dev" in extra:
             # A peer that tests compare with; its own requirements are left out, since its code needs torch alone.

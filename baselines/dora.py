@@ -10,9 +10,9 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.adamw import adam_state_bytes, adamw
-from baselines.adapters import AdapterConfig, factor_parts, factor_state_bytes, fold, inject, ranks, restart
 from baselines.method import AdamSettings, Method, Part, Placement, trainable
+from baselines.shared.adamw import adam_state_bytes, adamw
+from baselines.shared.adapters import AdapterConfig, factor_parts, factor_state_bytes, fold, inject, ranks, restart
 
 
 class DoraConfig(AdapterConfig):

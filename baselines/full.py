@@ -11,8 +11,8 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.adamw import adam_state_bytes, adamw
 from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Part, Placement, trainable
+from baselines.shared.adamw import adam_state_bytes, adamw
 
 
 class FullConfig(MethodConfig):

@@ -16,8 +16,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Part, Placement, trainable
-from baselines.projected import check_projection, projected_adamw, projected_state_bytes
-from baselines.targets import shapes
+from baselines.shared.projected import check_projection, projected_adamw, projected_state_bytes
+from baselines.shared.targets import shapes
 
 
 class GaloreConfig(MethodConfig):

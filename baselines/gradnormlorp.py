@@ -20,10 +20,10 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.optim import Optimizer
 
-from baselines.adamw import adam_state_bytes
 from baselines.method import AdamSettings, LayerRanks, Method, Part, Placement, RestartConfig, check_rank, trainable
-from baselines.projected import check_projection, projected_adamw, projected_state_bytes
-from baselines.targets import shapes
+from baselines.shared.adamw import adam_state_bytes
+from baselines.shared.projected import check_projection, projected_adamw, projected_state_bytes
+from baselines.shared.targets import shapes
 from gnlorp import GradNormLoRPAdamW, NormLowRankLinear, param_groups
 from gnlorp import attach as attach_layers
 from gnlorp import merge as merge_layers

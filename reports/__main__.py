@@ -10,19 +10,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from reports.averages.glue import ChoiceError, Convention
 from reports.beside import write_beside
-from reports.build import Report, c4_report, glue_report, write_report
-from reports.convention import ChoiceError, Convention
-from reports.foreign import read_foreign
-from reports.gate_command import register as register_gate
-from reports.gather import gather
-from reports.memory import build_memory_report
-from reports.paper_build import glue_reports, trouble_lines, write_paper
-from reports.paper_build import paper as make_paper
+from reports.gate.command import register as register_gate
+from reports.paper.build import glue_reports, trouble_lines, write_paper
+from reports.paper.build import paper as make_paper
 from reports.readme import filled
-from reports.render import to_screen
-from reports.selection import ReportError
+from reports.records.gather import gather
+from reports.records.peft_results import read_foreign
+from reports.records.selection import ReportError
 from reports.single import bench_report, contract_report, trial_report
+from reports.tables.lab import build_memory_report
+from reports.tables.render import to_screen
+from reports.write import Report, c4_report, glue_report, write_report
 from results.published import PublishedError, published_cells
 from results.store import StoreError, read_records
 

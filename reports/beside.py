@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from reports.build import c4_report, write_report
-from reports.memory import build_memory_report
-from reports.paper_build import Paper
-from reports.pretraining import Pretraining
+from reports.paper.build import Paper
 from reports.single import bench_report, contract_report, trial_report
+from reports.tables.lab import build_memory_report
+from reports.tables.pretraining import Pretraining
+from reports.write import c4_report, write_report
 
 SINGLE: dict[str, Callable[[Path, Path], list[Path]]] = {
     "bench.json": bench_report,

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from reports.bench import bench_plot, claims_table, measurements_table, targets_table
-from reports.contract import contract_table
-from reports.plots import Plot
-from reports.render import Table, to_csv, to_latex, to_markdown
-from reports.trial import trial_table
+from reports.figures.lines import Plot
+from reports.gate.trial import trial_table
+from reports.tables.bench import bench_plot, claims_table, measurements_table, targets_table
+from reports.tables.capabilities import contract_table
+from reports.tables.render import Table, to_csv, to_latex, to_markdown
 from results.bench import Bench
-from results.contract import Matrix
+from results.capabilities import Matrix
 from results.gate.trial import Trial
 from results.single import read_single
 from results.store import write_atomically

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from suites.gate.command import register as register_gate
-from suites.memory.command import register as register_memory
+from suites.lab.command import register as register_memory
 from suites.options import (
     RUNS,
     Device,
@@ -94,7 +94,7 @@ def plan(options: Options) -> None:
     """Show what `run` would do, how long it should take and how much memory it needs; run nothing."""
     with one_line_errors():
         from suites.console import parts_table, size_lines
-        from suites.preflight import predict_parts
+        from suites.run.preflight import predict_parts
 
         prepared = prepare(options, dry=True)
         todo, known = missing_runs(prepared.plans, prepared.runtime, options.out)
@@ -159,7 +159,7 @@ def contract(
 ) -> None:
     """Check what every method can do (accumulation, clipping, resume, merge, ...) and print the matrix."""
     with one_line_errors():
-        from suites.contract.command import print_matrix
+        from suites.capabilities.command import print_matrix
 
         failed = print_matrix(console, split(method), backend, out)
     raise typer.Exit(1 if failed else 0)
@@ -214,7 +214,7 @@ def prepare(options: Options, plans: bool = True, dry: bool = False) -> Prepared
     Raises:
         ValueError: whatever is wrong with it, in one line.
     """
-    from suites.distributed import joined_group
+    from suites.run.distributed import joined_group
 
     group = joined_group()
     console.quiet = errors.quiet = not group.leads
@@ -222,9 +222,9 @@ def prepare(options: Options, plans: bool = True, dry: bool = False) -> Prepared
     name, why = resolve_profile(options.profile, device, insisted=options.device == "cpu")
     console.print(f"profile {name} ({why}), device {device.type}", style="bold")
     from suites.config import default_rank
-    from suites.launch import shared_out
     from suites.plan import Request, make_plans
     from suites.registry import get_suite
+    from suites.run.launch import shared_out
     from suites.suite import Runtime
 
     suite = get_suite(options.suite)
@@ -265,7 +265,7 @@ def missing_runs(plans: list[Plan], runtime: Runtime, out: Path) -> tuple[list[P
     """
     from results.store import read_records
     from suites.plan import missing
-    from suites.preflight import check
+    from suites.run.preflight import check
 
     known = read_records([out]) if out.exists() else []
     todo = missing(plans, known)
@@ -303,10 +303,10 @@ def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False) -
         KeyboardInterrupt: Ctrl-C.
     """
     from results.store import check_writable
-    from suites import checkpoint, distributed
     from suites.console import ProgressListener
-    from suites.launch import launch, launch_here
-    from suites.preflight import predict_peaks
+    from suites.run import checkpoint, distributed
+    from suites.run.launch import launch, launch_here
+    from suites.run.preflight import predict_peaks
 
     group = runtime.group
     todo, known = missing_runs(plans, runtime, out)
@@ -331,7 +331,7 @@ def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False) -
 
 def begin_anew(plans: list[Plan], out: Path) -> None:
     """Remove the checkpoints of these plans."""
-    from suites import checkpoint
+    from suites.run import checkpoint
 
     for each in plans:
         checkpoint.remove(checkpoint.folder_of(out, each))

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from baselines.registry import get_method
 from results.schema import Peak, Plan, Record
-from suites.environment import bf16_slowdown
-from suites.launch import Event
+from suites.measure.environment import bf16_slowdown
+from suites.run.launch import Event
 from suites.suite import Runtime
 
 SIGNS = {

@@ -16,9 +16,9 @@ from rich.table import Table
 from torch.utils.data import Dataset
 
 from results.schema import Plan, Record
-from suites.environment import derived_seed
 from suites.glue import SUITE, encode
-from suites.loop import autocast
+from suites.measure.environment import derived_seed
+from suites.run.loop import autocast
 from suites.suite import Runtime
 
 PRECISIONS = {"fp32": False, "bf16-autocast": True}

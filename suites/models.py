@@ -178,7 +178,7 @@ def tokenizer(plan: ModelPlan, runtime: Runtime) -> Any:
 
 def micro_folder() -> Path:
     """Return the folder of the micro encoder."""
-    from suites.micro import encoder_path
+    from suites.generated import encoder_path
 
     return encoder_path()
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from baselines.method import Placement
 from results.schema import DataFacts, DataPlan, ModelPlan, Plan
 from suites.config import Settings
-from suites.distributed import Group
+from suites.run.distributed import Group
 
 Batch = Mapping[str, Tensor]
 

@@ -15,7 +15,7 @@ from results.single import write_single
 from results.store import check_writable
 from suites.bench.run import GROUPS, Item, expected_seconds, items, run_bench
 from suites.console import duration_text
-from suites.environment import usable_cpus
+from suites.measure.environment import usable_cpus
 
 THREADS = 2
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gnlorp import NormLowRankLinear
 from results.bench import BenchCell
 from suites.bench.timing import candidate, in_turns, ratio_claim
-from suites.tracker import peak_of, track
+from suites.measure.tracker import peak_of, track
 
 TITLES = {
     "full": "gnlorp, full rule",

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from baselines.method import AdamSettings, check_optimizer_covers
 from baselines.registry import get_method
-from baselines.targets import place
+from baselines.shared.targets import place
 from results.bench import BenchCell
 from suites.bench.timing import candidate, in_turns, ratio_claim
+from suites.measure.tracker import peak_of, track
 from suites.models import MINILM_PACKAGE
-from suites.tracker import peak_of, track
 
 OURS, LORA, DORA = "gradnormlorp", "lora", "dora"
 TARGET = 1.1

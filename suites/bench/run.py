@@ -15,7 +15,7 @@ from suites.bench.model import model_cell
 from suites.bench.peers import peer_versions
 from suites.bench.refresh import refresh_cell
 from suites.bench.step import step_cell
-from suites.environment import environment
+from suites.measure.environment import environment
 
 GROUPS: tuple[Group, ...] = ("layer", "refresh", "step", "model")
 QUERY, DOWN = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"

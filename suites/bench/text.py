@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from suites.micro.discourse import document
-from suites.micro.language import Dice
-from suites.micro.pretrain import encode
-from suites.micro.tokenizer import vocabulary
+from suites.generated.discourse import document
+from suites.generated.language import Dice
+from suites.generated.pretrain import encode
+from suites.generated.tokenizer import vocabulary
 
 ROWS, LENGTH = 8, 64
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from baselines import targets
 from baselines.method import Placement
+from baselines.shared import targets
 from results.schema import DataFacts, DataPlan, ModelPlan, Plan
 from suites.c4 import data, documents, llama, tokens
 from suites.c4.evaluate import evaluate, largest_batch
 from suites.c4.sequences import IGNORED
 from suites.config import Settings
-from suites.environment import derived_seed
-from suites.micro import text as generated
+from suites.generated import text as generated
+from suites.measure.environment import derived_seed
 from suites.suite import Batch, Job, Runtime, Scores
 
 METRIC = "perplexity"

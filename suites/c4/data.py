@@ -14,8 +14,8 @@ from results.schema import DataFacts, DataPlan
 from suites.c4 import documents, tokens
 from suites.c4.evaluate import Evaluated, unigram
 from suites.c4.sequences import Sequences, batches, lay_out
-from suites.micro import NOTICE
-from suites.micro import text as generated
+from suites.generated import NOTICE
+from suites.generated import text as generated
 from suites.suite import Batch, Runtime
 
 CHUNK = 256

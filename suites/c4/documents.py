@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library that the hub client uses
 
-from suites.micro import text as generated
+from suites.generated import text as generated
 
 HUB_NAME, HUB_CONFIG = "allenai/c4", "en"
 # The commit that public repositories quote for allenai/c4 (hf://datasets/allenai/c4@<hash>/en/c4-train.00000-...). Not

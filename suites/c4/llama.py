@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM
 
 from baselines.registry import checked_name
 from results.schema import ModelPlan
-from suites.llama import ALL, INIT_STD, NORM_EPS, llama_config
+from suites.c4.sizes import ALL, INIT_STD, NORM_EPS, llama_config
 
 
 def plan(name: str, vocabulary: int, max_length: int) -> ModelPlan:

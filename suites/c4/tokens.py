@@ -21,7 +21,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from baselines.registry import checked_name
 from results.store import StoreError, write_atomically
-from suites.micro import text as generated
+from suites.generated import text as generated
 
 # The protocol's tokenizer; the commit is the one that public repositories quote for it.
 PINNED = {"t5-base": ("google-t5/t5-base", "a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1")}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from suites import measure, tracker
+from suites.measure import live, tracker
 
 
 def probe(
@@ -45,9 +45,9 @@ def probe(
         step(batch)
     peak = tracker.track_step(model, optimizer, lambda: step(todo[-1]))
     return {
-        "trainable_bytes": measure.trainable_bytes(model),
-        "state_bytes": measure.state_bytes(optimizer, model),
-        "state_shapes": measure.state_shapes(optimizer),
+        "trainable_bytes": live.trainable_bytes(model),
+        "state_bytes": live.state_bytes(optimizer, model),
+        "state_shapes": live.state_shapes(optimizer),
         **{f"peak {name}": value for name, value in peak.model_dump().items()},
         "loss": losses,
         "gradient_norm": norms,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from suites.environment import ROOT, usable_cpus
+from suites.measure.environment import ROOT, usable_cpus
 
 KERNELS = {"ATEN_CPU_CAPABILITY": "default"}
 """torch's own kernels without vector instructions beyond the oldest."""

@@ -16,9 +16,9 @@ from pydantic import Field
 from results.gate.comparable import stack_of
 from results.gate.quantities import cell_of, names
 from results.schema import Plan, Strict
-from suites.environment import ROOT, environment
-from suites.launch import shared_out
+from suites.measure.environment import ROOT, environment
 from suites.plan import Request, make_plans, request_cells
+from suites.run.launch import shared_out
 from suites.suite import Runtime
 
 ROWS = Path(__file__).with_name("rows.toml")

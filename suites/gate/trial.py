@@ -23,9 +23,9 @@ from results.gate.trial import Shown, Trial, TrialRow
 from results.schema import Plan, Record
 from results.single import read_single, write_single
 from results.store import StoreError, read_records
-from suites.environment import ROOT, environment
 from suites.gate.faults import FAULTS, NO_OPS, Fault
 from suites.gate.runs import chosen, fingerprint, gate_plans, gate_runtime
+from suites.measure.environment import ROOT, environment
 
 TREE = ("gnlorp", "baselines", "suites", "results")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "runs", "reference", "published")

@@ -11,15 +11,15 @@ import torch
 from datasets import Dataset
 from torch import Tensor, nn
 
-from baselines import targets
 from baselines.method import Placement
+from baselines.shared import targets
 from results.schema import DataFacts, DataPlan, ModelPlan, Plan
 from suites import models
 from suites.config import Settings
-from suites.environment import derived_seed
 from suites.glue import data as glue_data
 from suites.glue import encode, metrics
 from suites.glue.tasks import TASKS, GlueTask, get_task
+from suites.measure.environment import derived_seed
 from suites.suite import Batch, Job, Runtime, Scores
 
 HELD_OUT_FRACTION = 0.1

@@ -66,11 +66,11 @@ def load(task: str, source: str, data_dir: Path | str | None = None, offline: bo
     notes: list[str]
     revision: str | None
     if source == "micro":
-        from suites import micro
-        from suites.micro import tasks as generated
+        from suites.generated import NOTICE
+        from suites.generated import tasks as generated
 
         splits = _conform(row, generated.load(row.name), "micro")
-        return GlueData(splits, digest_of(task, source), None, [micro.NOTICE], official=False)
+        return GlueData(splits, digest_of(task, source), None, [NOTICE], official=False)
     if source == "hub":
         splits = _conform(row, _from_hub(row, offline), HUB_NAME)
         notes, digest, revision = [], digest_of(task, source), HUB_REVISION
@@ -97,7 +97,7 @@ def digest_of(task: str, source: str, data_dir: Path | str | None = None) -> str
     row = get_task(task)
     _check_source(source)
     if source == "micro":
-        from suites.micro import tasks as generated
+        from suites.generated import tasks as generated
 
         return str(generated.digest(row.name))
     if source == "hub":

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 from torch import Tensor, nn
 
-from results.contract import Matrix
+from results.capabilities import Matrix
 from results.single import read_single
-from suites.contract import networks
-from suites.environment import ROOT
+from suites.capabilities import networks
+from suites.measure.environment import ROOT
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ from torch.optim import Optimizer
 
 from baselines.method import AdamSettings, Method, Placement, check_optimizer_covers, trainable
 from baselines.registry import methods
-from baselines.targets import place, shapes
-from results.contract import Matrix
+from baselines.shared.targets import place, shapes
+from results.capabilities import Matrix
 from results.schema import DataPlan, ModelPlan, Plan, TrainingPlan
-from suites import measure
-from suites.contract.checks import checks, run_check
-from suites.contract.subject import RANK, contract_config, contract_rate, is_adapter, method_subject
-from suites.run import Built, build
+from suites.capabilities.checks import checks, run_check
+from suites.capabilities.subject import RANK, contract_config, contract_rate, is_adapter, method_subject
+from suites.measure import live
+from suites.run.execute import Built, build
 
 NETWORKS = ("bert", "roberta", "llama")
 ALL_NETWORKS = (*NETWORKS, "llama-lm", "llama-tied")
@@ -181,15 +181,15 @@ def test_state_bytes_follow_the_formula(
     built = built_on(make_network(network), method_name, bits)
     train(built.model, built.optimizer, make_batch(network), range(3))
     left_out: dict[str, list[int]] = {}
-    for key, tensor in measure.held_tensors(built.optimizer, built.model):
+    for key, tensor in live.held_tensors(built.optimizer, built.model):
         if key in ("step", "qmap1", "qmap2"):
             left_out.setdefault(key, []).append(tensor.untyped_storage().nbytes())
     assert set(left_out.get("step", [])) <= {4}
     assert len(left_out.get("step", [])) in (0, len(trainable(built.model)))
     assert all(left_out.get(table, [1024]) == [1024] for table in ("qmap1", "qmap2"))
-    walked = measure.state_bytes(built.optimizer, built.model)
+    walked = live.state_bytes(built.optimizer, built.model)
     assert walked - sum(map(sum, left_out.values())) == built.formula_state_bytes
-    kinds = {shape.split()[-1] for shape in measure.state_shapes(built.optimizer)}
+    kinds = {shape.split()[-1] for shape in live.state_shapes(built.optimizer)}
     assert ("uint8" in kinds) == (bits == 8)
 
 
@@ -218,7 +218,7 @@ def test_layer_bytes_by_hand(method_name: str, wide: int, eight_bit: int) -> Non
 def test_saves_state_as_it_says(method_name: str, make_network: Make, make_batch: MakeBatch) -> None:
     built = built_on(make_network("bert"), method_name)
     train(built.model, built.optimizer, make_batch("bert"), range(2))
-    saves = measure.state_bytes(built.optimizer, built.model) < built.dense_state_bytes
+    saves = live.state_bytes(built.optimizer, built.model) < built.dense_state_bytes
     assert saves == methods()[method_name].saves_state
 
 

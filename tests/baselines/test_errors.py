@@ -10,10 +10,10 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from baselines.adamw import adamw
 from baselines.method import AdamSettings, Method, freeze_except, trainable
 from baselines.registry import get_method, methods
-from baselines.targets import place
+from baselines.shared.adamw import adamw
+from baselines.shared.targets import place
 
 Make = Callable[[str], nn.Module]
 RANKED = tuple(

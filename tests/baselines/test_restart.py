@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from baselines.method import AdamSettings, Method, RestartConfig, merges_after, rewarm_factor
 from baselines.registry import methods
-from baselines.targets import place
+from baselines.shared.targets import place
 
 Make = Callable[[str], nn.Module]
 MakeBatch = Callable[[str], dict[str, Tensor]]

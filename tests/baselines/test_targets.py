@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from torch import nn
 
-from baselines.targets import SETS, linear_layers, match_layers, place, shapes
+from baselines.shared.targets import SETS, linear_layers, match_layers, place, shapes
 
 Make = Callable[[str], nn.Module]
 ENCODERS = ("bert", "roberta")

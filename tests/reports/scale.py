@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from reports.gather import gather
-from reports.paper_build import paper, write_paper
+from reports.paper.build import paper, write_paper
+from reports.records.gather import gather
 from results.published import published_cells
 
 

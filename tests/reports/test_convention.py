@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 
 import pytest
 
-from reports.context import Context
-from reports.convention import TASKS, Cell, ChoiceError, Convention, scores_frame
-from reports.frames import metrics_frame, runs_frame
+from reports.averages.glue import TASKS, Cell, ChoiceError, Convention, scores_frame
+from reports.records.context import Context
+from reports.records.frames import metrics_frame, runs_frame
 from results.schema import Evaluation, Record
 
 Make = Callable[..., Record]

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from reports.foreign import FOREIGN_COLUMNS, ORIGIN, foreign_frame, foreign_table, read_foreign
-from reports.frames import RUN_COLUMNS
-from reports.render import to_markdown
+from reports.records.frames import RUN_COLUMNS
+from reports.records.peft_results import FOREIGN_COLUMNS, ORIGIN, foreign_frame, foreign_table, read_foreign
+from reports.tables.render import to_markdown
 from results.store import StoreError
 
 # The keys of such a file, with values of our own.

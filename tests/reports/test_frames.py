@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from reports.frames import METRIC_COLUMNS, RUN_COLUMNS, curves_frame, metrics_frame, runs_frame
+from reports.records.frames import METRIC_COLUMNS, RUN_COLUMNS, curves_frame, metrics_frame, runs_frame
 from results.schema import CurvePoint, Evaluation, Memory, Record, Timing
 
 Make = Callable[..., Record]

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reports.__main__ import app
-from reports.memory import LADDER, build_memory_report, ladder_table, load, models_of, overview_table, step_bytes
+from reports.tables.lab import LADDER, build_memory_report, ladder_table, load, models_of, overview_table, step_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "results" / "reference" / "memory"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from reports.context import Context
-from reports.convention import Convention
-from reports.own import Group, groups, metric_table, scores_of, standing_table, state_table
-from reports.render import to_markdown
-from reports.switchboard import all_conventions, switchboard, switchboard_table
+from reports.averages.glue import Convention
+from reports.averages.switchboard import all_conventions, switchboard, switchboard_table
+from reports.records.context import Context
+from reports.tables.profiles import Group, groups, metric_table, scores_of, standing_table, state_table
+from reports.tables.render import to_markdown
 from results.schema import Evaluation, Record
 
 Make = Callable[..., Record]

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from reports.convention import Convention
-from reports.foreign import read_foreign
-from reports.gather import gather
-from reports.own import averages_of, peaks_of, scores_of
-from reports.page import page_html
-from reports.paper_build import Paper, paper
-from reports.significance import front_probability
-from reports.switchboard import switchboard
+from reports.averages.glue import Convention
+from reports.averages.switchboard import switchboard
+from reports.page.html import page_html
+from reports.paper.build import Paper, paper
+from reports.records.gather import gather
+from reports.records.peft_results import read_foreign
+from reports.stats.significance import front_probability
+from reports.tables.profiles import averages_of, peaks_of, scores_of
 from results.published import published_cells
 from results.schema import DataPlan, Evaluation, ModelPlan, Record
 from results.store import write_record

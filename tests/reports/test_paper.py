@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from reports.gather import Found, Gathered, gather
-from reports.ours import Ledger
-from reports.paper import SHAPES, Judged, PaperTable, elsewhere, paper_tables
-from reports.paper_render import conflict_table, elsewhere_table, long_form, to_table, verdict_table
-from reports.render import to_csv, to_latex, to_markdown
-from reports.verdict import ABSENT, ACCOUNTING, FAILS, HOLDS, PROTOCOL, UNDECIDED, UNPUBLISHED
+from reports.paper.answers import Ledger
+from reports.paper.cells import SHAPES, Judged, PaperTable, elsewhere, paper_tables
+from reports.paper.render import conflict_table, elsewhere_table, long_form, to_table, verdict_table
+from reports.paper.verdict import ABSENT, ACCOUNTING, FAILS, HOLDS, PROTOCOL, UNDECIDED, UNPUBLISHED
+from reports.records.gather import Found, Gathered, gather
+from reports.tables.render import to_csv, to_latex, to_markdown
 from results.published import Cell, published_cells
 from results.schema import DataPlan, Evaluation, ModelPlan, Record
 from results.store import write_record

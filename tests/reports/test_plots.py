@@ -17,11 +17,13 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from reports import bars, bench, plots
-from reports.bars import dots_plot, memory_bars, parts_plot
-from reports.context import Context
-from reports.placement import overlap
-from reports.plots import Plot, curve_plot, front_plot, front_points, smooth
+from reports.figures import bars
+from reports.figures import lines as plots
+from reports.figures.bars import dots_plot, memory_bars, parts_plot
+from reports.figures.labels import overlap
+from reports.figures.lines import Plot, curve_plot, front_plot, front_points, smooth
+from reports.records.context import Context
+from reports.tables import bench
 from results.bench import Bench
 from results.schema import Record
 from results.single import read_single

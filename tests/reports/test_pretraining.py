@@ -11,11 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from reports.__main__ import app
-from reports.build import c4_report, write_report
-from reports.frames import runs_frame
-from reports.pretraining import Pretraining, validation_points
 from reports.readme import filled
-from reports.selection import ReportError
+from reports.records.frames import runs_frame
+from reports.records.selection import ReportError
+from reports.tables.pretraining import Pretraining, validation_points
+from reports.write import c4_report, write_report
 from results.schema import DataFacts, DataPlan, Evaluation, ModelPlan, Record
 from results.store import write_record
 

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from reports.render import Entry, Table, latex_document, latex_escape, to_csv, to_latex, to_markdown, to_screen
-from reports.style import GIB, KIB, MIB, byte_unit, in_unit, looks, seed_words
+from reports.figures.style import GIB, KIB, MIB, byte_unit, in_unit, looks, seed_words
+from reports.tables.render import Entry, Table, latex_document, latex_escape, to_csv, to_latex, to_markdown, to_screen
 
 NASTY = r"50% of a_b & {c} #1 $x$ ~ ^ \d <e> |f| ± × ÷ − – — é → 数"
 

@@ -13,9 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from reports.__main__ import app
-from reports.build import build_glue_report, glue_report, write_report
-from reports.frames import metrics_frame, runs_frame
-from reports.selection import ReportError
+from reports.records.frames import metrics_frame, runs_frame
+from reports.records.selection import ReportError
+from reports.write import build_glue_report, glue_report, write_report
 from results.schema import Record
 from results.store import write_record
 

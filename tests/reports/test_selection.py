@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from reports.selection import ReportError, select, uneven_settings
+from reports.records.selection import ReportError, select, uneven_settings
 from results.schema import Record
 
 Make = Callable[..., Record]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reports.significance import front_probability, rank_across_tasks
+from reports.stats.significance import front_probability, rank_across_tasks
 
 
 def test_ranks_share_ties_and_count_firsts() -> None:

@@ -8,12 +8,12 @@ import pytest
 from typer.testing import CliRunner
 
 from reports.__main__ import app
-from reports.bench import bench_plot, claims_table, measurements_table, targets_table
-from reports.contract import contract_table
 from reports.readme import filled
-from reports.render import to_markdown
+from reports.tables.bench import bench_plot, claims_table, measurements_table, targets_table
+from reports.tables.capabilities import contract_table
+from reports.tables.render import to_markdown
 from results.bench import Bench, BenchCell, Candidate, Claim
-from results.contract import Cell, Matrix, Row
+from results.capabilities import Cell, Matrix, Row
 from results.schema import Environment
 from results.single import read_single, write_single
 

@@ -8,12 +8,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from reports.context import MICRO, Context
-from reports.convention import ChoiceError, Convention
-from reports.ledger import estimate_table, memory_table, peak_by_task_table, process_table, time_table
-from reports.render import Table
-from reports.stats import summarise
-from reports.tables import difference_table, percent, score_table, signed, status_table
+from reports.averages.glue import ChoiceError, Convention
+from reports.records.context import MICRO, Context
+from reports.stats.seeds import summarise
+from reports.tables.cost import estimate_table, memory_table, peak_by_task_table, process_table, time_table
+from reports.tables.render import Table
+from reports.tables.scores import difference_table, percent, score_table, signed, status_table
 from results.schema import DataFacts, Record
 
 Make = Callable[..., Record]

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from reports.verdict import (
+from reports.paper.verdict import (
     ABSENT,
     ACCOUNTING,
     FAILS,

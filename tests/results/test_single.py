@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from results.bench import Bench, BenchCell, Claim
-from results.contract import Cell, Matrix, Row
+from results.capabilities import Cell, Matrix, Row
 from results.schema import Environment
 from results.single import read_single, write_single
 from results.store import SINGLE, StoreError, read_records

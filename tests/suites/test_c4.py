@@ -25,7 +25,7 @@ from suites.c4.sequences import IGNORED
 from suites.config import default_rank
 from suites.plan import Request, make_plans
 from suites.registry import get_suite
-from suites.run import execute
+from suites.run.execute import execute
 from suites.suite import Runtime
 from suites.tuning import choose, grid_plans
 
@@ -136,7 +136,7 @@ class Oracle(nn.Module):
         from types import SimpleNamespace
 
         from suites.c4 import tokens
-        from suites.micro import text
+        from suites.generated import text
 
         names = {index: word for word, index in tokens.micro().core.get_vocab().items()}
         logits = torch.full((*input_ids.shape, self.vocabulary), -1e4)

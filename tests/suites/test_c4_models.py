@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from baselines import targets
+from baselines.shared import targets
 from results.schema import ModelPlan
 from suites.c4 import llama
-from suites.llama import ALL as SIZES
+from suites.c4.sizes import ALL as SIZES
 
 
 def parameters(model: ModelPlan) -> int:

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from results.schema import Plan
-from suites import checkpoint
-from suites.checkpoint import CheckpointError
+from suites.run import checkpoint
+from suites.run.checkpoint import CheckpointError
 
 
 @pytest.fixture

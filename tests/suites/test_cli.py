@@ -21,7 +21,7 @@ from results.schema import Record
 from results.store import read_records
 from suites import options
 from suites.__main__ import app
-from suites.environment import environment
+from suites.measure.environment import environment
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = ("--seeds", "0", "--task", "cola", "--steps", "2", "--set", "train_rows=32", "--set", "eval_rows=32")
@@ -288,7 +288,7 @@ def test_ctrl_c_before_the_first_run_is_said_in_one_line(invoke: Invoke, monkeyp
     def stop(*arguments: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("suites.preflight.check", stop)
+    monkeypatch.setattr("suites.run.preflight.check", stop)
     result = invoke("run", "glue", *ONE)
     assert result.exit_code == 2
     assert result.stderr == "interrupted: no run was in hand\n"

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from results.contract import Matrix, Row
+from results.capabilities import Matrix, Row
 from results.single import read_single
 from suites.__main__ import app
-from suites.contract import check_optimizer, command, pack
-from suites.contract.checks import checks, run_check
-from suites.contract.subject import optimizer_subject
+from suites.capabilities import check_optimizer, command, pack
+from suites.capabilities.checks import checks, run_check
+from suites.capabilities.subject import optimizer_subject
 
 
 def answers(make: Any, names: Sequence[str], eight_bit: Any = None) -> dict[str, str]:

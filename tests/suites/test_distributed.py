@@ -15,10 +15,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from results.store import read_records
-from suites.distributed import Group, check_divides
-from suites.environment import ROOT
-from suites.resume import digest
-from suites.run import build
+from suites.measure.environment import ROOT
+from suites.run.distributed import Group, check_divides
+from suites.run.execute import build
+from suites.run.resume import digest
 from suites.suite import Runtime
 
 SETTINGS = {"steps": 5, "batch_size": 8, "accumulation": 4}
@@ -47,8 +47,8 @@ def test_every_process_gets_as_many_micro_batches() -> None:
 def _train(rank: int, size: int, port: int, out: Path, plan_text: str) -> None:
     """Train a plan without dropout on `size` processes; leave losses and a digest of the whole state behind."""
     from results.schema import Plan
-    from suites.loop import Hooks, Outcome, train
     from suites.registry import get_suite
+    from suites.run.loop import Hooks, Outcome, train
 
     torch.set_num_threads(1)
     group = Group(rank, size)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from suites import environment as env
+from suites.measure import environment as env
 
 
 def git(root: Path, *arguments: str) -> str:

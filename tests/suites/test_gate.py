@@ -15,10 +15,10 @@ from gnlorp import GradNormLoRPAdamW
 from results.gate import check
 from results.gate.quantities import cell_of
 from results.schema import Plan
-from suites.environment import ROOT, usable_cpus
 from suites.gate.probe import probe
 from suites.gate.replicate import circumstances
 from suites.gate.runs import chosen, fingerprint, gate_plans, gate_runtime
+from suites.measure.environment import ROOT, usable_cpus
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ import pytest
 
 from results.gate.quantities import Kind, cell_of
 from results.schema import Plan
-from suites.environment import ROOT
 from suites.gate.faults import BOTH, FAULTS, MEMORY_ONLY, NO_OPS, NUMBERS_ONLY, UNSEEN, Fault
 from suites.gate.runs import CODE, gate_plans, gate_runtime
 from suites.gate.trial import apply
+from suites.measure.environment import ROOT
 
 ALL = (*FAULTS, *NO_OPS)
 each_fault = pytest.mark.parametrize("fault", ALL, ids=lambda fault: fault.name)

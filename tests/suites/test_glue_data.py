@@ -13,7 +13,7 @@ import datasets
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-import suites.micro
+import suites.generated
 from suites.glue import data
 from suites.glue.data import GlueData, digest_of, load
 from suites.glue.tasks import TASKS, GlueTask
@@ -305,14 +305,14 @@ def test_hub_content_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_micro_is_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
-    generated = types.ModuleType("suites.micro.tasks")
+    generated = types.ModuleType("suites.generated.tasks")
     generated.load = lambda name: hub_copy(TASKS[name])  # type: ignore[attr-defined]
     generated.digest = lambda name: f"digest of {name}"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "suites.micro.tasks", generated)
-    monkeypatch.setattr(suites.micro, "tasks", generated, raising=False)
+    monkeypatch.setitem(sys.modules, "suites.generated.tasks", generated)
+    monkeypatch.setattr(suites.generated, "tasks", generated, raising=False)
     loaded = load("mnli", "micro")
     assert list(loaded.splits) == list(TASKS["mnli"].splits)
-    assert loaded == GlueData(loaded.splits, "digest of mnli", None, [suites.micro.NOTICE], False)
+    assert loaded == GlueData(loaded.splits, "digest of mnli", None, [suites.generated.NOTICE], False)
     assert "generated language" in loaded.notes[0]
 
 

@@ -14,11 +14,11 @@ import pytest
 from results.schema import Plan, Record
 from results.store import StoreError, read_record, read_records
 from suites import console
-from suites import launch as launching
-from suites.checkpoint import LOCK
-from suites.environment import usable_cpus
-from suites.launch import Event, Interrupted, launch, shared_out
+from suites.measure.environment import usable_cpus
 from suites.plan import missing
+from suites.run import launch as launching
+from suites.run.checkpoint import LOCK
+from suites.run.launch import Event, Interrupted, launch, shared_out
 from suites.suite import Runtime
 
 needs_signals = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")

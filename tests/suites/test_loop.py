@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from baselines.method import Placement
 from results.schema import DataFacts, Plan, TrainingPlan
-from suites.environment import derived_seed
-from suites.loop import (
+from suites.measure.environment import derived_seed
+from suites.registry import get_suite
+from suites.run.execute import build
+from suites.run.loop import (
     UNTIMED_STEPS,
     Clock,
     DivergedError,
@@ -27,8 +29,6 @@ from suites.loop import (
     train,
     train_step,
 )
-from suites.registry import get_suite
-from suites.run import build
 from suites.suite import Batch, Job, Runtime, Scores
 
 CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from results.schema import Layer
-from suites import measure
+from suites.measure import live
 
 
 class Tied(nn.Module):
@@ -45,43 +45,43 @@ def stepped(optimizer: Optimizer, model: nn.Module, *inputs: Tensor) -> Optimize
 
 def test_tied_weights_count_once() -> None:
     model = Tied()
-    assert measure.weight_bytes(model) == 4 * (11 * 4 + 11)
-    assert measure.buffer_bytes(model) == 7
+    assert live.weight_bytes(model) == 4 * (11 * 4 + 11)
+    assert live.buffer_bytes(model) == 7
     model.head.bias.requires_grad_(False)
-    assert measure.trainable_bytes(model) == 4 * 11 * 4
+    assert live.trainable_bytes(model) == 4 * 11 * 4
 
 
 def test_gradients_count_while_they_live_in_their_dtype() -> None:
     model = Tied().to(torch.bfloat16)
-    assert measure.gradient_bytes(model) == 0
+    assert live.gradient_bytes(model) == 0
     model(torch.tensor([1, 2])).float().sum().backward()
-    assert measure.gradient_bytes(model) == 2 * (11 * 4 + 11) == measure.weight_bytes(model)
+    assert live.gradient_bytes(model) == 2 * (11 * 4 + 11) == live.weight_bytes(model)
     model.zero_grad(set_to_none=True)
-    assert measure.gradient_bytes(model) == 0
+    assert live.gradient_bytes(model) == 0
 
 
 def test_a_view_costs_its_whole_storage_and_views_share_it() -> None:
     whole = torch.zeros(100, 10)
-    assert measure.storage_bytes([whole[:, :1], whole[5:]]) == 4000
+    assert live.storage_bytes([whole[:, :1], whole[5:]]) == 4000
 
 
 def test_a_sparse_tensor_costs_indices_and_values() -> None:
     sparse = torch.sparse_coo_tensor([[0, 2], [1, 0]], [1.0, 2.0], (3, 2), check_invariants=True)
-    assert measure.storage_bytes([sparse]) == 2 * 2 * 8 + 2 * 4
+    assert live.storage_bytes([sparse]) == 2 * 2 * 8 + 2 * 4
 
 
 def test_dense_state_is_what_adamw_allocates() -> None:
     model = Tied()
     optimizer = stepped(torch.optim.AdamW(model.parameters()), model, torch.tensor([1]))
-    assert measure.state_bytes(optimizer) == measure.dense_state_bytes(p.numel() for p in model.parameters())
-    assert measure.state_shapes(optimizer) == {
+    assert live.state_bytes(optimizer) == live.dense_state_bytes(p.numel() for p in model.parameters())
+    assert live.state_shapes(optimizer) == {
         "exp_avg 11 float32": 1,
         "exp_avg 11x4 float32": 1,
         "exp_avg_sq 11 float32": 1,
         "exp_avg_sq 11x4 float32": 1,
         "step scalar float32": 2,
     }
-    assert measure.basis_bytes(optimizer) == 0
+    assert live.basis_bytes(optimizer) == 0
 
 
 def test_bitsandbytes_state_with_its_shared_tables_once() -> None:
@@ -91,7 +91,7 @@ def test_bitsandbytes_state_with_its_shared_tables_once() -> None:
     large, small = 2 * 64 * 128, 8 * 128 + 8
     blocks = large // 256
     tables = 2 * 256 * 4
-    assert measure.state_bytes(optimizer) == 2 * large + 2 * 4 * blocks + 2 * 4 * small + tables
+    assert live.state_bytes(optimizer) == 2 * large + 2 * 4 * blocks + 2 * 4 * small + tables
 
 
 def hidden(kind: str, copy: Tensor) -> Any:
@@ -109,7 +109,7 @@ def hidden(kind: str, copy: Tensor) -> Any:
 def test_a_copy_is_found_wherever_the_optimizer_keeps_it(kind: str, place: str) -> None:
     weight = nn.Parameter(torch.ones(8, 4))
     optimizer = torch.optim.SGD([weight], lr=0.1)
-    assert measure.state_bytes(optimizer) == 0
+    assert live.state_bytes(optimizer) == 0
     copy = weight.detach().clone()
     value = hidden(kind, copy)
     if kind == "object":
@@ -120,9 +120,9 @@ def test_a_copy_is_found_wherever_the_optimizer_keeps_it(kind: str, place: str) 
         optimizer.kept = value  # type: ignore[attr-defined]
     else:
         optimizer.param_groups[0]["kept"] = value
-    assert measure.state_bytes(optimizer) == copy.nbytes
+    assert live.state_bytes(optimizer) == copy.nbytes
     optimizer.extra = [value, copy[:2]]  # type: ignore[attr-defined]
-    assert measure.state_bytes(optimizer) == copy.nbytes
+    assert live.state_bytes(optimizer) == copy.nbytes
 
 
 def test_parameters_gradients_and_models_are_no_state() -> None:
@@ -132,18 +132,18 @@ def test_parameters_gradients_and_models_are_no_state() -> None:
     model(torch.tensor([1])).sum().backward()
     optimizer.model = model  # type: ignore[attr-defined]
     optimizer.seen = [model.embed.weight, model.embed.weight.grad, model.embed.weight.data]  # type: ignore[attr-defined]
-    assert measure.state_bytes(optimizer) == 0
+    assert live.state_bytes(optimizer) == 0
     optimizer.frozen = model.head.bias  # type: ignore[attr-defined]
-    assert measure.state_bytes(optimizer) == 44
-    assert measure.state_bytes(optimizer, model) == 0
+    assert live.state_bytes(optimizer) == 44
+    assert live.state_bytes(optimizer, model) == 0
 
 
 def test_bases_are_found_by_their_key_below_objects_too() -> None:
     weight = nn.Parameter(torch.ones(8, 4))
     optimizer = torch.optim.SGD([weight], lr=0.1)
     optimizer.state[weight] = {"projector": Slotted(torch.ones(4, 2)), "basis_left": torch.ones(8, 1), "m": weight + 1}
-    assert measure.basis_bytes(optimizer) == 32 + 32
-    assert measure.state_shapes(optimizer) == {
+    assert live.basis_bytes(optimizer) == 32 + 32
+    assert live.state_shapes(optimizer) == {
         "basis_left 8x1 float32": 1,
         "m 8x4 float32": 1,
         "projector.ortho_basis 4x2 float32": 1,
@@ -154,7 +154,7 @@ LAYERS = [Layer(name="0", shape=(8, 16), rank=2, projection_rank=None)]
 
 
 def certified(model: nn.Module, optimizer: Optimizer, layers: list[Layer], dense_bytes: int = 10**6) -> Any:
-    return measure.engagement(layers, 1, 2, optimizer, dense_bytes, refreshes=3)
+    return live.engagement(layers, 1, 2, optimizer, dense_bytes, refreshes=3)
 
 
 def small_model() -> nn.Module:
@@ -168,9 +168,9 @@ def test_certificate_holds_what_was_found() -> None:
     certificate = certified(model, optimizer, LAYERS)
     assert certificate.layers == LAYERS
     assert (certificate.trainable_parameters, certificate.total_parameters, certificate.refreshes) == (1, 2, 3)
-    assert certificate.state_bytes == measure.state_bytes(optimizer)
+    assert certificate.state_bytes == live.state_bytes(optimizer)
     assert sum(certificate.state_shapes.values()) == 3 * 4
-    measure.check_engagement(certificate, model, "Method", saves_state=True)
+    live.check_engagement(certificate, model, "Method", saves_state=True)
 
 
 @pytest.mark.parametrize(
@@ -196,33 +196,33 @@ def test_a_method_that_did_nothing_gets_no_certificate(fault: str, message: str)
     if fault == "no state":
         optimizer = torch.optim.SGD(trained)
     stepped(optimizer, model, torch.ones(2, 16))
-    dense = measure.dense_state_bytes(p.numel() for p in model.parameters()) if fault == "no saving" else 10**6
+    dense = live.dense_state_bytes(p.numel() for p in model.parameters()) if fault == "no saving" else 10**6
     certificate = certified(model, optimizer, layers, dense)
     with pytest.raises(RuntimeError, match=message):
-        measure.check_engagement(certificate, model, "Method", saves_state=True)
+        live.check_engagement(certificate, model, "Method", saves_state=True)
 
 
 def test_full_fine_tuning_need_not_save_state() -> None:
     model = small_model()
     optimizer = stepped(torch.optim.AdamW(model.parameters()), model, torch.ones(2, 16))
-    dense = measure.dense_state_bytes(p.numel() for p in model.parameters())
-    measure.check_engagement(certified(model, optimizer, LAYERS, dense), model, "Full", saves_state=False)
+    dense = live.dense_state_bytes(p.numel() for p in model.parameters())
+    live.check_engagement(certified(model, optimizer, LAYERS, dense), model, "Full", saves_state=False)
 
 
 def test_peak_resident_set_follows_touched_memory() -> None:
-    before = measure.rss_peak_bytes()
-    size = max(0, before - measure.rss_bytes()) + 64 * 2**20
+    before = live.rss_peak_bytes()
+    size = max(0, before - live.rss_bytes()) + 64 * 2**20
     block = torch.zeros(size, dtype=torch.uint8).fill_(1)
-    peak = measure.rss_peak_bytes()
+    peak = live.rss_peak_bytes()
     assert peak >= before + 32 * 2**20
     del block
-    assert measure.rss_peak_bytes() >= peak - 2**20
-    if measure.reset_rss_peak():
-        assert measure.rss_peak_bytes() < peak - 32 * 2**20
+    assert live.rss_peak_bytes() >= peak - 2**20
+    if live.reset_rss_peak():
+        assert live.rss_peak_bytes() < peak - 32 * 2**20
 
 
 def test_device_peaks_are_unknown_on_a_cpu() -> None:
-    peaks = measure.DevicePeaks(torch.device("cpu"))
+    peaks = live.DevicePeaks(torch.device("cpu"))
     with peaks.phase("train"):
         torch.ones(3)
     assert peaks.allocated_bytes is None

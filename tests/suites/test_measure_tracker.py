@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils.checkpoint import checkpoint
 
-from suites.measure import state_bytes, weight_bytes
-from suites.tracker import Event, Trace, peak_of, track, track_step
+from suites.measure.live import state_bytes, weight_bytes
+from suites.measure.tracker import Event, Trace, peak_of, track, track_step
 
 Case = tuple[nn.Module, Optimizer, Callable[[], object]]
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from results.memory_schema import Cells, Claim, read_cells, read_claims, read_verdicts, write_cells, write_verdicts
+from results.lab import Cells, Claim, read_cells, read_claims, read_verdicts, write_cells, write_verdicts
 from results.store import StoreError
-from suites.memory.claims import lines_of, prints_as, recompute
-from suites.memory.conventions import Convention, conventions, shapes_of, values_of
+from suites.lab.claims import lines_of, prints_as, recompute
+from suites.lab.conventions import Convention, conventions, shapes_of, values_of
 
 REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference" / "memory"
 

@@ -11,12 +11,12 @@ import pytest
 from transformers import LlamaConfig
 from typer.testing import CliRunner
 
-from results.memory_schema import Setting
+from results.lab import Setting
 from suites.__main__ import app
-from suites.llama import SIZES, llama_config
-from suites.memory.fits import largest, parse_bytes
-from suites.memory.lab import Lab
-from suites.memory.networks import Network, find_network
+from suites.c4.sizes import SIZES, llama_config
+from suites.lab.fits import largest, parse_bytes
+from suites.lab.lab import Lab
+from suites.lab.networks import Network, find_network
 
 
 @pytest.mark.parametrize(

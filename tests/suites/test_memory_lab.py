@@ -14,17 +14,17 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baselines.registry import methods
-from results.memory_schema import Cell, Parts, Setting
+from results.lab import Cell, Parts, Setting
 from results.schema import TrainingPlan
-from suites import measure
-from suites.loop import Clock, train_step
-from suites.memory import splice, step
-from suites.memory.lab import NEVER, PHASES, Lab, checkpoint, parts_of
-from suites.memory.ledger import cell_ledger
-from suites.memory.networks import find_network
-from suites.per_layer import PerLayer
+from suites.lab import splice, step
+from suites.lab.lab import NEVER, PHASES, Lab, checkpoint, parts_of
+from suites.lab.networks import find_network
+from suites.measure import live
+from suites.measure.ledger import cell_ledger
+from suites.measure.tracker import Event, Mark, Trace, peak_of, track
+from suites.run.loop import Clock, train_step
+from suites.run.per_layer import PerLayer
 from suites.suite import rows
-from suites.tracker import Event, Mark, Trace, peak_of, track
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = tuple(methods())
@@ -80,9 +80,9 @@ def real_trace(lab: Lab, setting: Setting, refresh: bool = False) -> tuple[Trace
 
 def check(cell: Cell, trace: Trace, model: nn.Module, optimizer: Optimizer) -> None:
     counters = {"gradnormlorp": 4}.get(cell.setting.method, 0)
-    assert cell.count.weight_bytes == measure.weight_bytes(model)
-    assert cell.count.state_bytes == measure.state_bytes(optimizer, model)
-    assert cell.count.basis_bytes == measure.basis_bytes(optimizer)
+    assert cell.count.weight_bytes == live.weight_bytes(model)
+    assert cell.count.state_bytes == live.state_bytes(optimizer, model)
+    assert cell.count.basis_bytes == live.basis_bytes(optimizer)
     for phase in PHASES:
         found, real = cell.phases.get(phase, Parts()), parts_of(peak_of(trace, phase))
         # The gradient of a factor whose partner starts at zero is zero in the first step, so that it counts its steps
@@ -179,12 +179,12 @@ def test_the_process_grows_by_about_the_peak() -> None:
 
 GROWTH = """
 import torch
-from suites import measure
-from suites.memory import step
-from suites.memory.ledger import cell_ledger
-from suites.memory.lab import Lab
-from suites.memory.networks import find_network
-from suites.tracker import peak_of, track
+from suites.measure import live
+from suites.lab import step
+from suites.measure.ledger import cell_ledger
+from suites.lab.lab import Lab
+from suites.lab.networks import find_network
+from suites.measure.tracker import peak_of, track
 
 torch.set_num_threads(1)
 def one(name, rows, length):
@@ -198,11 +198,11 @@ def one(name, rows, length):
     return model, optimizer, run
 
 one("9m", 1, 4)[2]()
-before = measure.rss_bytes()
-measure.reset_rss_peak()
+before = live.rss_bytes()
+live.reset_rss_peak()
 model, optimizer, run = one("20m", 4, 64)
 run()
 run()
-grown = measure.rss_peak_bytes() - before
+grown = live.rss_peak_bytes() - before
 print(grown, peak_of(track(model, optimizer, run)).total_bytes)
 """

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from results.memory_schema import Cell, Setting, read_cells, write_cells
-from suites.memory import matrix
-from suites.memory.networks import Network
+from results.lab import Cell, Setting, read_cells, write_cells
+from suites.lab import matrix
+from suites.lab.networks import Network
 
 METHODS = ("full", "lora")
 

@@ -9,10 +9,22 @@ import pytest
 import torch
 import transformers
 
-from suites.micro import encoder_path, lexicon, pairs, tasks, tokenizer
-from suites.micro.discourse import KINDS, MIXES, Document, document
-from suites.micro.language import Dice
-from suites.micro.pretrain import IGNORED, Recipe, Round, block, config, encode, mask, objective, pretrain, rate, write
+from suites.generated import encoder_path, lexicon, pairs, tasks, tokenizer
+from suites.generated.discourse import KINDS, MIXES, Document, document
+from suites.generated.language import Dice
+from suites.generated.pretrain import (
+    IGNORED,
+    Recipe,
+    Round,
+    block,
+    config,
+    encode,
+    mask,
+    objective,
+    pretrain,
+    rate,
+    write,
+)
 
 TINY = Recipe(
     rounds=(
@@ -181,7 +193,7 @@ def test_every_kind_of_document_has_the_connectives_it_says() -> None:
 def test_a_stopped_run_goes_on_to_the_same_weights(
     stop_at: int, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import suites.micro.pretrain as module
+    import suites.generated.pretrain as module
 
     monkeypatch.setattr(module, "CHECKPOINT_EVERY", 8)
     whole, curve = pretrain(TINY, tmp_path / "whole")

@@ -7,9 +7,9 @@ import statistics
 
 import pytest
 
-from suites.micro import text
-from suites.micro.language import Dice
-from suites.micro.text import START, Source, source
+from suites.generated import text
+from suites.generated.language import Dice
+from suites.generated.text import START, Source, source
 
 LN2 = math.log(2)
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gnlorp import GradNormLoRPAdamW
-from suites.per_layer import PerLayer
-from suites.tracker import track_step
+from suites.measure.tracker import track_step
+from suites.run.per_layer import PerLayer
 
 Make = Callable[[nn.Module], Optimizer]
 

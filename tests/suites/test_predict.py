@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gnlorp import GradNormLoRPAdamW, attach, param_groups
-from suites.predict import MEAN_RULE, PHASES, SCALAR_RULE, Prediction, predict_step_peak
-from suites.tracker import peak_of, track
+from suites.measure.predict import MEAN_RULE, PHASES, SCALAR_RULE, Prediction, predict_step_peak
+from suites.measure.tracker import peak_of, track
 
 transformers = pytest.importorskip("transformers")
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from suites import preflight
-from suites.preflight import check, predict_peaks
 from suites.registry import get_suite
+from suites.run import preflight
+from suites.run.preflight import check, predict_peaks
 from suites.suite import Runtime
 
 

@@ -19,10 +19,10 @@ from baselines.method import RestartConfig
 from baselines.registry import get_method, methods
 from results.schema import Plan, Record
 from results.store import read_records
-from suites import checkpoint
-from suites.environment import ROOT
-from suites.resume import digest
-from suites.run import execute
+from suites.measure.environment import ROOT
+from suites.run import checkpoint
+from suites.run.execute import execute
+from suites.run.resume import digest
 from suites.suite import Runtime
 
 EVERY = 1

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from baselines.registry import get_method, methods
 from results.schema import Memory, Plan, Record
 from results.store import read_record, write_record
-from suites import run
-from suites.preflight import predict_peaks
 from suites.registry import get_suite
-from suites.run import execute, is_out_of_memory
+from suites.run import execute as run
+from suites.run.execute import execute, is_out_of_memory
+from suites.run.preflight import predict_peaks
 from suites.suite import Batch, Runtime
 
 Execute = Callable[..., Record]

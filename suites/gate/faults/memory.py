@@ -83,7 +83,7 @@ MEMORY_ONLY: tuple[Fault, ...] = (
     Fault(
         "gradients-stay-as-zeros",
         "After a step gradients are set to zero instead of freed, and stand beside the next step's activations.",
-        (Edit("suites/loop.py", "zero_grad(set_to_none=True)", "zero_grad(set_to_none=False)"),),
+        (Edit("suites/run/loop.py", "zero_grad(set_to_none=True)", "zero_grad(set_to_none=False)"),),
         cells=("/lora", "/galore"),
         # A run that accumulates holds all gradients at its peak anyway.
         only=("glue/wnli/lora", "glue/wnli/galore"),
@@ -94,7 +94,7 @@ MEMORY_ONLY: tuple[Fault, ...] = (
         "Activation checkpointing is left off on a processor, whatever the plan says.",
         (
             Edit(
-                "suites/run.py",
+                "suites/run/execute.py",
                 "    if plan.training.checkpointing:\n",
                 '    if plan.training.checkpointing and device.type == "cuda":\n',
             ),
@@ -108,7 +108,7 @@ MEMORY_ONLY: tuple[Fault, ...] = (
         "Runs without clipping, which per-layer updates demand, fall back to the ordinary step with all gradients.",
         (
             Edit(
-                "suites/loop.py",
+                "suites/run/loop.py",
                 "    if not plan.per_layer:\n",
                 "    if not plan.per_layer or plan.clip_norm is None:\n",
             ),

@@ -60,7 +60,7 @@ BOTH: tuple[Fault, ...] = (
     Fault(
         "eight-bit-off",
         "The projecting optimizer is not told the width of its moments and keeps them in 32 bits.",
-        (Edit("baselines/projected.py", "        state_bits=adam.state_bits,\n", ""),),
+        (Edit("baselines/shared/projected.py", "        state_bits=adam.state_bits,\n", ""),),
         cells=("/galore [8-bit",),
         only=("c4/c4/galore [8-bit", "c4/c4/lora [8-bit"),
         expected="exact",
@@ -70,7 +70,7 @@ BOTH: tuple[Fault, ...] = (
         "The first half of an encoder's MLP is no target any more.",
         (
             Edit(
-                "baselines/targets.py",
+                "baselines/shared/targets.py",
                 'MLP = ("intermediate.dense", "output.dense",',
                 'MLP = ("output.dense",',
             ),
@@ -84,7 +84,9 @@ BOTH: tuple[Fault, ...] = (
         "Warm-up reaches the whole learning rate in its own last step.",
         (
             Edit(
-                "suites/loop.py", "return (step + 1) / (plan.warmup_steps + 1)", "return (step + 1) / plan.warmup_steps"
+                "suites/run/loop.py",
+                "return (step + 1) / (plan.warmup_steps + 1)",
+                "return (step + 1) / plan.warmup_steps",
             ),
         ),
         cells=("/full", "/lora"),
@@ -113,7 +115,7 @@ UNSEEN: tuple[Fault, ...] = (
         "The gradient norm is taken of copies of all gradients; in so small a model the activations' peak hides them.",
         (
             Edit(
-                "suites/loop.py",
+                "suites/run/loop.py",
                 "get_total_norm([p.grad for p in parameters if p.grad is not None])",
                 "get_total_norm([p.grad.clone() for p in parameters if p.grad is not None])",
             ),

@@ -50,7 +50,7 @@ NO_OPS: tuple[Fault, ...] = (
         "A comment says what a line does.",
         (
             Edit(
-                "suites/loop.py",
+                "suites/run/loop.py",
                 "        share = weight / sum(weights)\n",
                 "        # What this micro-batch counts in its step.\n        share = weight / sum(weights)\n",
             ),

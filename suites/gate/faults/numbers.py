@@ -96,7 +96,7 @@ NUMBERS_ONLY: tuple[Fault, ...] = (
         "Weight decay is added to the gradient (Adam) instead of decoupled from it (AdamW).",
         (
             Edit(
-                "baselines/adamw.py",
+                "baselines/shared/adamw.py",
                 "torch.optim.AdamW(chosen, fused=True, **options)",
                 "torch.optim.Adam(chosen, fused=True, **options)",
             ),
@@ -108,7 +108,7 @@ NUMBERS_ONLY: tuple[Fault, ...] = (
     Fault(
         "decay-dropped",
         "The projecting optimizer is not told the weight decay.",
-        (Edit("baselines/projected.py", "        weight_decay=adam.weight_decay,\n", ""),),
+        (Edit("baselines/shared/projected.py", "        weight_decay=adam.weight_decay,\n", ""),),
         cells=("/galore [decay", "/gradnormlorp [decay"),
         only=("glue/rte/galore [", "glue/rte/gradnormlorp [", "glue/rte/full ["),
         expected="loss",
@@ -118,7 +118,7 @@ NUMBERS_ONLY: tuple[Fault, ...] = (
         "The loop trains at half the learning rate and writes the whole one into the record.",
         (
             Edit(
-                "suites/loop.py",
+                "suites/run/loop.py",
                 'each["lr"] = each["initial_lr"] * factor',
                 'each["lr"] = each["initial_lr"] * factor / 2',
             ),
@@ -132,7 +132,7 @@ NUMBERS_ONLY: tuple[Fault, ...] = (
         "The parameters to clip are a generator that has been walked before: nothing is clipped.",
         (
             Edit(
-                "suites/loop.py",
+                "suites/run/loop.py",
                 'parameters = [parameter for each in optimizer.param_groups for parameter in each["params"]]',
                 'parameters = (parameter for each in optimizer.param_groups for parameter in each["params"])',
             ),
@@ -144,7 +144,7 @@ NUMBERS_ONLY: tuple[Fault, ...] = (
     Fault(
         "micro-batches-by-tokens",
         "Accumulated micro-batches of GLUE count by their tokens instead of their rows.",
-        (Edit("suites/loop.py", "[job.weight(batch) for", "[job.tokens(batch) for"),),
+        (Edit("suites/run/loop.py", "[job.weight(batch) for", "[job.tokens(batch) for"),),
         cells=("/full [decay",),
         only=("glue/rte/full [", "glue/wnli/full"),
         expected="loss",
@@ -152,7 +152,7 @@ NUMBERS_ONLY: tuple[Fault, ...] = (
     Fault(
         "mean-of-means",
         "Micro-batches count alike, however much they hold.",
-        (Edit("suites/loop.py", "share = weight / sum(weights)", "share = 1 / len(weights)"),),
+        (Edit("suites/run/loop.py", "share = weight / sum(weights)", "share = 1 / len(weights)"),),
         cells=("c4/c4/full [8-bit",),
         only=("c4/c4/full [8-bit", "glue/rte/full ["),
         expected="loss",
@@ -190,7 +190,7 @@ NUMBERS_ONLY: tuple[Fault, ...] = (
         "With per-layer updates the largest single norm is reported as the norm of all gradients.",
         (
             Edit(
-                "suites/per_layer.py",
+                "suites/run/per_layer.py",
                 "self._norm = math.hypot(self._norm, norm)",
                 "self._norm = max(self._norm, norm)",
             ),

@@ -1,0 +1,106 @@
+"""What LoRA and DoRA share: peft's adapters, injected into the named layers and folded back."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from pydantic import Field
+from torch import nn
+from torch.optim import Optimizer
+
+from baselines.method import LayerRanks, Part, Placement, RestartConfig, check_rank
+from baselines.shared.adamw import adam_state_bytes
+from baselines.shared.targets import shapes
+
+
+class AdapterConfig(RestartConfig):
+    """Settings of a low-rank adapter."""
+
+    rank: int = Field(default=8, description="rank of the factors (Hu et al. 2021, section 4.1)")
+    alpha: float = Field(default=16.0, gt=0, description="update scaled by alpha / rank (release's GLUE script: 16)")
+    dropout: float = Field(default=0.1, ge=0, lt=1, description="on the adapter's input (release's GLUE script: 0.1)")
+
+
+def inject(model: nn.Module, placement: Placement, config: AdapterConfig, weight_norm: bool) -> None:
+    """Put peft adapters on the target layers; afterwards exactly they and `placement.trained` are trainable."""
+    check_rank(config.rank, shapes(model, placement.targets))
+    known = dict(model.named_parameters())
+    kept = [known[name] for name in placement.trained]
+    inject_adapter_in_model(
+        LoraConfig(
+            r=config.rank,
+            lora_alpha=config.alpha,
+            lora_dropout=config.dropout,
+            target_modules=list(placement.targets),
+            use_dora=weight_norm,
+        ),
+        model,
+    )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".lora_" in name)
+    for parameter in kept:
+        parameter.requires_grad_(True)
+
+
+def fold(model: nn.Module) -> nn.Module:
+    """Fold every adapter into its weight and put the ordinary linear layers back."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            module.merge()
+            parent, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(parent), leaf, module.get_base_layer())
+    # peft leaves its settings on the model; kept, they would make the next attach warn of a second adapter.
+    if "peft_config" in vars(model):
+        del model.peft_config
+    return model
+
+
+@torch.no_grad()
+def restart(model: nn.Module, optimizer: Optimizer, generator: torch.Generator) -> None:
+    """Merge every adapter into its weight and begin it anew: A zero, B drawn, DoRA's magnitude the weight's row norms.
+
+    The layers' outputs stay the same up to rounding. The moments of the factors and magnitudes are dropped.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            # peft counts the adapter as merged from here on; it is a new one, beside the weight again.
+            module.merge()
+            module.merged_adapters.clear()
+            module._caches.clear()
+            for name in module.active_adapters:
+                _begin(module, name, optimizer, generator)
+
+
+def _begin(module: BaseTunerLayer, name: str, optimizer: Optimizer, generator: torch.Generator) -> None:
+    low, high = module.lora_A[name].weight, module.lora_B[name].weight
+    nn.init.kaiming_uniform_(low, a=math.sqrt(5), generator=generator)
+    high.zero_()
+    changed = [low, high]
+    if name in module.lora_magnitude_vector:
+        magnitude = module.lora_magnitude_vector[name].weight
+        magnitude.copy_(module.get_base_layer().weight.float().norm(dim=1))
+        changed.append(magnitude)
+    for parameter in changed:
+        optimizer.state.pop(parameter, None)
+
+
+def ranks(shape: tuple[int, int], config: AdapterConfig) -> LayerRanks:
+    """Return the factors' rank; nothing is projected."""
+    return LayerRanks(rank=config.rank, projection_rank=None)
+
+
+def factor_parts(shape: tuple[int, int], config: AdapterConfig) -> tuple[Part, ...]:
+    """Return the frozen weight and both factors."""
+    return (
+        Part("weight", shape, trained=False, added=False),
+        Part("factor_out", (shape[0], config.rank), trained=True),
+        Part("factor_in", (config.rank, shape[1]), trained=True),
+    )
+
+
+def factor_state_bytes(shape: tuple[int, int], config: AdapterConfig, state_bits: int) -> int:
+    """Return the state bytes of both factors, (O, R) and (R, I)."""
+    return sum(adam_state_bytes(side * config.rank, state_bits) for side in shape)

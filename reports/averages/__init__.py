@@ -1,0 +1,1 @@
+"""What an average over tasks means, a file a suite that has one."""

@@ -1,0 +1,1 @@
+"""Figures, and how a method looks in them."""

@@ -1,0 +1,206 @@
+"""The other two figures: memory parts as stacked bars, and per-task scores as dots with every seed shown."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from reports.averages.glue import TASKS, Cell
+from reports.figures.lines import FAINT, INK, Plot, draw, framed, panels, strip
+from reports.figures.style import PART_COLOURS, byte_unit, in_unit
+from reports.records.context import Context
+from reports.tables.cost import finished, memory_place, memory_task
+
+PARTS_TITLE, DOTS_TITLE = "What peak memory consists of", "Scores by task, every seed shown"
+WIDTH = 9.2
+VISIBLE = 0.004
+LIGHT_PARTS = ("Gradients", "Activations", "Buffers and other", "Weights")
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One stacked bar: bytes by part, adding up to the tracked peak."""
+
+    method: str
+    refresh: bool
+    parts: dict[str, int]
+
+    @property
+    def total_bytes(self) -> int:
+        """The tracked peak."""
+        return sum(self.parts.values())
+
+
+def memory_bars(context: Context) -> list[Bar]:
+    """Return the bars of the memory task: a plain step of every method, and a refresh step where it has one."""
+    task = memory_task(context)
+    runs = finished(context)
+    runs = runs[runs["task"] == task]
+    bars = []
+    for method in context.methods:
+        mine = runs[runs["method"] == method]
+        for peak in ("step_peak", "refresh_peak"):
+            known = mine.dropna(subset=[f"{peak}_total_bytes"])
+            if len(known):
+                worst = known.loc[known[f"{peak}_total_bytes"].idxmax()]
+                bars.append(Bar(method, peak == "refresh_peak", split_parts(worst, peak)))
+    return bars
+
+
+def split_parts(run: pd.Series, peak: str) -> dict[str, int]:
+    """Return the bytes by part at one peak of a run; the bases are taken out of the optimizer's bytes.
+
+    The bases in force at the peak are counted, at most what the tracker saw as optimizer state.
+    """
+    whole = {name: int(run[f"{peak}_{name}_bytes"]) for name in (
+        "parameter", "gradient", "optimizer", "activation", "temporary", "buffer", "other")}  # fmt: skip
+    bases = min(int(run["basis_bytes"]), whole["optimizer"])
+    return {
+        "Weights": whole["parameter"],
+        "Gradients": whole["gradient"],
+        "Optimizer state": whole["optimizer"] - bases,
+        "Bases": bases,
+        "Activations": whole["activation"],
+        "Temporaries": whole["temporary"],
+        "Buffers and other": whole["buffer"] + whole["other"],
+    }
+
+
+def parts_plot(context: Context) -> Plot | None:
+    """Draw what the tracked peak consists of, per method; None where no peak was measured."""
+    bars = memory_bars(context)
+    task = memory_task(context)
+    if not bars or task is None:
+        return None
+    what = f"parts of the measured peak memory at {memory_place(context)}"
+    return draw("parts", PARTS_TITLE, context.caption(what), lambda: _parts(context, bars, context.titles[task]))
+
+
+def name_room(names: Sequence[str], size: float) -> float:
+    """Return the fraction of the figure's width that row labels of `size` points need, with some air."""
+    return (max(map(len, names)) * size * 0.6 / 72 + 0.2) / WIDTH
+
+
+def used_parts(bars: list[Bar]) -> list[str]:
+    """Return the parts that can be seen in at least one bar; the others need no colour."""
+    return [part for part in PART_COLOURS if any(bar.parts[part] > VISIBLE * bar.total_bytes for bar in bars)]
+
+
+def _parts(context: Context, bars: list[Bar], task: str) -> Figure:
+    height = 1.95 + 0.42 * len(bars)
+    footer = (
+        "Tracked bytes at the moment of the highest total within one optimizer step, counted from live tensors at the "
+        f"longest batch of {task}. Refresh: a step that also computes new bases."
+    )
+    hidden = [part for part in PART_COLOURS if part not in used_parts(bars) and any(bar.parts[part] for bar in bars)]
+    footer += f" Too small to see (under {100 * VISIBLE:.1f} % of every bar): {', '.join(hidden)}." if hidden else ""
+    figure, (bottom, top) = framed(WIDTH, height, PARTS_TITLE, context, footer)
+    names = [context.title(bar.method) + (", refresh" if bar.refresh else "") for bar in bars]
+    left_edge = name_room(names, 10)
+    axes = figure.add_axes((left_edge, bottom + 0.5 / height, 0.98 - left_edge, top - bottom - 0.92 / height))
+    unit, size = byte_unit(max(bar.total_bytes for bar in bars))
+    longest = max(bar.total_bytes for bar in bars) / size
+    used = used_parts(bars)
+    for row, bar in enumerate(bars):
+        left = 0.0
+        for part in PART_COLOURS:
+            width = bar.parts[part] / size
+            axes.barh(row, width, left=left, height=0.72, color=PART_COLOURS[part], edgecolor="white", linewidth=0.4)
+            if width > 0.075 * longest:
+                ink = INK if part in LIGHT_PARTS else "white"
+                text = in_unit(bar.parts[part], size)
+                axes.text(left + width / 2, row, text, ha="center", va="center", fontsize=8.5, color=ink)
+            left += width
+        axes.text(
+            left + 0.01 * longest, row, in_unit(bar.total_bytes, size), va="center", fontsize=9.5, fontweight="bold"
+        )
+    axes.set_yticks(range(len(bars)), names, fontsize=10)
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.set_xlim(0, 1.11 * longest)
+    axes.grid(axis="y", visible=False)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel(f"Measured bytes at the peak ({unit})")
+    strip(figure, [Patch(color=PART_COLOURS[part], label=part) for part in used], top)
+    return figure
+
+
+def dots_plot(context: Context) -> Plot | None:
+    """Draw every seed's score, the mean, and that of a constant prediction, a panel a task; None without scores."""
+    tasks = [task for task in context.tasks if any((method, task) in context.grid for method in context.methods)]
+    if not any(cell.scores for cell in context.grid.values()):
+        return None
+    caption = context.caption("score of every seed (markers) and mean (bar) by task, in percent", scores=True)
+    return draw("dots", DOTS_TITLE, caption, lambda: _dots(context, tasks))
+
+
+def _dots(context: Context, tasks: list[str]) -> Figure:
+    titles = [context.title(method) for method in context.methods]
+    rows = -(-len(tasks) // min(3, len(tasks)))
+    panel = 0.75 + 0.24 * len(context.methods)
+    height = 1.5 + panel * rows
+    footer = f"Marker: one seed; bar: mean over seeds. Scores: {context.convention.words()}. "
+    footer += "Scales differ between panels and do not start at zero."
+    footer += " Vertical line: predicting the most frequent class." if context.constants else ""
+    figure, (bottom, top) = framed(WIDTH, height, DOTS_TITLE, context, footer)
+    axes = panels(
+        figure,
+        len(tasks),
+        bottom + 0.48 / height,
+        top - 0.22 / height,
+        name_room(titles, 9.5),
+        0.13,
+        0.66 / (panel - 0.66),
+    )
+    for index, (ax, task) in enumerate(zip(axes, tasks, strict=True)):
+        ax.set_title(TASKS[task])
+        for row, method in enumerate(context.methods):
+            _draw_cell(context, ax, row, method, task)
+        if task in context.constants:
+            ax.axvline(100 * context.constants[task], color=FAINT, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
+        ax.set_yticks(range(len(titles)), titles if index % 3 == 0 else [""] * len(titles), fontsize=9.5)
+        ax.tick_params(axis="y", length=0)
+        ax.set_ylim(len(context.methods) - 0.4, -0.6)
+        ax.margins(x=0.08)
+        ax.xaxis.get_major_locator().set_params(nbins=5)  # type: ignore[call-arg]
+        _write_trouble(context, ax, task)
+        if index + 3 >= len(tasks):
+            ax.set_xlabel("Score (%)")
+    return figure
+
+
+def _draw_cell(context: Context, ax: Axes, row: int, method: str, task: str) -> None:
+    look = context.looks[method]
+    cell = context.grid.get((method, task), Cell())
+    scores = [100 * score for score in cell.scores.values()]
+    if not scores:
+        return
+    ax.plot(scores, [row] * len(scores), look.marker, color=look.colour, markersize=6, alpha=0.6, markeredgewidth=0)
+    if not cell.broken:
+        ax.vlines(sum(scores) / len(scores), row - 0.34, row + 0.34, color=look.colour, linewidth=2.2, zorder=3)
+
+
+def _write_trouble(context: Context, ax: Axes, task: str) -> None:
+    """Write what went wrong at the right end of its row, on room made for it: no dot lies under the words."""
+    texts = {}
+    for row, method in enumerate(context.methods):
+        cell = context.grid.get((method, task), Cell())
+        if cell.broken:
+            texts[row] = cell.trouble(context.seeds)
+        elif not cell.outcomes:
+            texts[row] = "not run"
+    if not texts:
+        return
+    low, high = ax.get_xlim()
+    ax.set_xlim(low, high + 0.75 * (high - low))
+    for row, text in texts.items():
+        words = "\n".join(textwrap.wrap(text, 26))
+        where = ax.get_yaxis_transform()
+        ax.text(
+            0.995, row, words, transform=where, ha="right", va="center", fontsize=7.5, color=FAINT, linespacing=0.95
+        )

@@ -1,0 +1,1 @@
+"""The papers' tables cell by cell: published, ours, verdict."""

@@ -1,0 +1,220 @@
+"""Our side of a published cell: which records answer it, in the unit it is printed in, and where they depart from it.
+
+Only runs of the profile `paper` stand beside a paper's value; those of other profiles have tables of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+
+from reports.averages.glue import Convention, average
+from reports.paper.protocol import UNSTATED, c4_departures, departures, glue_departures, model_size
+from reports.paper.verdict import Ours
+from reports.records.context import Context
+from reports.records.gather import Gathered
+from reports.records.selection import ReportError, select, table_rank
+from results.published import Cell
+from results.schema import Record
+
+PROFILE = "paper"
+UNIT_BYTES = {"M": 10**6, "G": 10**9, "GB": 10**9, "GiB": 2**30}
+BITS = {"": 32, "8-bit": 8}
+ALL_TASKS = "all GLUE tasks"
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The records as the paper's tables look at them."""
+
+    gathered: Gathered
+
+    def of(self, suite: str) -> list[Record]:
+        """Return the result runs of one suite in the profile that papers are compared with."""
+        return self._by_suite.get(suite, [])
+
+    @cached_property
+    def _by_suite(self) -> dict[str, list[Record]]:
+        found: dict[str, list[Record]] = {}
+        for record in self.gathered.results:
+            if record.plan.profile == PROFILE:
+                found.setdefault(record.plan.suite, []).append(record)
+        return found
+
+    @cached_property
+    def _contexts(self) -> dict[tuple[int, int], Context | str]:
+        return {}
+
+    def glue(self, rank: int, tasks: int = 8) -> Context | str | None:
+        """Return the paper-profile GLUE runs of one rank with 32-bit state under GaLore's convention.
+
+        None where there are none; text where they cannot be told apart, which says why.
+        """
+        if not any(table_rank(record) in (rank, None) for record in self.of("glue")):
+            return None
+        key = (rank, tasks)
+        if key not in self._contexts:
+            try:
+                chosen = select(self.of("glue"), "glue", PROFILE, rank, ("training.state_bits=32",))
+                self._contexts[key] = Context(chosen, PROFILE, rank, Convention(tasks=tasks))  # type: ignore[arg-type]
+            except ReportError as error:
+                self._contexts[key] = str(error)
+        return self._contexts[key]
+
+    def paths(self, records: Iterable[Record]) -> tuple[str, ...]:
+        """Return the files of some records."""
+        return self.gathered.paths_of(record.plan_hash for record in records)
+
+
+Answer = Callable[[Cell, Ledger], Ours | None]
+
+
+def glue_score(cell: Cell, ledger: Ledger, rank: int) -> Ours | None:
+    """Answer a GLUE score or average in percent."""
+    context = ledger.glue(rank, 9 if cell.row.setting == ALL_TASKS else 8)
+    if context is None:
+        return None
+    if isinstance(context, str):
+        return None
+    method, task = cell.row.method, cell.column
+    whole = task == "average"
+    runs = [r for r in context.records if r.plan.method == method and (whole or r.plan.task == task)]
+    if not runs:
+        return None
+    if whole:
+        found = average(method, context.grid, context.seeds, context.convention)
+        scores, broken = found.scores, [f"no average: {text}" for text in found.missing] if not found.scores else []
+    else:
+        place = context.grid[(method, task)]
+        scores = place.scores
+        broken = [f"runs without a score: {place.trouble(context.seeds)}"] if place.broken else []
+    unstated = (UNSTATED,) if cell.row.setting == ALL_TASKS else ()
+    known = departures(runs, glue_departures)
+    return Ours({s: 100 * v for s, v in scores.items()}, ledger.paths(runs), (*unstated, *known, *broken))
+
+
+def glue_memory(cell: Cell, ledger: Ledger) -> Ours | None:
+    """Answer a GLUE memory cell with the highest count over tasks."""
+    runs = [r for r in ledger.of("glue") if r.plan.method == cell.row.method]
+    runs = [r for r in runs if table_rank(r) in (cell.row.rank, None) and r.plan.training.state_bits == 32]
+    return _memory(cell, ledger, runs, departures(runs, glue_departures))
+
+
+def c4_perplexity(cell: Cell, ledger: Ledger) -> Ours | None:
+    """Answer the perplexity of one model size at the end of training."""
+    runs = _c4_runs(cell, ledger, cell.column)
+    return _by_seed(runs, ledger, lambda record: _main(record, None), c4_departures)
+
+
+def c4_memory(cell: Cell, ledger: Ledger) -> Ours | None:
+    """Answer a memory cell of one model size."""
+    runs = _c4_runs(cell, ledger, cell.column)
+    return _memory(cell, ledger, runs, departures(runs, c4_departures))
+
+
+def seven_perplexity(cell: Cell, ledger: Ledger) -> Ours | None:
+    """Answer the perplexity of the 7B model at a step such as "40k"."""
+    step = 1000 * int(cell.column.removesuffix("k"))
+    return _by_seed(_c4_runs(cell, ledger, "7b"), ledger, lambda record: _main(record, step), c4_departures)
+
+
+def seven_memory(cell: Cell, ledger: Ledger) -> Ours | None:
+    """Answer a memory cell of the 7B model."""
+    runs = _c4_runs(cell, ledger, "7b")
+    return _memory(cell, ledger, runs, departures(runs, c4_departures))
+
+
+def state_reduction(cell: Cell, ledger: Ledger) -> Ours | None:
+    """Answer "up to X %" with the largest reduction of any paper-profile run of the method and state width."""
+    bits = BITS.get(cell.row.setting)
+    runs = [r for r in ledger.gathered.results if r.plan.profile == PROFILE and r.plan.method == cell.row.method]
+    runs = [r for r in runs if r.plan.training.state_bits == bits and r.engagement is not None]
+    values = {r.plan_hash: reduction for r in runs if (reduction := reduction_of(r)) is not None}
+    if not values:
+        return None
+    best = max(runs, key=lambda r: values.get(r.plan_hash, float("-inf")))
+    why = "ours is against AdamW in fp32 on every weight; the abstract does not state its baseline"
+    return Ours({best.plan.seed: values[best.plan_hash]}, ledger.paths([best]), accounting=why, exact=True)
+
+
+def reduction_of(record: Record) -> float | None:
+    """Return 100 (1 - state / state of AdamW in fp32 on every weight), None where either was not counted."""
+    certificate = record.engagement
+    if certificate is None or record.status != "ok" or not certificate.dense_state_bytes:
+        return None
+    return 100 * (1 - certificate.state_bytes / certificate.dense_state_bytes)
+
+
+def _c4_runs(cell: Cell, ledger: Ledger, size: str) -> list[Record]:
+    bits = BITS.get(cell.row.setting)
+    runs = [r for r in ledger.of("c4") if r.plan.method == cell.row.method and model_size(r) == size]
+    return [r for r in runs if r.plan.training.state_bits == bits]
+
+
+def _main(record: Record, step: int | None) -> float | None:
+    """Return the main metric at a step, or at the last evaluation."""
+    if record.status != "ok" or record.main_metric is None or not record.evaluations:
+        return None
+    last = max(evaluation.step for evaluation in record.evaluations)
+    wanted = last if step is None else step
+    return next((e.metrics.get(record.main_metric) for e in record.evaluations if e.step == wanted), None)
+
+
+def _by_seed(
+    runs: list[Record], ledger: Ledger, value: Callable[[Record], float | None], check: Callable[[Record], list[str]]
+) -> Ours | None:
+    if not runs:
+        return None
+    values: dict[int, float] = {}
+    trouble: list[str] = []
+    for record in runs:
+        found = value(record)
+        if found is None:
+            trouble.append(f"seed {record.plan.seed} without a value ({record.status.replace('_', ' ')})")
+        elif record.plan.seed in values:
+            trouble.append(f"several different runs of seed {record.plan.seed}")
+        else:
+            values[record.plan.seed] = found
+    if not values:
+        return None
+    return Ours(values, ledger.paths(runs), (*departures(runs, check), *dict.fromkeys(trouble)))
+
+
+def _memory(cell: Cell, ledger: Ledger, runs: list[Record], known: tuple[str, ...]) -> Ours | None:
+    """Answer with what the cell says it counts: device peaks if it was measured, else counted tensors."""
+    measured = cell.series.basis == "measured"
+    count = _device_peak if measured else COUNTS[cell.series.quantity]
+    unit = UNIT_BYTES[cell.series.unit]
+    by_seed: dict[int, float] = {}
+    for record in runs:
+        amount = count(record)
+        if amount is not None:
+            by_seed[record.plan.seed] = max(by_seed.get(record.plan.seed, 0.0), amount / unit)
+    if not by_seed:
+        return None
+    scope = cell.series.scope or "scope not stated"
+    why = f"ours is counted from live tensors; published is {cell.series.basis}: {scope}"
+    return Ours(by_seed, ledger.paths(runs), known, None if measured else why, exact=True)
+
+
+def _device_peak(record: Record) -> int | None:
+    peaks = (record.memory.cuda_reserved_bytes or {}) if record.memory else {}
+    return max(peaks.values(), default=None)
+
+
+def _weights(record: Record) -> int | None:
+    return record.memory.weight_bytes if record.memory else None
+
+
+def _state(record: Record) -> int | None:
+    return record.memory.state_bytes if record.memory else None
+
+
+def _both(record: Record) -> int | None:
+    return record.memory.weight_bytes + record.memory.state_bytes if record.memory else None
+
+
+COUNTS: dict[str, Callable[[Record], int | None]] = {
+    "memory": _both, "weight_memory": _weights, "state_memory": _state,
+}  # fmt: skip

@@ -1,0 +1,140 @@
+"""Everything that `python -m reports paper` writes: the papers' tables, our own, the GLUE reports, and the page."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reports.averages.switchboard import switchboard_table
+from reports.page.html import page_html
+from reports.paper.answers import Ledger
+from reports.paper.cells import PaperTable, elsewhere, paper_tables
+from reports.paper.render import conflict_table, elsewhere_table, long_form, to_table, verdict_table
+from reports.records.gather import Gathered
+from reports.records.peft_results import Foreign, foreign_table
+from reports.tables.profiles import Group, groups, metric_table, standing_table, state_table
+from reports.tables.render import Table, latex_document, to_csv, to_latex, to_markdown
+from reports.write import Report, glue_report, write_report
+from results.published import Cell
+from results.store import write_atomically
+
+FOLDER = "paper"
+SHOWN_FILES = 20
+
+
+@dataclass(frozen=True)
+class Paper:
+    """All that the records and the published numbers allow, nothing written yet."""
+
+    gathered: Gathered
+    published: tuple[Cell, ...]
+    papers: tuple[PaperTable, ...]
+    groups: tuple[Group, ...]
+    own: tuple[Table, ...]
+    foreign: tuple[Foreign, ...] = ()
+
+    @property
+    def tables(self) -> list[Table]:
+        """Every table in the order of reading."""
+        quoted = [verdict_table(self.papers), *map(to_table, self.papers), conflict_table(self.published)]
+        imported = foreign_table(self.foreign)
+        rest = [elsewhere_table(elsewhere(self.published)), *([imported] if imported else [])]
+        return [*quoted, *self.own, *rest]
+
+
+def paper(gathered: Gathered, published: Sequence[Cell], foreign: Sequence[Foreign] = ()) -> Paper:
+    """Return the papers' tables and our own; an empty store is no error, its cells say that nothing was run."""
+    found = groups(gathered.records)
+    own: list[Table | None] = []
+    for group in found:
+        own += [metric_table(group), standing_table(group) if not group.trouble else None]
+        context = group.context
+        if context is not None and (board := switchboard_table(context)) is not None:
+            own.append(_renamed(board, f"switchboard-{group.name}"))
+    own.append(state_table(found))
+    tables = tuple(table for table in own if table is not None)
+    papers = tuple(paper_tables(published, Ledger(gathered)))
+    return Paper(gathered, tuple(published), papers, tuple(found), tables, tuple(foreign))
+
+
+def _renamed(table: Table, name: str) -> Table:
+    return Table(name, table.caption, table.heads, table.rows, table.notes, table.data)
+
+
+def paper_files(made: Paper, link: str | None = None) -> dict[str, bytes]:
+    """Return file name -> content of the folder of the papers' tables.
+
+    Args:
+        link: see `page.page_html`.
+    """
+    files: dict[str, bytes] = {}
+    for table in made.tables:
+        forms = {"md": to_markdown(table), "csv": to_csv(table), "tex": to_latex(table)}
+        files |= {f"{table.name}.{ending}": text.encode() for ending, text in forms.items()}
+    files["cells.csv"] = long_form(made.papers).to_csv(index=False, lineterminator="\n").encode()
+    files["paper.tex"] = latex_document([table.name for table in made.tables], []).encode()
+    files["paper.md"] = _document(made).encode()
+    page = page_html(made.gathered, made.papers, made.published, made.groups, made.foreign, link)
+    files["index.html"] = page.encode()
+    return files
+
+
+def _document(made: Paper) -> str:
+    parts = ["# The papers' tables, cell by cell\n", *(to_markdown(table) for table in made.tables)]
+    lines = trouble_lines(made)
+    if lines:
+        parts.append("\n".join(["## What was left out\n", *(f"- {line}" for line in lines), ""]))
+    return "\n".join(parts)
+
+
+def trouble_lines(made: Paper) -> list[str]:
+    """Return one line for everything that was found and does not stand in the tables."""
+    gathered = made.gathered
+    lines = ["no records: every cell that needs one says so"] if not gathered.found else []
+    for left_out, kept, alike in gathered.duplicates:
+        ended = "both ended alike" if alike else "the two differ in how they ended"
+        lines.append(f"{left_out}: same plan as {kept}, left out; {ended}")
+    lines += [f"{group.title}: no table: {group.trouble}" for group in made.groups if group.trouble]
+    shown = list(gathered.others[:SHOWN_FILES])
+    more = len(gathered.others) - len(shown)
+    lines += [f"{path}: not a record of a run, left out" for path in shown]
+    return [*lines, *([f"and {more} more files that are no records of runs"] if more > 0 else [])]
+
+
+def glue_reports(made: Paper) -> list[Report]:
+    """Return the report of every group that holds GLUE tasks, figures included; reads their curves from the files."""
+    reports = []
+    for group in made.groups:
+        context = group.context
+        if context is not None and group.rank is not None:
+            whole = made.gathered.whole(group.records)
+            reports.append(glue_report(whole, group.profile, group.rank, context.convention))
+    return reports
+
+
+def link_from(folder: Path) -> str | None:
+    """Return the way from a folder back to the current one, None if it lies elsewhere: no machine's folders."""
+    try:
+        inside = folder.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return None
+    return "../" * len(inside.parts)
+
+
+def write_paper(made: Paper, reports: Sequence[Report], out: Path) -> list[Path]:
+    """Write everything below `out` and return the paths, the page last.
+
+    Tables that an earlier run left in the folder and this one does not have are removed: they would show other records.
+
+    Raises:
+        StoreError: a folder cannot be written.
+    """
+    paths = [path for report in reports for path in write_report(report, out)]
+    folder = out / FOLDER
+    files = paper_files(made, link_from(folder))
+    paths += [write_atomically(folder / name, content) for name, content in files.items()]
+    for stale in sorted(folder.iterdir()):
+        if stale.name not in files and stale.suffix in (".md", ".csv", ".tex", ".html"):
+            stale.unlink()
+    return paths

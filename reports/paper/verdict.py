@@ -1,0 +1,110 @@
+"""The verdict on one published number: a stated inequality, never a feeling.
+
+Ours `x` has a mean over n seeds and standard deviation s; the published number p stands for k runs and was rounded to
+half a unit h of its last digit. If both come from one distribution, mean(x) - p lies with probability `LEVEL` within
+
+    t_(n-1) * s * sqrt(1/n + 1/k) + h
+
+so p *holds* if |mean(x) - p| is at most that. k is 1 where the source does not say (the widest reading). Numbers that
+no seed moves, such as bytes, are compared with h alone. Two seeds or one give no verdict.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from scipy.stats import t as student
+
+from reports.stats.seeds import LEAST_SEEDS, LEVEL, Summary, summarise
+
+HOLDS, FAILS = "holds", "does not hold"
+ACCOUNTING, PROTOCOL, ABSENT = "accounting differs", "other protocol", "not run here"
+UNPUBLISHED, UNDECIDED = "not published", "undecided"
+
+MEANINGS: dict[str, str] = {
+    HOLDS: "ours and the published number agree within the stated bound",
+    FAILS: "they differ by more than the bound",
+    ACCOUNTING: "the two numbers count different things, so no bound applies",
+    PROTOCOL: "our run departs from the published protocol, or the source does not state it",
+    ABSENT: "no record of such a run",
+    UNDECIDED: f"fewer than {LEAST_SEEDS} seeds: no spread to judge by",
+    UNPUBLISHED: "no published value was found; the cell stays empty and says why",
+}
+
+
+@dataclass(frozen=True)
+class Ours:
+    """Our side of a cell.
+
+    Attributes:
+        values: seed -> value, in the unit of the published number.
+        records: files of the runs behind them.
+        departures: where the runs leave the published protocol.
+        accounting: how our count differs from the published one; None: both count the same.
+        exact: no seed moves the value.
+    """
+
+    values: Mapping[int, float]
+    records: tuple[str, ...] = ()
+    departures: tuple[str, ...] = ()
+    accounting: str | None = None
+    exact: bool = False
+
+    @property
+    def summary(self) -> Summary:
+        """n, mean and sd over seeds."""
+        return summarise(self.values.values())
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The word, and the numbers behind it: difference is ours minus published."""
+
+    word: str
+    difference: float | None = None
+    bound: float | None = None
+    reasons: tuple[str, ...] = field(default=())
+
+
+def agreement_bound(
+    summary: Summary, published_seeds: int | None, rounding: float, exact: bool = False, level: float = LEVEL
+) -> float | None:
+    """Return the largest |mean - published| that still agrees; None if the seeds are too few to tell.
+
+    Raises:
+        ValueError: `level` is not between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level {level}: must be between 0 and 1")
+    if exact:
+        return rounding
+    if summary.sd is None or summary.n < LEAST_SEEDS:
+        return None
+    spread = summary.sd * math.sqrt(1 / summary.n + 1 / (published_seeds or 1))
+    return float(student.ppf((1 + level) / 2, summary.n - 1)) * spread + rounding
+
+
+def judge(published: float | None, rounding: float, published_seeds: int | None, ours: Ours | None) -> Verdict:
+    """Return the verdict on one cell.
+
+    In this order: nothing published, nothing run, another protocol, another accounting, too few seeds, the inequality.
+    An exact value that agrees in spite of another accounting holds: agreement to the last digit is no accident.
+    """
+    mean = ours.summary.mean if ours else None
+    difference = mean - published if mean is not None and published is not None else None
+    if published is None:
+        return Verdict(UNPUBLISHED)
+    if ours is None or mean is None or difference is None:
+        return Verdict(ABSENT)
+    if ours.departures:
+        return Verdict(PROTOCOL, difference, None, ours.departures)
+    bound = agreement_bound(ours.summary, published_seeds, rounding, ours.exact)
+    # A difference on the edge of the rounding must not depend on the last bit of a float.
+    agrees = bound is not None and abs(difference) <= bound * (1 + 1e-9)
+    if ours.accounting and not (ours.exact and agrees):
+        return Verdict(ACCOUNTING, difference, None, (ours.accounting,))
+    if bound is None:
+        return Verdict(UNDECIDED, difference, None, (f"n = {ours.summary.n}",))
+    return Verdict(HOLDS if agrees else FAILS, difference, bound)

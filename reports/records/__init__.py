@@ -1,0 +1,1 @@
+"""Records as reports read them: gathered, selected, as typed frames."""

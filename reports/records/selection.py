@@ -1,0 +1,142 @@
+"""Which records a report is about: one suite, profile and rank, one plan for each method, task and seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from reports.averages.glue import ChoiceError, check_choice
+from reports.records.frames import table_ranks
+from results.schema import Record
+
+
+class ReportError(ValueError):
+    """A report that cannot be made from these records; the text says why and what to do."""
+
+
+def table_rank(record: Record) -> int | None:
+    """Return the rank that names a run's table: the factors', else the projection's, None for a method without one."""
+    rank, projection_rank = table_ranks(record)
+    return rank if rank is not None else projection_rank
+
+
+def select(
+    records: Sequence[Record], suite: str, profile: str | None, rank: int | None, where: Iterable[str] = ()
+) -> list[Record]:
+    """Return the result runs of one suite, profile and rank; methods without a rank belong to every rank.
+
+    Args:
+        profile: None takes the only profile among the records.
+        rank: None takes the only rank among them.
+        where: "field=value" conditions on the plan, such as "training.state_bits=32" or "method_config.alpha=16";
+            a plan whose method has no such setting stays.
+
+    Raises:
+        ReportError: nothing fits, a name is unknown, or two runs share method, task and seed.
+    """
+    if not records:
+        raise ReportError("no records: run the suite first (nox -s glue_rank8) or name a folder with --records")
+    chosen = _named(
+        [r for r in records if r.plan.purpose == "result"], "suite", suite, "only tuning runs in the records"
+    )
+    profiles = sorted({r.plan.profile for r in chosen})
+    if profile is None and len(profiles) > 1:
+        raise ReportError(f"the records hold several profiles, choose one with --profile: {', '.join(profiles)}")
+    chosen = _named(chosen, "profile", profile or profiles[0], "no records")
+    chosen = _of_rank(chosen, rank)
+    for condition in where:
+        chosen = _matching(chosen, condition)
+    _check_unique(chosen)
+    return chosen
+
+
+def _named(records: list[Record], field: str, value: str, empty: str) -> list[Record]:
+    known = tuple(sorted({str(getattr(r.plan, field)) for r in records}))
+    if not known:
+        raise ReportError(f"{empty}: nothing to report")
+    try:
+        check_choice(value, known, f"{field} (of the records)")
+    except ChoiceError as error:
+        raise ReportError(str(error)) from None
+    return [r for r in records if getattr(r.plan, field) == value]
+
+
+def _of_rank(records: list[Record], rank: int | None) -> list[Record]:
+    known = sorted({found for r in records if (found := table_rank(r)) is not None})
+    if rank is None and len(known) > 1:
+        raise ReportError(f"the records hold several ranks, choose one with --rank: {', '.join(map(str, known))}")
+    rank = rank if rank is not None or not known else known[0]
+    if known and rank not in known:
+        near = min(known, key=lambda other: abs(other - rank))
+        raise ReportError(f"no run of rank {rank}: known are {', '.join(map(str, known))}; nearest: {near}")
+    return [r for r in records if table_rank(r) in (rank, None)]
+
+
+def _matching(records: list[Record], condition: str) -> list[Record]:
+    field, equals, text = condition.partition("=")
+    if not equals:
+        raise ReportError(f"condition {condition!r}: must be field=value, such as training.state_bits=32")
+    try:
+        wanted = json.loads(text)
+    except json.JSONDecodeError:
+        wanted = text
+    plans = [flat(r.plan.model_dump(mode="json")) for r in records]
+    try:
+        check_choice(field, tuple(sorted({name for plan in plans for name in plan})), "plan field")
+    except ChoiceError as error:
+        raise ReportError(str(error)) from None
+    if not field.startswith("method_config."):
+        kept = [r for r, plan in zip(records, plans, strict=True) if plan[field] == wanted]
+    else:
+        kept = [r for r, plan in zip(records, plans, strict=True) if plan.get(field, wanted) == wanted]
+    if not kept:
+        values = sorted({str(plan[field]) for plan in plans if field in plan})
+        raise ReportError(f"no run has {field} = {text}: known are {', '.join(values)}")
+    return kept
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one with dotted names; lists stay whole."""
+    out: dict[str, Any] = {}
+    for name, item in value.items():
+        out |= flat(item, f"{prefix}{name}.") if isinstance(item, dict) else {prefix + name: item}
+    return out
+
+
+def _check_unique(records: Sequence[Record]) -> None:
+    seen: dict[tuple[str, str, int], Record] = {}
+    for record in records:
+        plan = record.plan
+        first = seen.setdefault((plan.method, plan.task, plan.seed), record)
+        if first is record:
+            continue
+        ours, theirs = flat(first.plan.model_dump(mode="json")), flat(plan.model_dump(mode="json"))
+        differing = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
+        where = f"{plan.suite} {plan.profile} {plan.task} {plan.method} seed {plan.seed}"
+        if not differing:
+            raise ReportError(f"two records of {where} have the same plan {plan.hash()}: keep one of the two")
+        values = f"{differing[0]} ({_shown(ours, differing[0])} and {_shown(theirs, differing[0])})"
+        raise ReportError(
+            f"two runs of {where} differ in {values}: keep one with --where {differing[0]}=VALUE or move one out"
+        )
+
+
+def _shown(plan: dict[str, Any], field: str) -> str:
+    return json.dumps(plan[field]) if field in plan else "unset"
+
+
+def uneven_settings(records: Sequence[Record]) -> list[str]:
+    """Return "task: field values" texts for every setting that runs of one task should share and do not."""
+    by_task: dict[str, dict[str, set[str]]] = {}
+    for record in records:
+        plan = record.plan.model_dump(mode="json", include={"targets", "model", "data", "training"})
+        for name, value in flat(plan).items():
+            if name != "training.learning_rate":
+                by_task.setdefault(record.plan.task, {}).setdefault(name, set()).add(json.dumps(value))
+    return [
+        f"{task}: {name} {', '.join(sorted(values))}"
+        for task, names in sorted(by_task.items())
+        for name, values in sorted(names.items())
+        if len(values) > 1
+    ]

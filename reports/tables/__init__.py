@@ -1,0 +1,1 @@
+"""Tables: what each says, and the forms a table is written in."""

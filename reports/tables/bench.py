@@ -1,0 +1,267 @@
+"""The bench as two tables, targets in short and every claim, and one figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from reports.figures.lines import FAINT, Plot, draw
+from reports.tables.render import Entry, Table
+from results.bench import Bench, BenchCell, Claim
+
+MET = {True: "met", False: "missed", None: "—"}
+COLOURS = ("#0072B2", "#56B4E9", "#CC79A7")
+MARKERS = ("P", "o", "^")
+TITLE = "Speed and memory of layer and refresh"
+
+
+@dataclass(frozen=True)
+class Kin:
+    """Claims of one kind over several cells: the same quantity, sides, rank and target."""
+
+    group: str
+    rank: object
+    first: Claim
+    members: tuple[tuple[BenchCell, Claim], ...]
+
+    @property
+    def measured(self) -> list[tuple[BenchCell, Claim]]:
+        """The members that hold a value."""
+        return [(cell, claim) for cell, claim in self.members if claim.median is not None]
+
+    @property
+    def worst(self) -> tuple[BenchCell, Claim] | None:
+        """The measured member farthest on the wrong side; the largest ratio where there is no rule."""
+        sign = -1.0 if self.first.rule == "at least" else 1.0
+        return max(self.measured, key=lambda pair: sign * (pair[1].median or 0.0), default=None)
+
+
+def kinds(found: Bench) -> list[Kin]:
+    """Return the claims by kind, in the order of the record."""
+    grouped: dict[tuple[object, ...], list[tuple[BenchCell, Claim]]] = {}
+    for cell in found.cells:
+        for claim in cell.claims:
+            key = (cell.group, cell.settings.get("rank"), claim.what, claim.ours, claim.peer, claim.rule, claim.target)
+            grouped.setdefault(key, []).append((cell, claim))
+    return [Kin(str(key[0]), key[1], members[0][1], tuple(members)) for key, members in grouped.items()]
+
+
+def conditions(found: Bench) -> str:
+    """Return where and how the record was made."""
+    machine = found.environment
+    load = "unknown" if found.load_average is None else f"{found.load_average:.1f}"
+    peers = ", ".join(f"{name} {version or 'missing'}" for name, version in found.peers.items())
+    quick = "Quick look at tiny shapes: says nothing about speed. " if found.quick else ""
+    return (
+        f"{quick}{machine.device_name}, {machine.threads} threads, load average before the start {load} on "
+        f"{machine.cpu_count} processors; torch {machine.packages.get('torch', 'unknown')}, {peers}; commit "
+        f"{(machine.commit or 'unknown')[:12]}; `{found.command}`"
+    )
+
+
+def targets_table(found: Bench) -> Table:
+    """Return the table for the README: one row a kind of claim, the range over cells and the worst one.
+
+    Raises:
+        ValueError: the record holds no claim.
+    """
+    chosen = kinds(found)
+    if not chosen:
+        raise ValueError("the bench record holds no claim")
+    rows = tuple(_targets_row(kin) for kin in chosen)
+    data = pd.DataFrame(
+        {
+            "group": kin.group, "rank": kin.rank, "what": kin.first.what, "ours": kin.first.ours,
+            "peer": kin.first.peer, "cells": len(kin.members), "rule": kin.first.rule, "target": kin.first.target,
+            "lowest": min((claim.median for _, claim in kin.measured if claim.median is not None), default=None),
+            "highest": max((claim.median for _, claim in kin.measured if claim.median is not None), default=None),
+            "met": _all_met(kin),
+        }
+        for kin in chosen
+    )  # fmt: skip
+    caption = (
+        "Speed and memory beside peft, galore-torch and torch's AdamW: medians of paired ratios over rounds in turns."
+    )
+    heads = ("What", "ours", "peer", "cells", "ratio, lowest to highest", "worst (quartiles)", "target", "met")
+    return Table("bench", caption, heads, rows, (conditions(found), *_cell_notes(found)), data)
+
+
+def claims_table(found: Bench) -> Table:
+    """Return every claim of every cell."""
+    rows, lines = [], []
+    for cell in found.cells:
+        for claim in cell.claims:
+            rows.append(
+                (
+                    Entry(f"{cell.group} {cell.label}"), Entry(claim.what), Entry(claim.ours), Entry(claim.peer),
+                    Entry(_number(claim.median)), Entry(_spread(claim)), Entry(str(len(claim.values))),
+                    Entry(_target(claim)), Entry(MET[claim.met], claim.met is False),
+                )
+            )  # fmt: skip
+            low, high = claim.spread or (None, None)
+            lines.append(
+                {
+                    "group": cell.group, "cell": cell.label, "what": claim.what, "ours": claim.ours,
+                    "peer": claim.peer, "median": claim.median, "lower_quartile": low, "upper_quartile": high,
+                    "rounds": len(claim.values), "rule": claim.rule, "target": claim.target, "met": claim.met,
+                }
+            )  # fmt: skip
+    heads = ("Cell", "what", "ours", "peer", "ratio", "quartiles", "rounds", "target", "met")
+    caption = "Every ratio of the bench."
+    return Table("claims", caption, heads, tuple(rows), (conditions(found),), pd.DataFrame(lines))
+
+
+def measurements_table(found: Bench) -> Table:
+    """Return the seconds and bytes behind the ratios."""
+    rows, lines = [], []
+    for cell in found.cells:
+        for each in cell.candidates:
+            middle = pd.Series(each.seconds).median() if each.seconds else None
+            text = "—" if middle is None else f"{1e3 * middle:.4g}"
+            peak = "—" if each.peak_bytes is None else f"{each.peak_bytes:,}"
+            label = f"{cell.group} {cell.label}"
+            rows.append((Entry(label), Entry(each.title), Entry(text), Entry(peak), Entry(each.missing or "—")))
+            lines.append(
+                {
+                    "group": cell.group, "cell": cell.label, "candidate": each.title, "median_s": middle,
+                    "rounds": len(each.seconds), "peak_bytes": each.peak_bytes, "missing": each.missing,
+                }
+            )  # fmt: skip
+    heads = ("Cell", "candidate", "median (ms)", "peak bytes", "missing")
+    return Table("measurements", "Seconds and bytes of the bench.", heads, tuple(rows), (), pd.DataFrame(lines))
+
+
+def bench_plot(found: Bench) -> Plot | None:
+    """Draw the layer's time and bytes beside LoRA's and the refresh beside the SVD; None without such cells."""
+    layers = [cell for cell in found.cells if cell.group == "layer"]
+    refreshes = [cell for cell in found.cells if cell.group == "refresh"]
+    if not layers or not refreshes:
+        return None
+    caption = f"Ratios with quartiles over rounds; dashed: the target. {conditions(found)}"
+    return draw("bench", TITLE, caption, lambda: _figure(layers, refreshes))
+
+
+def _figure(layers: Sequence[BenchCell], refreshes: Sequence[BenchCell]) -> Figure:
+    figure = Figure(figsize=(11, 9))
+    figure.text(0.012, 0.985, TITLE, fontsize=13, fontweight="bold", va="top")
+    grid = figure.add_gridspec(2, 2)
+    figure.subplots_adjust(left=0.19, right=0.985, top=0.91, bottom=0.045, wspace=0.15, hspace=0.5)
+    panels = [figure.add_subplot(grid[0, column]) for column in range(2)]
+    _layer_panel(panels[0], layers, "time", "Layer, time / LoRA")
+    _layer_panel(panels[1], layers, "peak bytes", "Layer, peak bytes / LoRA")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="upper right", ncols=len(labels), frameon=False, bbox_to_anchor=(0.99, 0.995))
+    _refresh_panel(figure.add_subplot(grid[1, :]), refreshes)
+    return figure
+
+
+def _layer_panel(axes: Axes, cells: Sequence[BenchCell], what: str, title: str) -> None:
+    sides = list(dict.fromkeys((claim.ours, claim.peer) for cell in cells for claim in cell.claims if claim.target))
+    for index, side in enumerate(sides):
+        for place, cell in enumerate(cells):
+            claim = next(each for each in cell.claims if (each.what, each.ours, each.peer) == (what, *side))
+            label = f"{side[0]} / {side[1]}" if place == 0 else None
+            _dot(axes, place + 0.22 * (index - (len(sides) - 1) / 2), claim, COLOURS[index], MARKERS[index], label)
+            if claim.target is not None:
+                axes.axhline(claim.target, color=FAINT, linestyle="--", linewidth=1)
+    _places(axes, [cell.label.replace(", ", "\n") for cell in cells], title)
+
+
+def _refresh_panel(axes: Axes, cells: Sequence[BenchCell]) -> None:
+    """Draw a line a refresh, names at the side: they are too long to stand below one another's marks."""
+    names = []
+    for cell in cells:
+        for claim in cell.claims:
+            if claim.what == "times faster" and claim.median is not None:
+                line = len(names)
+                low, high = claim.spread or (claim.median, claim.median)
+                reach = [[max(claim.median - low, 0.0)], [max(high - claim.median, 0.0)]]
+                axes.errorbar(
+                    claim.median, line, xerr=reach, color=COLOURS[0], fmt=MARKERS[0], markersize=6, capsize=3, zorder=3
+                )
+                if claim.target is not None:
+                    axes.plot([claim.target] * 2, [line - 0.4, line + 0.4], color=FAINT, linestyle="--", linewidth=1.2)
+                names.append(f"{cell.label}, {claim.ours.removeprefix('gnlorp, ')}")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks(range(len(names)), names, fontsize=7.5)
+    axes.invert_yaxis()
+    axes.set_title("Refresh, times faster than SVD")
+
+
+def _dot(axes: Axes, x: float, claim: Claim, colour: str, marker: str, label: str | None) -> None:
+    middle = claim.median
+    if middle is None:
+        return
+    low, high = claim.spread or (middle, middle)
+    reach = [[max(middle - low, 0.0)], [max(high - middle, 0.0)]]
+    axes.errorbar(x, middle, yerr=reach, color=colour, fmt=marker, markersize=6, capsize=3, label=label, zorder=3)
+
+
+def _places(axes: Axes, labels: Sequence[str], title: str) -> None:
+    axes.set_title(title)
+    axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=7.5)
+
+
+def _targets_row(kin: Kin) -> tuple[Entry, ...]:
+    rank = f", rank {kin.rank}" if kin.rank is not None else ""
+    medians = [claim.median for _, claim in kin.measured if claim.median is not None]
+    span = _number(None) if not medians else _number(min(medians))
+    if medians and _number(max(medians)) != span:
+        span = f"{span} to {_number(max(medians))}"
+    worst = "—"
+    if kin.worst is not None:
+        cell, claim = kin.worst
+        spread = f" ({_spread(claim)})" if claim.spread else ""
+        worst = f"{_number(claim.median)}{spread} at {cell.label}"
+    return (
+        Entry(f"{kin.group}{rank}: {kin.first.what}"), Entry(kin.first.ours), Entry(kin.first.peer),
+        Entry(str(len(kin.members))), Entry(span), Entry(worst), Entry(_target(kin.first)), _met_entry(kin),
+    )  # fmt: skip
+
+
+def _met_entry(kin: Kin) -> Entry:
+    answers = [claim.met for _, claim in kin.members]
+    if kin.first.target is None:
+        return Entry("—")
+    if None in answers:
+        return Entry("not measured")
+    missed = answers.count(False)
+    if missed == 0:
+        return Entry("met")
+    return Entry("missed" if missed == len(answers) else f"missed at {missed} of {len(answers)}", bold=True)
+
+
+def _all_met(kin: Kin) -> bool | None:
+    answers = [claim.met for _, claim in kin.members]
+    return None if None in answers else all(answers)
+
+
+def _cell_notes(found: Bench) -> list[str]:
+    notes = []
+    for cell in found.cells:
+        worst = max(cell.agreement.values(), default=0.0)
+        says = "agree" if cell.agrees else "DIFFER"
+        note = f"; {cell.note}" if cell.note else ""
+        notes.append(f"{cell.group} {cell.label}: results {says}, largest difference {worst:.1e}{note}")
+    return notes
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "—"
+    return f"{value:.1f}" if value >= 10 else f"{value:.4f}" if 0.99 < value < 1.0001 else f"{value:.2f}"
+
+
+def _spread(claim: Claim) -> str:
+    return "—" if claim.spread is None else f"{_number(claim.spread[0])} to {_number(claim.spread[1])}"
+
+
+def _target(claim: Claim) -> str:
+    return "—" if claim.target is None else f"{claim.rule} {claim.target:g}"

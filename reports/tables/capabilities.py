@@ -1,0 +1,49 @@
+"""The capability matrix as a table: a row a method, a column a check."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from reports.tables.render import Entry, Table
+from results.capabilities import Matrix
+
+SHORT = {"yes": "yes", "no": "NO", "refused": "refused", "not applicable": "n/a"}
+
+
+def contract_table(found: Matrix) -> Table:
+    """Return the matrix; the notes hold every reason, the data one line an answer.
+
+    Raises:
+        ValueError: the record holds no row.
+    """
+    if not found.rows:
+        raise ValueError("the contract record holds no method")
+    checks = [cell.check for cell in found.rows[0].cells]
+    rows = tuple(
+        (Entry(row.title), *(Entry(SHORT[row.cell(check).answer], row.cell(check).answer == "no") for check in checks))
+        for row in found.rows
+    )
+    lines = [
+        {"method": row.name, "check": cell.check, "answer": cell.answer, "reason": cell.reason}
+        for row in found.rows
+        for cell in row.cells
+    ]
+    caption = (
+        f"What each method can do, each answer found by a check on tiny networks ({', '.join(found.networks)}); "
+        f"n/a: there is nothing to ask for. torch {found.environment.packages.get('torch', 'unknown')}, peft "
+        f"{found.environment.packages.get('peft', 'unknown')}, torch.compile with {found.compile_backend}."
+    )
+    return Table("contract", caption, ("Method", *checks), rows, _notes(found, checks), pd.DataFrame(lines))
+
+
+def _notes(found: Matrix, checks: list[str]) -> tuple[str, ...]:
+    """Return for each check its reasons, each once with the methods that share it."""
+    notes = []
+    for check in checks:
+        reasons: dict[str, list[str]] = {}
+        for row in found.rows:
+            cell = row.cell(check)
+            reasons.setdefault(f"{SHORT[cell.answer]}, {cell.reason}", []).append(row.title)
+        texts = [reason if len(reasons) == 1 else f"{', '.join(who)}: {reason}" for reason, who in reasons.items()]
+        notes.append(f"{check}: {'; '.join(texts)}")
+    return tuple(notes)

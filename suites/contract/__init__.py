@@ -1,5 +1,0 @@
-"""The contract pack: what every method can do, found by checks; an optimizer goes through it with `check_optimizer`."""
-
-from suites.contract.pack import check_optimizer
-
-__all__ = ["check_optimizer"]

@@ -1,0 +1,223 @@
+"""The lab's commands: `memory`, `memory-matrix` and `claims` of `python -m suites`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from results.lab import Cell, Setting
+    from suites.lab.lab import Lab
+
+REFERENCE = Path("results") / "reference" / "memory"
+FAMILY = "llama"
+
+
+def register(app: typer.Typer, console: Console, one_line_errors: Callable[[], AbstractContextManager[None]]) -> None:
+    """Add the lab's commands to the command line of the suites."""
+
+    @app.command()
+    def memory(
+        model: Annotated[
+            str,
+            typer.Argument(
+                help="`roberta-base`, `bert-base`, `minilm`, `micro`, a LLaMA size (`60m` to `7b`), a folder with "
+                "config.json, a hub name; with --fits also `llama`: the largest size that fits"
+            ),
+        ],
+        method: Annotated[list[str] | None, typer.Argument(help="methods; default: all")] = None,
+        rank: Annotated[int | None, typer.Option(help="rank of the comparison; default: the model's")] = None,
+        batch: Annotated[int, typer.Option(help="sequences an optimizer step")] = 16,
+        accumulation: Annotated[int, typer.Option(help="micro-batches an optimizer step")] = 1,
+        sequence: Annotated[int, typer.Option(help="tokens a sequence")] = 256,
+        precision: Annotated[str, typer.Option(help="`fp32`, `bf16` or `bf16-autocast`; default: bf16 for LLaMA")] = "",
+        state_bits: Annotated[int, typer.Option(help="32, or 8 through bitsandbytes, counted by rule")] = 32,
+        per_layer: Annotated[bool, typer.Option("--per-layer", help="update inside backward")] = False,
+        checkpointing: Annotated[bool, typer.Option("--checkpointing", help="compute activations again")] = False,
+        fits: Annotated[str, typer.Option(help="a limit such as 24GiB: print the largest batch that fits")] = "",
+        overhead: Annotated[str, typer.Option(help="taken off the limit for context and allocator")] = "1GiB",
+        offline: Annotated[bool, typer.Option("--offline", help="never use the network")] = False,
+    ) -> None:
+        """Print the memory ledger of methods on a model: formula, count and peak, without weights or a GPU."""
+        with one_line_errors():
+            asked = {"batch": batch, "accumulation": accumulation, "sequence": sequence, "state_bits": state_bits}
+            asked |= {"per_layer": per_layer, "checkpointing": checkpointing}
+            names = _methods(method)
+            if fits:
+                _print_fits(console, model, names, rank, precision, asked, fits, overhead, offline)
+                return
+            for name in names:
+                lab, setting = _lab(model, name, rank, precision, asked, offline)
+                _print_ledger(console, lab.cell(setting))
+
+    @app.command("memory-matrix")
+    def matrix(
+        model: Annotated[str, typer.Option(help="comma-joined models; default: roberta-base and every LLaMA")] = "",
+        method: Annotated[str, typer.Option(help="comma-joined methods; default: all")] = "",
+        out: Annotated[
+            Path, typer.Option(help="folder of the cells; a cell that is there is not made again")
+        ] = REFERENCE,
+        workers: Annotated[int | None, typer.Option(help="traces at a time; default: one a core")] = None,
+    ) -> None:
+        """Make every cell of the matrix that is missing: methods, state widths, per-layer, checkpointing, models."""
+        with one_line_errors():
+            from suites.lab.matrix import MODELS, run_matrix
+            from suites.measure.environment import usable_cpus
+            from suites.options import split
+
+            def said(cell: Cell, done: int, total: int) -> None:
+                setting = cell.setting
+                words = f"{setting.model} {setting.method} {setting.state_bits} bit"
+                words += " per-layer" if setting.per_layer else ""
+                words += " checkpointing" if setting.checkpointing else ""
+                console.print(f"{done}/{total} {words}: {cell.peak.total_bytes / 2**30:.2f} GiB, {cell.seconds} s")
+
+            names = split(method)
+            _methods(names)
+            at_once = usable_cpus() if workers is None else workers
+            for path in run_matrix(split(model) or MODELS, names, out, said, at_once):
+                console.print(str(path))
+
+    @app.command()
+    def claims(
+        out: Annotated[Path, typer.Option(help="file of the recomputed claims")] = REFERENCE / "claims.json",
+        quick: Annotated[bool, typer.Option("--quick", help="formulas only: no traces")] = False,
+    ) -> None:
+        """Recompute every published memory claim under every convention that its source could mean."""
+        with one_line_errors():
+            from suites.lab.claims import lines_of, recompute, write_claims
+
+            found = recompute(traces=not quick)
+            for line in lines_of(found):
+                console.print(line, markup=False)
+            console.print(str(write_claims(out, found)))
+
+
+def _methods(names: list[str] | None) -> list[str]:
+    from baselines.registry import get_method, methods
+
+    return [get_method(name).name for name in names or methods()]
+
+
+def _lab(
+    model: str, method: str, rank: int | None, precision: str, asked: dict[str, Any], offline: bool
+) -> tuple[Lab, Setting]:
+    from baselines.registry import checked_name
+    from results.lab import Setting
+    from suites.lab.lab import Lab
+    from suites.lab.networks import find_network
+
+    network = find_network(model, offline)
+    chosen: Any = checked_name(
+        precision or ("bf16" if network.language_model else "fp32"), ("fp32", "bf16", "bf16-autocast"), "precision"
+    )
+    if asked["state_bits"] not in (8, 32):
+        raise ValueError(f"state_bits {asked['state_bits']}: must be 32 or 8")
+    rows, parts = asked["batch"], asked["accumulation"]
+    for what in ("batch", "accumulation"):
+        if asked[what] < 1:
+            raise ValueError(f"{what} {asked[what]}: must be at least 1 (nearest allowed value: 1)")
+    if rows % parts:
+        near = min((n for n in range(1, rows + 1) if rows % n == 0), key=lambda n: abs(n - parts))
+        raise ValueError(f"accumulation {parts}: must divide the batch of {rows} (nearest allowed value: {near})")
+    if asked["per_layer"] and parts > 1:
+        raise ValueError(f"accumulation {parts}: per-layer updates need 1 (nearest allowed value: 1)")
+    lab = Lab(network, method, rank if rank is not None else network.rank, chosen, (asked["state_bits"],))
+    setting = Setting(
+        model=network.name, method=method, rank=lab.rank, precision=chosen, **{**asked, "batch": rows // parts}
+    )
+    network.batch(1, setting.sequence)
+    return lab, setting
+
+
+def _print_ledger(console: Console, cell: Cell) -> None:
+    from suites.measure.ledger import cell_ledger
+
+    ledger = cell_ledger(cell)
+    setting = cell.setting
+    table = Table(title=_title(setting, cell.parameters), title_justify="left")
+    for head in ("bytes", "formula", "count", "peak of a plain step"):
+        table.add_column(head, justify="left" if head == "bytes" else "right")
+    for line in ledger.lines:
+        table.add_row(line.name, *(_number(value) for value in (line.formula_bytes, line.count_bytes, line.peak_bytes)))
+    console.print(table)
+    for gap in ledger.gaps:
+        reasons = ", ".join(f"{reason} {part:+,}" for reason, part in gap.explained.items())
+        rest = f"unexplained: {gap.unexplained_bytes:,} bytes" if gap.unexplained_bytes else "explained to the byte"
+        console.print(
+            f"  {gap.name}: {gap.gap_bytes:+,}" + (f" = {reasons}" if reasons else "") + f"; {rest}", markup=False
+        )
+    phases = ", ".join(f"{name} {peak.total_bytes / 2**30:.3f} GiB" for name, peak in ledger.phases.items())
+    console.print(f"  peak by phase: {phases}")
+    for rule, times in cell.by_rule.items():
+        console.print(f"  by rule, {times} times: {rule}", markup=False)
+
+
+def _print_fits(
+    console: Console, model: str, names: list[str], rank: int | None, precision: str, asked: dict[str, Any],
+    fits: str, overhead: str, offline: bool,
+) -> None:  # fmt: skip
+    from suites.lab.fits import OVERHEAD_WORDS, largest, parse_bytes
+
+    limit, taken = parse_bytes(fits, "limit"), parse_bytes(overhead, "overhead")
+    if taken >= limit:
+        raise ValueError(f"overhead {overhead!r}: must be below the limit of {fits}")
+    family = model == FAMILY
+    what = "largest LLaMA" if family else "largest batch"
+    console.print(
+        f"limit {fits} less {overhead} for context and allocator ({OVERHEAD_WORDS}; --overhead): tensors have"
+    )
+    console.print(f"{(limit - taken) / 2**30:.2f} GiB. Peaks are of the whole step, one that refreshes bases included.")
+    table = Table("method", what, "its peak", "the next one's peak")
+    for name in names:
+        if family:
+            table.add_row(name, *_largest_size(name, rank, precision, asked, limit - taken, offline))
+            continue
+        lab, setting = _lab(model, name, rank, precision, {**asked, "batch": 1, "accumulation": 1}, offline)
+
+        def peak(rows: int, lab: Lab = lab, setting: Setting = setting) -> int:
+            return lab.peak_bytes(setting.model_copy(update={"batch": rows}))
+
+        rows, now, after = largest(peak, limit - taken)
+        table.add_row(name, f"{rows:,}" if rows else "none fits", _gib(now or None), _gib(after))
+    console.print(table)
+
+
+def _largest_size(
+    method: str, rank: int | None, precision: str, asked: dict[str, Any], limit: int, offline: bool
+) -> tuple[str, str, str]:
+    """Return (name, peak, peak of the next larger one), from the largest downwards."""
+    from suites.c4.sizes import SIZES
+
+    after: int | None = None
+    for size in reversed(SIZES):
+        lab, setting = _lab(size, method, rank, precision, asked, offline)
+        peak = lab.peak_bytes(setting)
+        if peak <= limit:
+            return size, _gib(peak), _gib(after)
+        after = peak
+    return "none fits", "-", _gib(after)
+
+
+def _title(setting: Setting, parameters: int) -> str:
+    words = (
+        f"{setting.method} on {setting.model} ({parameters:,} parameters), rank {setting.rank}, {setting.precision}, "
+    )
+    words += f"{setting.state_bits}-bit state, micro-batch {setting.batch} x {setting.sequence}"
+    words += f", {setting.accumulation} micro-batches" if setting.accumulation > 1 else ""
+    words += ", per-layer updates" if setting.per_layer else ""
+    return words + (", checkpointing" if setting.checkpointing else "")
+
+
+def _number(value: int | None) -> str:
+    return "-" if value is None else f"{value:,}"
+
+
+def _gib(value: int | None) -> str:
+    return "-" if value is None else f"{value / 2**30:.3f} GiB"

@@ -1,0 +1,121 @@
+"""Every convention under which a published memory estimate could have been made, as arithmetic on numbers of values.
+
+weights + state,  weights alone,  state alone;   2 or 4 bytes a value, 1 for 8-bit moments;   1e9 or 2^30 bytes a G
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import torch
+from transformers import AutoModel
+
+from baselines.shared import targets
+from suites.lab.networks import find_network
+
+Rest = Literal["trained", "frozen", "trained, counted twice"]
+BLOCK = 256
+
+
+@dataclass(frozen=True)
+class Values:
+    """Numbers of values of one method on one model."""
+
+    dense: int
+    rest: int
+    added: int
+    moments: int
+    bases: int
+    replaces: bool = False
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How bytes are counted. `gibi` says whether a G is 2^30."""
+
+    weight_bytes: int
+    moment_bytes: int
+    basis_bytes: int
+    bases: bool
+    rest: Rest
+    gibi: bool
+    maxima: bool = False
+    added_bytes: int | None = None
+
+    def weights(self, values: Values) -> int:
+        """Return the bytes of all weights."""
+        kept = values.rest if values.replaces else values.dense
+        twice = values.rest if self.rest == "trained, counted twice" else 0
+        return self.weight_bytes * (kept + twice) + (self.added_bytes or self.weight_bytes) * values.added
+
+    def state(self, values: Values) -> float:
+        """Return the bytes of the optimizer state."""
+        moments = values.moments + (0 if self.rest == "frozen" else 2 * values.rest)
+        bases = self.basis_bytes * values.bases if self.bases else 0
+        return moments * (self.moment_bytes + (4 / BLOCK if self.maxima else 0)) + bases
+
+    def words(self) -> str:
+        """Return the convention in words."""
+        kind = {1: "8 bit", 2: "bf16", 4: "fp32"}
+        found = f"{kind[self.weight_bytes]} weights, {kind[self.moment_bytes]} moments"
+        found += " with block maxima" if self.maxima else ""
+        found += f", {kind[self.added_bytes]} adapters" if self.added_bytes else ""
+        found += f", {kind[self.basis_bytes]} bases counted" if self.bases else ", bases not counted"
+        return f"{found}, rest {self.rest}, {'GiB' if self.gibi else 'GB'}"
+
+
+def conventions(state_bits: int | None, bases: bool, adapters: bool) -> Iterator[Convention]:
+    """Yield every convention that makes a difference for a method with bases, or with adapters."""
+    widths = (1,) if state_bits == 8 else (2, 4)
+    rests: tuple[Rest, ...] = ("trained", "frozen", *(("trained, counted twice",) if adapters else ()))
+    for weight, moment, counted, rest, gibi, maxima in itertools.product(
+        (2, 4),
+        widths,
+        (True, False) if bases else (False,),
+        rests,
+        (False, True),
+        (False, True) if state_bits == 8 else (False,),
+    ):
+        for basis in (2, 4) if counted else (2,):
+            for added in (None, 4) if adapters and weight == 2 else (None,):
+                yield Convention(weight, moment, basis, counted, rest, gibi, maxima, added)
+
+
+@cache
+def shapes_of(model: str) -> tuple[int, tuple[tuple[int, int], ...]]:
+    """Return the model's number of values (an encoder's with its pooler, without a head), and its target shapes."""
+    network = find_network(model)
+    with torch.device("meta"):
+        built = network.model() if network.language_model else AutoModel.from_config(network.config)
+    names = targets.match_layers(built, "attention+mlp")
+    every = sum(parameter.numel() for parameter in built.parameters())
+    return every, tuple(targets.shapes(built, names).values())
+
+
+def values_of(method: str, model: str, rank: int, projection_rank: int | None = None) -> Values:
+    """Return the numbers of values that a method holds: moments and bases of its own part, the rest left out."""
+    every, shapes = shapes_of(model)
+    rest = every - sum(rows * columns for rows, columns in shapes)
+    factors = sum(rank * (rows + columns) for rows, columns in shapes)
+    projection = projection_rank or rank
+    table = {
+        "full": Values(every, rest, 0, 2 * (every - rest), 0),
+        "galore": Values(
+            every, rest, 0, sum(2 * rank * max(shape) for shape in shapes), sum(rank * min(shape) for shape in shapes)
+        ),
+        "lora": Values(every, rest, factors, 2 * factors, 0),
+        "relora": Values(every, rest, factors, 2 * factors, 0),
+        "low-rank": Values(every, rest, factors, 2 * factors, 0, replaces=True),
+        "gradnormlorp": Values(
+            every,
+            rest,
+            factors + sum(rows for rows, _ in shapes),
+            sum(2 * (projection * (rows + columns) + rows) for rows, columns in shapes),
+            sum(2 * rank * projection for _ in shapes),
+        ),
+    }
+    return table[method]

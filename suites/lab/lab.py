@@ -1,0 +1,329 @@
+"""The lab: a method's ledger at any size, batch and setting, over tensors without values, on a laptop.
+
+A step is traced in halves. Forward and backward run on four layers and are said again for the rest (`splice`); the
+optimizer's half runs on the whole model. What settings share is traced once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from baselines.method import AdamSettings, Placement
+from baselines.registry import get_method
+from baselines.shared import targets
+from results.lab import Cell, Counted, Parts, Precision, Setting
+from results.schema import Layer, Peak
+from suites.lab import splice, step
+from suites.lab.networks import Network, blocks_of
+from suites.measure import live
+from suites.measure.formula import Rest, formula_of, trains_everything
+from suites.measure.ledger import outside_formula
+from suites.measure.predict import without_values
+from suites.measure.tracker import Category, Phase, Trace, peak_of, track, track_load
+from suites.run.per_layer import PerLayer
+from suites.suite import Batch
+
+NEVER = 10**9
+TARGETS = "attention+mlp"
+PHASES: tuple[Phase, ...] = ("forward", "backward", "optimizer")
+STATIC: tuple[Category, ...] = ("parameter", "buffer", "optimizer")
+
+
+@dataclass(frozen=True)
+class Half:
+    """The trace of forward and backward (or, with per-layer updates, of the whole step) at full depth."""
+
+    trace: Trace
+    refresh: Trace | None
+    layers: int | None
+    rules: Counter[str]
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What the whole model says at one width of the state: bytes at rest, and the optimizer's half of a step."""
+
+    count: Counted
+    finish: Trace
+    refresh: Trace | None
+    rules: Counter[str]
+    outside: dict[str, int]
+
+
+class Lab:
+    """One network under one method at one rank and precision; `cell` answers for any setting of the rest.
+
+    `widths` are the widths of the state that will be asked for: they share one model.
+
+    Raises:
+        ValueError: from every member, for settings that do not fit the network.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        method: str,
+        rank: int,
+        precision: Precision = "fp32",
+        widths: Sequence[int] = (32,),
+    ) -> None:
+        self.network = network
+        self.method = get_method(method)
+        self.rank = rank
+        self.widths = tuple(widths)
+        self.precision = precision
+        self.config = self.method.configure(rank)
+        self._kept: dict[tuple[object, ...], Half] = {}
+
+    def cell(self, setting: Setting) -> Cell:
+        """Return the ledger of one setting."""
+        start = time.perf_counter()
+        load, whole = self._whole(setting.state_bits)
+        half, plain, refresh = self._step(setting)
+        evaluation = splice.with_start(self._evaluation(setting).trace, _statics(whole.count))
+        phases: dict[str, Peak] = {"load": load} | {str(phase): peak_of(plain, phase) for phase in PHASES}
+        if refresh is not None:
+            phases["refresh"] = refresh
+        phases["evaluation"] = peak_of(evaluation)
+        return Cell(
+            setting=setting,
+            parameters=self._parameters,
+            layers=half.layers,
+            formula=self.formula(setting.state_bits),
+            count=whole.count,
+            state_outside=whole.outside,
+            own_buffer_bytes=self._own_buffers,
+            phases={name: parts_of(peak) for name, peak in phases.items() if peak.total_bytes},
+            peak=parts_of(peak_of(plain)),
+            by_rule=dict(sorted((half.rules + whole.rules).items())),
+            seconds=round(time.perf_counter() - start, 2),
+        )
+
+    def peak_bytes(self, setting: Setting) -> int:
+        """Return the highest total of a training step, one that refreshes bases included."""
+        _, plain, refresh = self._step(setting)
+        return max(peak_of(plain).total_bytes, refresh.total_bytes if refresh is not None else 0)
+
+    def _step(self, setting: Setting) -> tuple[Half, Trace, Peak | None]:
+        """Return the half, the whole plain step at full depth, and the peak where bases are refreshed."""
+        _, whole = self._whole(setting.state_bits)
+        half = self._half(setting)
+        statics = _statics(whole.count)
+        plain = splice.with_start(half.trace, statics)
+        if setting.per_layer:
+            # What an update takes lies within backward.
+            again = half.refresh
+            return half, plain, None if again is None else peak_of(splice.with_start(again, statics))
+        again = whole.refresh
+        refresh = None if again is None else peak_of(_joined(plain, again), "optimizer")
+        return half, _joined(plain, whole.finish), refresh
+
+    def _whole(self, state_bits: int) -> tuple[Peak, Whole]:
+        load, wholes = self._wholes
+        if state_bits not in wholes:
+            raise ValueError(f"state_bits {state_bits}: this lab was made for {', '.join(map(str, self.widths))}")
+        return load, wholes[state_bits]
+
+    def formula(self, state_bits: int) -> Counted:
+        """Return the formula column."""
+        layers, rest = self._shapes
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        found = formula_of(self.method, self.config, layers, rest, state_bits, dtype)
+        return Counted(**{name: getattr(found, name) for name in Counted.model_fields})
+
+    def build(self, layers: int | None = None) -> tuple[nn.Module, Placement]:
+        """Return the model with the method attached, made as a run makes it."""
+        model = self.network.model(layers)
+        if self.precision == "bf16":
+            model = model.to(torch.bfloat16)
+        placement = targets.place(model, TARGETS, train_rest=self.network.language_model)
+        self.method.attach(model, placement, self.config)
+        return model, placement
+
+    def optimizer(self, model: nn.Module, placement: Placement, state_bits: int) -> Optimizer:
+        """Return the method's optimizer."""
+        return self.method.optimizer(model, placement, AdamSettings(1e-3, state_bits=state_bits), self.config)
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the loss of a micro-batch."""
+        low = torch.autocast("cpu", torch.bfloat16) if self.precision == "bf16-autocast" else nullcontext()
+        with low:
+            found: Tensor = model(**batch).loss
+        return found
+
+    @cached_property
+    def _shapes(self) -> tuple[list[Layer], dict[str, Rest]]:
+        with torch.device("meta"):
+            model = self.network.model()
+        placement = targets.place(model, TARGETS, train_rest=self.network.language_model)
+        found = targets.shapes(model, placement.targets)
+        layers = [Layer(name=name, shape=shape) for name, shape in found.items()]
+        taken = {f"{name}.weight" for name in found}
+        everything = trains_everything(self.method, self.config, layers[0].shape)
+        trained = set(placement.trained)
+        rest = {
+            name: Rest(tuple(parameter.shape), everything or name in trained)
+            for name, parameter in model.named_parameters()
+            if name not in taken
+        }
+        return layers, rest
+
+    @cached_property
+    def _own_buffers(self) -> int:
+        with torch.device("meta"):
+            model = self.network.model()
+        return live.buffer_bytes(model.to(torch.bfloat16) if self.precision == "bf16" else model)
+
+    @cached_property
+    def _parameters(self) -> int:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in self.network.model().parameters())
+
+    @cached_property
+    def _wholes(self) -> tuple[Peak, dict[int, Whole]]:
+        """Trace making the model, and the optimizer's half of a step on it at every width of the state."""
+        with without_values() as rules:
+            made, load = track_load(self.build, lambda built: (built[0], None))
+            return load, {bits: self._finished(*made, bits, rules) for bits in self.widths}
+
+    def _finished(self, model: nn.Module, placement: Placement, state_bits: int, rules: Counter[str]) -> Whole:
+        optimizer = self.optimizer(model, placement, state_bits)
+        step.give_gradients(optimizer)
+        gradient_bytes = live.gradient_bytes(model)
+        optimizer.step()
+        step.set_refresh_gap(optimizer, NEVER)
+        rules.clear()
+        finish = self._track_finish(model, optimizer)
+        used = Counter(rules)
+        refreshes = step.set_refresh_gap(optimizer, 1)
+        refresh = self._track_finish(model, optimizer) if refreshes else None
+        count = Counted(
+            weight_bytes=live.weight_bytes(model),
+            adapter_bytes=live.weight_bytes(model) - self._original_bytes(),
+            gradient_bytes=gradient_bytes,
+            state_bytes=live.state_bytes(optimizer, model),
+            basis_bytes=live.basis_bytes(optimizer),
+            buffer_bytes=live.buffer_bytes(model),
+        )
+        return Whole(count, finish, refresh, used, outside_formula(optimizer))
+
+    def _original_bytes(self) -> int:
+        return self._parameters * (2 if self.precision == "bf16" else 4)
+
+    def _track_finish(self, model: nn.Module, optimizer: Optimizer) -> Trace:
+        step.give_gradients(optimizer)
+        return track(model, optimizer, lambda: step.finish(optimizer), look_into_foreign=False)
+
+    def _half(self, setting: Setting) -> Half:
+        bits = setting.state_bits if setting.per_layer else None
+        key = ("half", setting.batch, setting.sequence, setting.accumulation, setting.checkpointing, bits)
+        return self._deep(key, lambda layers: self._trace_half(setting, layers))
+
+    def _evaluation(self, setting: Setting) -> Half:
+        key = ("evaluation", setting.batch, setting.sequence)
+        return self._deep(key, lambda layers: self._trace_evaluation(setting, layers))
+
+    def _deep(self, key: tuple[object, ...], trace: Callable[[int | None], Half]) -> Half:
+        """Return the trace at full depth: from a shallow model where its layers repeat, else from the whole one."""
+        if key not in self._kept:
+            self._kept[key] = self._deepened(trace) or trace(None)
+        return self._kept[key]
+
+    def _deepened(self, trace: Callable[[int | None], Half]) -> Half | None:
+        layers = self.network.layers
+        if layers is None or layers <= splice.SHALLOW:
+            return None
+        shallow = trace(splice.SHALLOW)
+        try:
+            whole = splice.deepen(shallow.trace, layers)
+            refresh = None if shallow.refresh is None else splice.deepen(shallow.refresh, layers)
+        except splice.NotPeriodicError:
+            return None
+        return Half(whole, refresh, layers, shallow.rules)
+
+    def _trace_half(self, setting: Setting, layers: int | None) -> Half:
+        batches = [self.network.batch(setting.batch, setting.sequence) for _ in range(setting.accumulation)]
+        held: list[Tensor] = []
+        with without_values() as rules:
+            model, placement = self.build(layers)
+            if setting.checkpointing:
+                checkpoint(model)
+
+            def run() -> None:
+                held[:] = [step.forward_backward(model, batches, self.loss)]
+
+            if not setting.per_layer:
+                return Half(self._track(model, None, run), None, None, Counter(rules))
+            optimizer = self.optimizer(model, placement, setting.state_bits)
+            step.give_gradients(optimizer)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            refreshes = step.set_refresh_gap(optimizer, NEVER)
+            updates = PerLayer(optimizer, setting.accumulation)
+            rules.clear()
+
+            def update() -> None:
+                run()
+                updates.finish()
+
+            trace = self._track(model, optimizer, update)
+            used = Counter(rules)
+            held.clear()
+            step.set_refresh_gap(optimizer, 1)
+            return Half(trace, self._track(model, optimizer, update) if refreshes else None, None, used)
+
+    def _track(self, model: nn.Module, optimizer: Optimizer | None, run: Callable[[], None]) -> Trace:
+        return track(model, optimizer, run, look_into_foreign=False, blocks=blocks_of(model))
+
+    def _trace_evaluation(self, setting: Setting, layers: int | None) -> Half:
+        batch = self.network.batch(setting.batch, setting.sequence)
+        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+        with without_values() as rules:
+            model, _ = self.build(layers)
+            model.eval()
+
+            @torch.no_grad()
+            def run() -> None:
+                self.loss(model, batch) if self.network.language_model else model(**inputs)
+
+            return Half(self._track(model, None, run), None, None, Counter(rules))
+
+
+def checkpoint(model: nn.Module) -> None:
+    """Let the model's layers be computed again in backward instead of keeping their activations.
+
+    Raises:
+        ValueError: the model has no such mode.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        raise ValueError(f"checkpointing: {type(model).__name__} has none (nearest allowed value: false)")
+    network: Any = model
+    # Renamed in transformers 5; the old name goes with 6.
+    if hasattr(network, "activation_checkpointing_enable"):
+        network.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+
+
+def parts_of(peak: Peak) -> Parts:
+    """Return a peak without its total, which is the sum."""
+    return Parts(**{name: size for name, size in peak.model_dump().items() if name in Parts.model_fields})
+
+
+def _statics(count: Counted) -> dict[Category, int]:
+    return {"parameter": count.weight_bytes, "buffer": count.buffer_bytes, "optimizer": count.state_bytes}
+
+
+def _joined(half: Trace, finish: Trace) -> Trace:
+    # What comes before the first event of the optimizer's own still belongs to backward, as in the loop's clock.
+    return splice.join(half, finish, (*STATIC, "gradient"), {"forward": "backward"})

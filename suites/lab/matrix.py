@@ -1,0 +1,85 @@
+"""The whole matrix: every method, width of the state, per-layer and checkpointing, at roberta-base and every LLaMA."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+from baselines.registry import get_method, methods
+from results.lab import Cell, Precision, Setting, read_cells, write_cells
+from suites.c4.sizes import SIZES
+from suites.lab.lab import Lab
+from suites.lab.networks import Network, find_network
+from suites.run.launch import in_processes
+
+MODELS: tuple[str, ...] = ("roberta-base", *SIZES)
+WIDTHS = (32, 8)
+# The released scripts' micro-batch of the 7B run on one card, and the sequence length of all C4 runs; for the encoder
+# batch and length of the GLUE protocol.
+BATCH = 16
+SEQUENCE = {True: 256, False: 512}
+PRECISION: dict[bool, Precision] = {True: "bf16", False: "fp32"}
+
+Said = Callable[[Cell, int, int], None]
+
+
+def settings_of(network: Network, method: str) -> Iterator[Setting]:
+    """Yield the settings of one network and method."""
+    for state_bits, per_layer, checkpointing in itertools.product(WIDTHS, (False, True), (False, True)):
+        yield Setting(
+            model=network.name,
+            method=method,
+            rank=network.rank,
+            batch=BATCH,
+            sequence=SEQUENCE[network.language_model],
+            precision=PRECISION[network.language_model],
+            state_bits=state_bits,  # type: ignore[arg-type]
+            per_layer=per_layer,
+            checkpointing=checkpointing,
+        )
+
+
+def run_matrix(models: Iterable[str], names: Iterable[str], out: Path, said: Said, workers: int = 1) -> list[Path]:
+    """Make every cell that is missing below `out`, saving those of a model and method as they are finished.
+
+    Args:
+        said: told each new cell, how many of the matrix are there by then, and how many it has.
+        workers: processes that share the work out by model and method; a trace takes one core.
+
+    Returns:
+        The files, one a model.
+
+    Raises:
+        ValueError: an unknown model or method, or no worker.
+        StoreError: a file that holds no cells, or a folder that cannot be written.
+    """
+    if workers < 1:
+        raise ValueError(f"workers {workers}: must be at least 1 (nearest allowed value: 1)")
+    networks = [find_network(name) for name in models]
+    chosen = [get_method(name).name for name in names] or list(methods())
+    order = {network.name: [s for method in chosen for s in settings_of(network, method)] for network in networks}
+    made = {name: {cell.setting: cell for cell in read_cells(out / f"{name}.json")} for name in order}
+    total = sum(len(settings) for settings in order.values())
+    done = sum(1 for name, settings in order.items() for setting in settings if setting in made[name])
+    shares = [
+        (network.name, [setting for setting in settings_of(network, method) if setting not in made[network.name]])
+        for network in networks
+        for method in chosen
+    ]
+    for cells in in_processes(_cells, [share for share in shares if share[1]], workers, threads=1):
+        name = cells[0].setting.model
+        made[name] |= {cell.setting: cell for cell in cells}
+        rest = [cell for setting, cell in made[name].items() if setting not in order[name]]
+        write_cells(out / f"{name}.json", [made[name][s] for s in order[name] if s in made[name]] + rest)
+        for cell in cells:
+            done += 1
+            said(cell, done, total)
+    return [out / f"{name}.json" for name in order]
+
+
+def _cells(model: str, settings: Sequence[Setting]) -> list[Cell]:
+    """Make cells that differ in no more than a lab can answer."""
+    first = settings[0]
+    lab = Lab(find_network(model), first.method, first.rank, first.precision, WIDTHS)
+    return [lab.cell(setting) for setting in settings]

@@ -1,0 +1,91 @@
+"""Traces of deep models from traces of shallow ones, and whole steps from their halves: exact, since layers repeat.
+
+A model of N equal layers does the same in each of them, so its trace is that of a model of four layers with the second
+layer's stretch of the forward, and of the backward, said again N - 4 times. That the second and the third stretch
+agree event by event is checked, not assumed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+
+from suites.measure.tracker import Category, Event, Phase, Trace
+
+SHALLOW = 4
+Deltas = list[tuple[int, str | None, str]]
+
+
+class NotPeriodicError(RuntimeError):
+    """Two layers of a model did not do the same, so that a shallow model does not stand for a deep one."""
+
+
+def deepen(trace: Trace, layers: int) -> Trace:
+    """Return the trace of `layers` layers from one of `SHALLOW` layers, whose marks say where each begins.
+
+    What existed at the start is kept as it is: see `with_start`.
+
+    Raises:
+        NotPeriodicError: the second and the third layer differ, in some pass.
+    """
+    if layers < SHALLOW:
+        raise ValueError(f"layers {layers}: must be at least {SHALLOW} (nearest allowed value: {SHALLOW})")
+    events: list[Event] = list(trace.events[: trace.marks[0].event]) if trace.marks else []
+    found = 0
+    ends = [*(mark.event for mark in trace.marks[1:]), len(trace.events)]
+    stretches = [(mark, trace.events[mark.event : end]) for mark, end in zip(trace.marks, ends, strict=True)]
+    for (mark, stretch), (following, after) in pairwise([*stretches, (None, ())]):
+        events += stretch
+        # Forward 0 1 2 3, backward 3 2 1 0: the stretch of layer 1 is compared with its neighbour's in the middle.
+        middle = (1, 2) if mark and mark.phase == "forward" else (2, 1)
+        if mark and following and (mark.block, following.block) == middle and mark.phase == following.phase:
+            if deltas(stretch, trace.categories) != deltas(after, trace.categories):
+                raise NotPeriodicError(f"layers {middle[0]} and {middle[1]} differ in their {mark.phase}")
+            events += list(stretch) * (layers - SHALLOW)
+            found += 1
+    if not found:
+        raise NotPeriodicError("no two layers followed one another")
+    return Trace(tuple(events), trace.categories)
+
+
+def deltas(events: Iterable[Event], categories: Mapping[int, Category]) -> Deltas:
+    """Return the changes of a stretch of events, without which storage they belong to."""
+    return [
+        (event.delta_bytes, None if event.storage is None else categories[event.storage], event.phase)
+        for event in events
+        if event.delta_bytes
+    ]
+
+
+def with_start(trace: Trace, start: Mapping[Category, int]) -> Trace:
+    """Return the trace with these bytes at its start, in place of what it had in those categories."""
+    kept = [
+        e for e in trace.events if e.phase != "start" or e.storage is None or trace.categories[e.storage] not in start
+    ]
+    highest = max(trace.categories, default=-1)
+    serials: dict[Category, int] = {category: highest + 1 + index for index, category in enumerate(start)}
+    new = [Event(serials[category], size, "start") for category, size in start.items()]
+    return Trace((*new, *kept), {**trace.categories, **{serial: category for category, serial in serials.items()}})
+
+
+def join(first: Trace, second: Trace, known: Sequence[Category], rename: Mapping[Phase, Phase]) -> Trace:
+    """Return one trace of two calls, the second one right after the first.
+
+    Args:
+        known: categories that the second call found already there and the first one has counted.
+        rename: phases of the second call, where it began in the middle of a step.
+    """
+    shift = max(first.categories, default=-1) + 1
+
+    def moved(event: Event) -> Event:
+        storage = None if event.storage is None else event.storage + shift
+        return Event(storage, event.delta_bytes, rename.get(event.phase, event.phase))
+
+    later = [moved(event) for event in second.events if event.phase != "start"]
+    early = [
+        moved(event)
+        for event in second.events
+        if event.phase == "start" and event.storage is not None and second.categories[event.storage] not in known
+    ]
+    categories = {**first.categories, **{serial + shift: what for serial, what in second.categories.items()}}
+    return Trace((*early, *first.events, *later), categories)

@@ -1,0 +1,171 @@
+"""Where a run runs: code, packages, device; and seeds that depend on nothing but the run's seed and their purpose."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+import time
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import psutil
+import torch
+
+from results.schema import Environment
+
+PACKAGES = (
+    "torch",
+    "transformers",
+    "datasets",
+    "evaluate",
+    "bitsandbytes",
+    "peft",
+    "accelerate",
+    "pandas",
+    "numpy",
+    "tokenizers",
+)
+
+CODE = ("gnlorp", "baselines", "suites", "pyproject.toml")
+"""What can change a result; records that a run writes do not make its checkout dirty."""
+
+VARIABLES = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
+"""Environment variables that choose the kernels of torch, MKL and oneDNN."""
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def environment(device: torch.device, threads: int, workers: int) -> Environment:
+    """Return the description of this machine and code for a run on `device`.
+
+    Raises:
+        ValueError: `threads` or `workers` is below 1.
+    """
+    for name, value in (("threads", threads), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"{name} {value}: must be at least 1")
+    commit, dirty = code_version(ROOT)
+    return Environment(
+        commit=commit,
+        dirty=dirty,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        packages=package_versions(),
+        device=device.type,
+        device_name=device_name(device),
+        device_memory_bytes=device_memory_bytes(device),
+        cpu_count=usable_cpus(),
+        threads=threads,
+        workers=workers,
+        ram_bytes=int(psutil.virtual_memory().total),
+        variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
+    )
+
+
+@cache
+def code_version(root: Path) -> tuple[str | None, bool | None]:
+    """Return the commit of the checkout at `root`, and whether its code differs from it (untracked files count).
+
+    (None, None) where `root` is not the top of a git checkout with a commit, or git is missing.
+    """
+    top = _git(root, "rev-parse", "--show-toplevel")
+    commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD")
+    if top is None or commit is None or Path(top).resolve() != root.resolve():
+        return None, None
+    changes = _git(root, "status", "--porcelain", "--", *CODE)
+    return commit, None if changes is None else bool(changes)
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    # Without optional locks, so that runs side by side do not meet at the index.
+    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of the installed ones among `PACKAGES`; torch says its build too (2.13.0+cpu)."""
+    return dict(_installed_versions())
+
+
+@cache
+def _installed_versions() -> tuple[tuple[str, str], ...]:
+    found = {name: installed for name in PACKAGES if (installed := _installed_version(name)) is not None}
+    found["torch"] = str(torch.__version__)
+    return tuple(found.items())
+
+
+def _installed_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    """Return the model name of the GPU, or of the processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
+
+
+def device_memory_bytes(device: torch.device) -> int | None:
+    """Return the memory of the GPU; None for a CPU, whose memory is `ram_bytes`."""
+    return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None
+
+
+@cache
+def _processor_name() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def usable_cpus() -> int:
+    """Return how many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """Return a seed in [0, 2³²) for one purpose of a run: the first 4 bytes of sha256("seed:purpose"), big endian.
+
+    The same on every machine and in every process; different purposes give unrelated streams. 32 bits are what every
+    generator takes, NumPy's legacy one included.
+
+    Raises:
+        ValueError: `seed` is negative, or `purpose` is empty.
+    """
+    if seed < 0:
+        raise ValueError(f"seed {seed}: must be at least 0")
+    if not purpose:
+        raise ValueError("the purpose of a seed is empty: it must name what the seed is for")
+    return int.from_bytes(hashlib.sha256(f"{seed}:{purpose}".encode()).digest()[:4], "big")
+
+
+def bf16_slowdown(device: torch.device) -> float | None:
+    """Return bf16's time over fp32's for one matrix product on this processor; None on a GPU.
+
+    Processors without bf16 units take many times as long: nothing is wrong then, but the run should know.
+    """
+    if device.type != "cpu":
+        return None
+    seconds = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.ones(128, 256, dtype=dtype), torch.ones(256, 256, dtype=dtype)
+        times = []
+        for _ in range(4):
+            start = time.perf_counter()
+            left @ right
+            times.append(time.perf_counter() - start)
+        seconds[dtype] = min(times)
+    return seconds[torch.bfloat16] / seconds[torch.float32]

@@ -1,0 +1,129 @@
+"""The tracked peak of a step without weights or a device: the same trace, over tensors that have shapes but no values.
+
+Tensors that were made outside (a batch), from Python numbers or as a sequence (`arange`, `linspace`) keep their values,
+so that what a model decides by them (masks, step counters) is decided as in a real run, and no table that a library
+computes once and keeps is spoilt for later. What the others cannot do is replaced by rules, and a result counts how
+often each was used.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from results.schema import Peak
+from suites.measure.live import tensors_in
+from suites.measure.tracker import NATIVE_NAMESPACES, peak_of, track
+
+Build = Callable[[], tuple[nn.Module, Optimizer, Callable[[], object]]]
+Phase = Literal["forward", "backward", "optimizer"]
+
+NO_REDUCTION = 0
+SEQUENCES = frozenset({torch.ops.aten.arange, torch.ops.aten.linspace})
+PHASES: tuple[Phase, ...] = ("forward", "backward", "optimizer")
+SCALAR_RULE = "a number read from a tensor without values is taken as 1, a truth value as True"
+MEAN_RULE = "a mean squared error keeps the bytes of the errors it averages"
+FOREIGN_RULE = "{name} allocates its results alone, no workspace"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Peak over the step and within each of its phases; how often each rule stood in for a missing value.
+
+    The scalar rule changes no byte where the number read only scales values, as the step count of Adam does.
+    """
+
+    peak: Peak
+    phases: Mapping[Phase, Peak]
+    rules: Mapping[str, int]
+
+
+def predict_step_peak(
+    build: Build, steps_before: int = 1, foreign: Literal["traced", "in_place"] = "traced"
+) -> Prediction:
+    """Return the peak that `tracker.track_step` would find for the step after `steps_before` earlier ones.
+
+    `build` returns model, optimizer and step. It runs, as the steps do, where every new tensor is without values; it
+    must make the model inside (on the CPU: shapes only take no memory), and may close over a real batch.
+
+    Args:
+        foreign: how operators that are not torch's own (bitsandbytes' update) count. "traced": by what their CPU
+            kernel, written in Python, allocates; "in_place": by the rule that they allocate nothing, as on CUDA.
+
+    Raises:
+        ValueError: `steps_before` is negative.
+        RuntimeError: from torch, where the step reads memory of a tensor without values.
+    """
+    if steps_before < 0:
+        raise ValueError(f"steps_before {steps_before}: must be at least 0")
+    with without_values() as used:
+        model, optimizer, step = build()
+        for _ in range(steps_before):
+            step()
+        used.clear()
+        trace = track(model, optimizer, step, look_into_foreign=foreign == "traced")
+    return Prediction(peak_of(trace), {phase: peak_of(trace, phase) for phase in PHASES}, dict(used))
+
+
+@contextmanager
+def without_values() -> Iterator[Counter[str]]:
+    """Make new tensors without values inside the context; yield how often each rule stood in for a missing one."""
+    fakes = FakeTensorMode(allow_non_fake_inputs=True)
+    # Otherwise a compiled kernel that is handed a tensor without values reads address zero and ends the process.
+    fakes._allow_unsafe_data_ptr_access = False
+    rules = _Rules(fakes)
+    with torch.random.fork_rng(devices=[]), fakes, rules:
+        yield rules.used
+
+
+class _Rules(TorchDispatchMode):
+    """Runs what has values for real, and replaces what needs values that are not there; counts each replacement."""
+
+    def __init__(self, fakes: FakeTensorMode) -> None:
+        super().__init__()
+        self._memo = fakes.fake_tensor_converter.meta_converter.tensor_memo
+        self.used: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        tensors = list(tensors_in((args, kwargs)))
+        known = func.overloadpacket in SEQUENCES and torch.device(kwargs.get("device") or "cpu").type == "cpu"
+        if (tensors or known) and not any(isinstance(tensor, FakeTensor) for tensor in tensors):
+            with unset_fake_temporarily():
+                return func(*args, **kwargs)
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.used[SCALAR_RULE] += 1
+            return _one(tensors[0].dtype)
+        if func.namespace not in NATIVE_NAMESPACES:
+            self.used[FOREIGN_RULE.format(name=func.name())] += 1
+        result = self._mean_squared_error(args) if func is torch.ops.aten.mse_loss.default else func(*args, **kwargs)
+        # Weak references left in the memo of conversions would make `module.to(dtype)` fail.
+        self._memo.clear()
+        return result
+
+    def _mean_squared_error(self, args: tuple[Any, ...]) -> Any:
+        """Return what torch's kernel does: it averages into the storage of the single errors, which stays whole."""
+        errors = torch.ops.aten.mse_loss.default(args[0], args[1], NO_REDUCTION)
+        if len(args) == 3 and args[2] == NO_REDUCTION:
+            return errors
+        self.used[MEAN_RULE] += 1
+        return errors.flatten()[0]
+
+
+def _one(dtype: torch.dtype) -> bool | int | float | complex:
+    if dtype == torch.bool:
+        return True
+    if dtype.is_complex:
+        return 1 + 0j
+    return 1.0 if dtype.is_floating_point else 1

@@ -1,0 +1,1 @@
+"""One run from plan to record, and many of them: build, loop, checkpoints, processes."""

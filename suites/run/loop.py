@@ -1,0 +1,270 @@
+"""The one training loop: it runs any job under any optimizer and knows neither suite nor method."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from results.schema import CurvePoint, Evaluation, Timing, TrainingPlan
+from suites.run.distributed import Group
+from suites.run.per_layer import PerLayer
+from suites.suite import Batch, Job, Scores
+
+UNTIMED_STEPS = 2
+ALONE = Group()
+Progress = Callable[[int, float], None]
+
+
+class DivergedError(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+def rate_factor(step: int, plan: TrainingPlan) -> float:
+    """Return learning rate over peak learning rate at optimizer step `step` (from 0).
+
+    Warm-up rises linearly and reaches 1 at step `warmup_steps`; then linear or cosine decay to `final_fraction` after
+    the last step, or constant.
+    """
+    if step < plan.warmup_steps:
+        return (step + 1) / (plan.warmup_steps + 1)
+    if plan.schedule == "constant":
+        return 1.0
+    done = (step - plan.warmup_steps) / max(1, plan.steps - plan.warmup_steps)
+    falling = 1.0 - done if plan.schedule == "linear" else 0.5 * (1.0 + math.cos(math.pi * done))
+    return plan.final_fraction + (1.0 - plan.final_fraction) * falling
+
+
+def evaluation_steps(plan: TrainingPlan) -> frozenset[int]:
+    """Return the optimizer steps (from 1) after which is evaluated: evenly spread, the last step always among them."""
+    count = min(plan.evaluations, plan.steps)
+    return frozenset(math.ceil(plan.steps * (index + 1) / count) for index in range(count))
+
+
+class Clock:
+    """Sums seconds by phase; waits for the device so that a phase pays for its own work."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what runs inside the context under `name`."""
+        start = self._now()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+
+@dataclass
+class Outcome:
+    """What a run has reached so far; whole also when the run ends early, and what a resumed run starts from."""
+
+    steps_done: int = 0
+    evaluations: list[Evaluation] = field(default_factory=list)
+    curve: list[CurvePoint] = field(default_factory=list)
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    refreshes: int = 0
+    timed: dict[str, float] = field(default_factory=dict)
+    timed_steps: int = 0
+    refresh_steps: int = 0
+    tokens: int = 0
+    evaluation_s: float = 0.0
+    resumed_at: list[int] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a run does around the loop's steps; steps count from 1, and a hook runs after its step.
+
+    Attributes:
+        report: (step, loss), after every step.
+        rate: step -> factor on the scheduled learning rate of that step.
+        restart: step -> None; may change model and optimizer (factors merged and begun anew).
+        save: step -> None; the run's whole state can be written.
+    """
+
+    report: Progress
+    rate: Callable[[int], float] = lambda step: 1.0
+    restart: Callable[[int], None] = lambda step: None
+    save: Callable[[int], None] = lambda step: None
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: Optimizer,
+    micro_batches: list[Batch],
+    job: Job,
+    plan: TrainingPlan,
+    clock: Clock,
+    group: Group = ALONE,
+    per_layer: PerLayer | None = None,
+) -> tuple[float, float, bool]:
+    """Do one optimizer step over `micro_batches` and return (mean loss, gradient norm before clipping, applied).
+
+    The loss of each micro-batch counts by `job.weight`, so that k micro-batches give the gradient of one batch. Each
+    process of `group` works on every `group.size`-th of them. A step whose loss or gradient norm is not finite changes
+    nothing: it is not applied. With `per_layer` only the parameters whose own gradient is not finite stay unchanged.
+    """
+    weights = [job.weight(batch) for batch in micro_batches]
+    device = next(model.parameters()).device
+    mine = slice(group.rank, None, group.size)
+    loss = 0.0
+    for batch, weight in zip(micro_batches[mine], weights[mine], strict=True):
+        share = weight / sum(weights)
+        with clock.phase("forward"), autocast(model, plan):
+            value = job.loss(model, batch)
+        with clock.phase("backward"):
+            (value * share).backward()
+        loss += float(value.detach()) * share
+    with clock.phase("optimizer"):
+        loss = group.total(loss, device)
+        if per_layer is not None:
+            norm, applied = per_layer.finish()
+            return loss, norm, applied
+        parameters = [parameter for each in optimizer.param_groups for parameter in each["params"]]
+        group.sum_(parameter.grad for parameter in parameters if parameter.grad is not None)
+        total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        applied = math.isfinite(loss) and bool(torch.isfinite(total))
+        if applied:
+            if plan.clip_norm is not None:
+                nn.utils.clip_grads_with_norm_(parameters, plan.clip_norm, total)
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return loss, float(total), applied
+
+
+def train(
+    model: nn.Module,
+    optimizer: Optimizer,
+    job: Job,
+    plan: TrainingPlan,
+    out: Outcome,
+    hooks: Hooks,
+    group: Group = ALONE,
+) -> None:
+    """Run the optimizer steps of `plan` that `out` does not hold yet, filling `out` as they go.
+
+    Evaluation is off the clock; the first `UNTIMED_STEPS` steps of a process are too. The learning rate in the curve
+    is the one the step used.
+
+    Raises:
+        DivergedError: `plan.max_skipped` steps in a row were not finite, or none at all was.
+        ValueError: per-layer updates with accumulation, clipping or several processes.
+    """
+    device = next(model.parameters()).device
+    for each in optimizer.param_groups:
+        each.setdefault("initial_lr", each["lr"])
+    per_layer = per_layer_of(optimizer, plan, group)
+    stream = job.batches(out.steps_done * plan.accumulation)
+    evaluate_after = evaluation_steps(plan)
+    untimed = out.steps_done + UNTIMED_STEPS
+    for step in range(out.steps_done + 1, plan.steps + 1):
+        factor = rate_factor(step - 1, plan) * hooks.rate(step)
+        for each in optimizer.param_groups:
+            each["lr"] = each["initial_lr"] * factor
+        batches = [_to(next(stream), device) for _ in range(plan.accumulation)]
+        clock = Clock(device)
+        loss, norm, applied = train_step(model, optimizer, batches, job, plan, clock, group, per_layer)
+        refreshed = applied and bool(getattr(optimizer, "last_refreshed", False))
+        out.curve.append(
+            CurvePoint(step=step, loss=loss, learning_rate=plan.learning_rate * factor, gradient_norm=norm)
+        )
+        out.refreshes += refreshed
+        if step > untimed:
+            _add_times(out, clock, refreshed, sum(job.tokens(batch) for batch in batches))
+        out.skipped_in_a_row = 0 if applied else out.skipped_in_a_row + 1
+        out.skipped_steps += not applied
+        if out.skipped_in_a_row >= plan.max_skipped:
+            raise DivergedError(f"{out.skipped_in_a_row} steps in a row were not finite, the last one step {step}")
+        if applied:
+            hooks.restart(step)
+        if step in evaluate_after:
+            _evaluate(model, job, plan, step, out)
+        out.steps_done = step
+        hooks.report(step, loss)
+        hooks.save(step)
+    if out.skipped_steps == plan.steps:
+        raise DivergedError(f"none of the {plan.steps} steps was finite")
+
+
+def per_layer_of(optimizer: Optimizer, plan: TrainingPlan, group: Group = ALONE) -> PerLayer | None:
+    """Switch `optimizer` to per-layer updates if the plan says so.
+
+    Raises:
+        ValueError: with gradient accumulation, clipping by the common norm, or several processes.
+    """
+    if not plan.per_layer:
+        return None
+    if group.size > 1:
+        raise ValueError(f"per_layer with {group.size} processes: not possible (nearest allowed value: 1 process)")
+    return PerLayer(optimizer, plan.accumulation, plan.clip_norm)
+
+
+def timing(out: Outcome, wall_s: float) -> Timing:
+    """Return the seconds of a run as the record holds them."""
+    forward, backward = out.timed.get("forward", 0.0), out.timed.get("backward", 0.0)
+    optimizer = out.timed.get("optimizer", 0.0)
+    total = forward + backward + optimizer
+    return Timing(
+        timed_steps=out.timed_steps,
+        warmup_steps=UNTIMED_STEPS,
+        train_s=total,
+        forward_s=forward,
+        backward_s=backward,
+        optimizer_s=optimizer,
+        refresh_s=out.timed.get("refresh") if out.refresh_steps else None,
+        refresh_steps=out.refresh_steps,
+        tokens=out.tokens,
+        tokens_per_s=out.tokens / total if total > 0 else None,
+        evaluation_s=out.evaluation_s,
+        wall_s=wall_s,
+    )
+
+
+def autocast(model: nn.Module, plan: TrainingPlan) -> AbstractContextManager[object]:
+    """Return the precision context of the forward pass."""
+    if plan.precision == "bf16-autocast":
+        return torch.autocast(next(model.parameters()).device.type, torch.bfloat16)
+    return nullcontext()
+
+
+def _evaluate(model: nn.Module, job: Job, plan: TrainingPlan, step: int, out: Outcome) -> None:
+    start = time.perf_counter()
+    # Evaluation must not move the dropout stream, or the number of evaluations would change the training.
+    with torch.random.fork_rng(devices=_cuda_devices(model)), autocast(model, plan):
+        scores: Scores = job.evaluate(model)
+    out.evaluation_s += time.perf_counter() - start
+    epoch = None if plan.epochs is None else plan.epochs * step / plan.steps
+    out.evaluations.append(Evaluation(step=step, epoch=epoch, rows=scores.rows, metrics=scores.metrics))
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    device = next(model.parameters()).device
+    return [device] if device.type == "cuda" else []
+
+
+def _add_times(out: Outcome, clock: Clock, refreshed: bool, tokens: int) -> None:
+    for name, seconds in clock.seconds.items():
+        out.timed[name] = out.timed.get(name, 0.0) + seconds
+    if refreshed:
+        out.timed["refresh"] = out.timed.get("refresh", 0.0) + clock.seconds["optimizer"]
+    out.refresh_steps += refreshed
+    out.timed_steps += 1
+    out.tokens += tokens
+
+
+def _to(batch: Batch, device: torch.device) -> Batch:
+    return {name: tensor.to(device) for name, tensor in batch.items()}

@@ -1,0 +1,98 @@
+"""Before the first run: do data, model and settings fit, and what will the peak be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from results.schema import Peak, Plan
+from suites.measure.predict import predict_step_peak
+from suites.registry import get_suite
+from suites.run.execute import check_fit, prediction_build
+from suites.run.launch import in_processes
+from suites.suite import Job, Runtime
+
+ALIKE_FROM = 2
+
+
+def check(plans: Sequence[Plan], runtime: Runtime) -> None:
+    """Check every plan against its data and its model, each different case once.
+
+    Raises:
+        ValueError: the first thing that does not fit.
+    """
+    for plan in {(plan.task, plan.data): plan for plan in plans}.values():
+        get_suite(plan.suite).verify(plan, runtime)
+    for plan in {(plan.model, plan.targets, plan.method, str(plan.method_config)): plan for plan in plans}.values():
+        check_fit(plan, runtime)
+
+
+def predict_peaks(plans: Sequence[Plan], runtime: Runtime) -> dict[str, int | None]:
+    """Return plan hash -> tracked peak bytes of a plain step, as `predict_parts` finds them."""
+    return {key: peak.total_bytes for key, peak in predict_parts(plans, runtime).items()}
+
+
+def predict_parts(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Peak]:
+    """Return plan hash -> tracked peak of a plain step by part, predicted by the same trace without weights.
+
+    One trace serves all plans whose step has the same shapes: other seeds, other tasks of the same largest batch. From
+    the second micro-batch on all are alike (gradients are there), so that no more than two are traced. The methods,
+    which share no trace, are shared out to `runtime.workers` processes.
+    """
+    names = dict.fromkeys(plan.method for plan in plans)
+    shares = [[plan for plan in plans if plan.method == name] for name in names] if runtime.workers > 1 else [plans]
+    found: dict[str, Peak] = {}
+    for part in in_processes(_traced_parts, [(share, runtime) for share in shares], runtime.workers, runtime.threads):
+        found |= part
+    return found
+
+
+def _traced_parts(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Peak]:
+    traced: dict[object, Peak] = {}
+    found: dict[str, Peak] = {}
+    jobs: dict[object, tuple[Job, object]] = {}
+    for plan in plans:
+        job_key = (plan.task, plan.data, plan.training.batch_size, plan.training.accumulation)
+        if job_key not in jobs:
+            job = get_suite(plan.suite).outline(plan, runtime)
+            jobs[job_key] = (job, _shapes(job, plan, runtime))
+        job, shapes = jobs[job_key]
+        key = (shapes, _step_key(plan))
+        if key not in traced:
+            traced[key] = predict_step_peak(prediction_build(job, _few_micro_batches(plan), runtime)).peak
+        found[plan.hash()] = traced[key]
+    return found
+
+
+def _few_micro_batches(plan: Plan) -> Plan:
+    training = plan.training
+    few = min(training.accumulation, ALIKE_FROM)
+    return plan.model_copy(update={"training": training.model_copy(update={"accumulation": few})})
+
+
+def _shapes(job: Job, plan: Plan, runtime: Runtime) -> object:
+    # Whether an input is constant counts too: a model leaves out an attention mask that hides nothing.
+    batch = tuple(
+        (name, tuple(tensor.shape), tensor.dtype, bool((tensor == tensor.flatten()[0]).all()))
+        for name, tensor in sorted(job.largest.items())
+    )
+    with torch.device("meta"):
+        model = get_suite(plan.suite).skeleton(plan, runtime)
+    return batch, tuple((name, tuple(parameter.shape)) for name, parameter in model.named_parameters())
+
+
+def _step_key(plan: Plan) -> object:
+    training = plan.training
+    return (
+        plan.model,
+        plan.targets,
+        plan.method,
+        str(plan.method_config),
+        min(training.accumulation, ALIKE_FROM),
+        training.precision,
+        training.state_bits,
+        training.per_layer,
+        training.checkpointing,
+        training.clip_norm is None,
+    )

@@ -1,0 +1,145 @@
+"""What a run's state is: gathered for a checkpoint, put back from one, and its digest."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from baselines.shared.adamw import share_tables
+from results.schema import CurvePoint, Evaluation, Plan
+from suites.run import checkpoint
+from suites.run.checkpoint import CheckpointError
+from suites.run.loop import Outcome
+from suites.suite import Runtime
+
+
+class Saver:
+    """Writes a run's state to its folder as the runtime asks for, and puts the newest one back.
+
+    State: weights and buffers, optimizer state, the random states of every process, and what the run has reached. The
+    position in the data and the learning rate follow from the step. Without a folder nothing is written or read.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        plan: Plan,
+        runtime: Runtime,
+        model: nn.Module,
+        optimizer: Optimizer,
+        out: Outcome,
+    ) -> None:
+        self._folder, self._plan, self._runtime = folder, plan, runtime
+        self._model, self._optimizer, self._out = model, optimizer, out
+        self._last = time.monotonic()
+
+    def load(self) -> None:
+        """Put the newest whole checkpoint back, if there is one.
+
+        Raises:
+            CheckpointError: it is of another plan or of another number of processes.
+        """
+        state = None if self._folder is None else checkpoint.newest(self._folder, self._plan)
+        if state is None:
+            return
+        group = self._runtime.group
+        if len(state["random"]) != group.size:
+            raise CheckpointError(
+                f"the checkpoint in {self._folder} was written by {len(state['random'])} processes, this run has "
+                f"{group.size} (nearest allowed value: {len(state['random'])}), or --fresh to start anew"
+            )
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        share_tables(self._optimizer)
+        restore(self._out, state["outcome"])
+        self._out.resumed_at.append(state["step"])
+        set_random_state(state["random"][group.rank], self._runtime.device)
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint after `step` if one is due; the last step needs none, its record is about to be written.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        if self._folder is None or step == self._plan.training.steps or not self._due(step):
+            return
+        group, device = self._runtime.group, self._runtime.device
+        random = group.gathered(random_state(device), device)
+        if group.leads:
+            state = {
+                "model": self._model.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "random": random,
+                "outcome": outcome_text(self._out),
+            }
+            checkpoint.save(self._folder, self._plan, step, state)
+        self._last = time.monotonic()
+
+    def _due(self, step: int) -> bool:
+        every = self._runtime.checkpoint_steps
+        if every is not None:
+            return step % every == 0
+        late = time.monotonic() - self._last >= self._runtime.checkpoint_s
+        return self._runtime.group.agreed(late, self._runtime.device)
+
+
+def random_state(device: torch.device) -> Tensor:
+    """Return the random state that dropout draws from on `device`, as bytes."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_random_state(state: Tensor, device: torch.device) -> None:
+    """Put a random state back."""
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)
+
+
+def outcome_text(out: Outcome) -> str:
+    """Return what a run has reached as JSON."""
+    held = {each.name: getattr(out, each.name) for each in dataclasses.fields(out)}
+    held["evaluations"] = [each.model_dump(mode="json") for each in out.evaluations]
+    held["curve"] = [each.model_dump(mode="json") for each in out.curve]
+    return json.dumps(held)
+
+
+def restore(out: Outcome, text: str) -> None:
+    """Fill `out` with what `outcome_text` wrote."""
+    held = json.loads(text)
+    held["evaluations"] = [Evaluation.model_validate(each) for each in held["evaluations"]]
+    held["curve"] = [CurvePoint.model_validate(each) for each in held["curve"]]
+    for name, value in held.items():
+        setattr(out, name, value)
+
+
+def digest(model: nn.Module, optimizer: Optimizer) -> str:
+    """Return sha256 over all weights and buffers and the optimizer's whole state: names, types, shapes and bytes."""
+    total = hashlib.sha256()
+    for name, value in [*_leaves(model.state_dict(), "model"), *_leaves(optimizer.state_dict(), "optimizer")]:
+        if isinstance(value, Tensor):
+            total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        else:
+            total.update(f"{name} {value!r}\n".encode())
+    return total.hexdigest()
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key in sorted(value, key=str):
+            yield from _leaves(value[key], f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for index, each in enumerate(value):
+            yield from _leaves(each, f"{name}.{index}")
+    else:
+        yield name, value

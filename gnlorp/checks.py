@@ -65,4 +65,4 @@ def check_state(groups: list[dict[str, Any]], given: dict[str, Any]) -> None:
 
 
 def _counts(value: object, or_none: bool = False) -> bool:
-    return (value is None and or_none) or (isinstance(value, int) and value >= 1)
+    return (value is None and or_none) or (isinstance(value, int) and not isinstance(value, bool) and value >= 1)

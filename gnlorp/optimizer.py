@@ -66,6 +66,8 @@ class GradNormLoRPAdamW(Optimizer):
     A step in which a gradient has a NaN or an Inf is skipped whole and counted in `skipped_steps`; after `max_skips`
     in a row `Diverged` is raised. `last_refreshed` tells whether the last step fitted a basis,
     `last_gradient_norm` the norm over all gradients of the last step, None before the first.
+    `refresh_gap` and `set_refresh_gap` read and set the gap of every projected group, `supports_per_layer` tells
+    whether `per_layer` is possible.
 
     Raises: ValueError for an option outside its range, a sparse gradient, and a parameter that cannot be projected;
         RuntimeError where bitsandbytes is needed and missing.
@@ -157,6 +159,28 @@ class GradNormLoRPAdamW(Optimizer):
             for index in range(len(self.param_groups)):
                 self._hook_group(index)
 
+    @property
+    def supports_per_layer(self) -> bool:
+        """Whether `per_layer` can be switched on here."""
+        return True
+
+    @property
+    def refresh_gap(self) -> int | None:
+        """Steps between new bases: the smallest gap of the projected groups, None where nothing is projected."""
+        return min((group["refresh_gap"] for group in self._projected()), default=None)
+
+    def set_refresh_gap(self, gap: int) -> bool:
+        """Fit new bases every `gap` steps from now on, in every projected group; return whether there is one.
+
+        Raises: ValueError for a gap that is not a whole number of at least 1.
+        """
+        groups = self._projected()
+        for group in groups:
+            check_group({**group, "refresh_gap": gap})
+        for group in groups:
+            group["refresh_gap"] = gap
+        return bool(groups)
+
     def forget(self, params: Iterable[Tensor]) -> None:
         """Drop the moments, bases and step counters of these parameters, as after a restart of their factors."""
         for weight in params:
@@ -207,6 +231,9 @@ class GradNormLoRPAdamW(Optimizer):
         if "_hooks" not in self.__dict__:
             self._hooks, self._pass = [], _Pass()
         super().__setstate__(state)
+
+    def _projected(self) -> list[dict[str, Any]]:
+        return [group for group in self.param_groups if group["projection_rank"] is not None]
 
     def _update(self, group: dict[str, Any], weights: list[Tensor], norms: list[float]) -> bool:
         if not weights:

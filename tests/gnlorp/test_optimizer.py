@@ -338,3 +338,29 @@ def test_the_norm_of_the_last_gradient():
     wanted = torch.nn.utils.get_total_norm([weight.grad for weight in weights])
     optimizer.step()
     assert optimizer.last_gradient_norm == pytest.approx(wanted.item(), rel=1e-6)
+
+
+def test_the_refresh_gap_is_read_and_set_for_every_projected_group():
+    weights = [nn.Parameter(torch.zeros(6, 4)) for _ in range(3)]
+    groups = [
+        {"params": weights[:1], "projection_rank": 2, "refresh_gap": 7},
+        {"params": weights[1:2], "projection_rank": 2, "refresh_gap": 5},
+        {"params": weights[2:], "refresh_gap": 3},
+    ]
+    optimizer = GradNormLoRPAdamW(groups)
+    assert optimizer.refresh_gap == 5
+    for bad in (0, 2.5, True, "4"):
+        with pytest.raises(ValueError, match="refresh_gap"):
+            optimizer.set_refresh_gap(bad)
+    assert optimizer.set_refresh_gap(4)
+    assert [group["refresh_gap"] for group in optimizer.param_groups] == [4, 4, 3]
+    refreshed = []
+    for grad in stream((6, 4), 9, dtype=torch.float32):
+        weights[0].grad = grad
+        optimizer.step()
+        refreshed.append(optimizer.last_refreshed)
+    assert [step for step, yes in enumerate(refreshed) if yes] == [0, 4, 8]
+    plain = GradNormLoRPAdamW(weights[2:])
+    assert plain.refresh_gap is None
+    assert not plain.set_refresh_gap(4)
+    assert optimizer.supports_per_layer

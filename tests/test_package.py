@@ -5,10 +5,13 @@ from __future__ import annotations
 import email
 import subprocess
 import sys
+import tarfile
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PROGRAM = """
@@ -88,3 +91,23 @@ def test_the_wheel_works_from_another_folder(wheel: Path, tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "['0']"
+
+
+def test_the_licence_goes_with_wheel_and_source(wheel: Path, tmp_path: Path) -> None:
+    builder = pytest.importorskip("hatchling.builders.sdist", reason="hatchling, the build backend, is not installed")
+    (source,) = builder.SdistBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
+    licence = (ROOT / "LICENSE").read_bytes()
+    archive = zipfile.ZipFile(wheel)
+    (inside,) = [name for name in archive.namelist() if name.endswith("/LICENSE")]
+    assert archive.read(inside) == licence
+    with tarfile.open(source) as packed:
+        member = packed.extractfile(f"{Path(source).name.removesuffix('.tar.gz')}/LICENSE")
+        assert member is not None
+        assert member.read() == licence
+
+
+def test_the_citation_is_of_this_version_and_licence() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])

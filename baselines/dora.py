@@ -53,4 +53,7 @@ METHOD = Method(
     layer_parts=layer_parts,
     saves_state=True,
     restart=restart,
+    order=2,
+    slot=2,
+    factors=True,
 )

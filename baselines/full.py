@@ -42,4 +42,7 @@ METHOD = Method(
     layer_state_bytes=lambda shape, config, bits: adam_state_bytes(shape[0] * shape[1], bits),
     layer_parts=lambda shape, config: (Part("weight", shape, trained=True, added=False),),
     saves_state=False,
+    order=0,
+    slot=0,
+    yardstick=True,
 )

@@ -60,4 +60,7 @@ METHOD = Method(
     layer_state_bytes=lambda shape, config, bits: projected_state_bytes(shape, config, bits),
     layer_parts=lambda shape, config: (Part("weight", shape, True, False, config.projection_rank, config.side),),
     saves_state=True,
+    order=3,
+    slot=3,
+    bases=True,
 )

@@ -187,4 +187,8 @@ METHOD = Method(
     layer_parts=layer_parts,
     saves_state=True,
     restart=restart,
+    order=4,
+    slot=4,
+    bases=True,
+    factors=True,
 )

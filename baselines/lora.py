@@ -44,4 +44,7 @@ METHOD = Method(
     layer_parts=factor_parts,
     saves_state=True,
     restart=restart,
+    order=1,
+    slot=1,
+    factors=True,
 )

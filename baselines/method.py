@@ -137,6 +137,11 @@ class Method(Generic[C]):
         saves_state: whether its optimizer state must be smaller than dense AdamW's (the engagement check).
         restart: (model, optimizer, generator) -> None. Merges the factors into the weights and begins them anew, with
             no moments; None where the method has no factors. Its config is a `RestartConfig`.
+        order: place among the rows of tables; without one it comes last.
+        slot: colour and marker kept for it in figures; None: the next free ones.
+        yardstick: whether all others are measured against it.
+        bases: whether it keeps bases that gradients are projected on.
+        factors: whether it trains factors beside a frozen weight.
     """
 
     name: str
@@ -152,6 +157,11 @@ class Method(Generic[C]):
     layer_parts: Callable[[tuple[int, int], C], tuple[Part, ...]]
     saves_state: bool
     restart: Callable[[nn.Module, Optimizer, torch.Generator], None] | None = None
+    order: int = 1000
+    slot: int | None = None
+    yardstick: bool = False
+    bases: bool = False
+    factors: bool = False
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -15,7 +15,7 @@ from baselines.method import Method
 
 @cache
 def methods() -> dict[str, Method[Any]]:
-    """Return every method by name, in alphabetical order of its file, full fine-tuning (the yardstick) first."""
+    """Return every method by name, in the order of tables."""
     found: dict[str, Method[Any]] = {}
     for module in sorted(pkgutil.iter_modules(baselines.__path__), key=lambda item: item.name):
         method = getattr(importlib.import_module(f"baselines.{module.name}"), "METHOD", None)
@@ -23,7 +23,7 @@ def methods() -> dict[str, Method[Any]]:
             if method.name in found:
                 raise RuntimeError(f"two files define a method called {method.name!r}")
             found[method.name] = method
-    return dict(sorted(found.items(), key=lambda item: (item[1].saves_state, item[0])))
+    return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))
 
 
 def get_method(name: str) -> Method[Any]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, ValidationError
 
+from results.catalogue import Catalogue
 from results.schema import Bytes, Strict
 from results.store import StoreError, write_atomically
 
@@ -80,6 +81,7 @@ class Cells(Strict):
 
     schema_version: Literal[1] = 1
     cells: list[Cell]
+    catalogue: Catalogue | None = Field(default=None, description="what the methods are; None: see the committed one")
 
 
 def read_cells(path: Path) -> list[Cell]:
@@ -100,10 +102,11 @@ def read_cells(path: Path) -> list[Cell]:
         ) from error
 
 
-def write_cells(path: Path, cells: list[Cell]) -> Path:
-    """Write the cells atomically, one a line, fields at their default left out."""
+def write_cells(path: Path, cells: list[Cell], catalogue: Catalogue | None = None) -> Path:
+    """Write the cells atomically, one a line, fields at their default left out, and what their methods are."""
     lines = [json.dumps(cell.model_dump(mode="json", exclude_defaults=True), separators=(",", ":")) for cell in cells]
-    text = '{"schema_version": 1, "cells": [\n' + ",\n".join(lines) + "\n]}\n"
+    known = "" if catalogue is None else f', "catalogue": {catalogue.model_dump_json(exclude_defaults=True)}'
+    text = '{"schema_version": 1, "cells": [\n' + ",\n".join(lines) + f"\n]{known}}}\n"
     return write_atomically(path, text.encode())
 
 

@@ -10,19 +10,16 @@ import hashlib
 import json
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import Field, JsonValue
+
+from results.catalogue import Catalogue
+from results.strict import Strict as Strict
 
 SCHEMA_VERSION = 1
 
 Status = Literal["ok", "diverged", "out_of_memory", "failed", "interrupted"]
 Bytes = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
-
-
-class Strict(BaseModel):
-    """Base of every part: unknown fields are refused, instances are frozen, NaN and infinity are written as text."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings", protected_namespaces=())
 
 
 class ModelPlan(Strict):
@@ -288,4 +285,7 @@ class Record(Strict):
     resumed_at: list[int] = Field(default=[], description="steps from whose checkpoints the run went on")
     final_digest: str | None = Field(
         default=None, description="sha256 over all weights, buffers and optimizer state at the end"
+    )
+    catalogue: Catalogue | None = Field(
+        default=None, description="what its method, suite, task and metrics are; None: see the committed catalogue"
     )

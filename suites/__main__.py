@@ -201,6 +201,19 @@ def tasks(suite: Suite = "glue") -> None:
         console.print(", ".join(get_suite(suite).tasks))
 
 
+@app.command("catalogue")
+def write_the_catalogue(
+    out: Annotated[Path | None, typer.Option(help="The file [results/reference/catalogue.json].")] = None,
+) -> None:
+    """Write what methods, suites, tasks and metrics say of themselves: how records that embed nothing are read."""
+    with one_line_errors():
+        from results.catalogue import COMMITTED
+        from results.single import write_single
+        from suites.catalogue import catalogue
+
+        console.print(str(write_single(out or COMMITTED, catalogue())), soft_wrap=True)
+
+
 @app.command("profile")
 def which_profile(suite: Suite = "glue", profile: Profile = "auto", device: Device = "auto") -> None:
     """Print the profile that `auto` stands for on this machine."""

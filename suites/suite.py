@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from baselines.method import Placement
+from results.catalogue import SuiteEntry
 from results.schema import DataFacts, DataPlan, ModelPlan, Plan
 from suites.config import Settings
 from suites.run.distributed import Group
@@ -87,6 +88,7 @@ class Suite(Protocol):
     """A family of tasks.
 
     Attributes:
+        entry: what readers of its records must know: titles, tasks, metrics.
         data: names what a task's rows are, for the plan.
         train_rows: counts them.
         verify: loads the data of a plan and checks it, so that bad input is found before the first run.
@@ -103,6 +105,7 @@ class Suite(Protocol):
 
     name: str
     tasks: tuple[str, ...]
+    entry: SuiteEntry
 
     def train_rows(self, task: str, settings: Settings, runtime: Runtime) -> int: ...
 

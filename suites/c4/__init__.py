@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from baselines.method import Placement
 from baselines.shared import targets
+from results.catalogue import SuiteEntry, TaskEntry
 from results.schema import DataFacts, DataPlan, ModelPlan, Plan
 from suites.c4 import data, documents, llama, tokens
-from suites.c4.evaluate import evaluate, largest_batch
+from suites.c4.evaluate import ENTRIES, evaluate, largest_batch
 from suites.c4.sequences import IGNORED
 from suites.config import Settings
 from suites.generated import text as generated
@@ -33,6 +34,17 @@ class C4Suite:
 
     name: str = "c4"
     tasks: tuple[str, ...] = ("c4",)
+    entry: SuiteEntry = SuiteEntry(
+        name="c4", title="C4", yardstick_title="Full training", compared="loss", metrics=ENTRIES,
+        notes=["Each predicted token counts once; bits per byte: over the bytes of raw text that they cover"],
+        tasks=[
+            TaskEntry(
+                name="c4", title="C4", order=0, main_metric=f"validation/{METRIC}",
+                metrics=[metric.name for metric in ENTRIES], constant="Unigram",
+                constant_rule="each token by its share of the train tokens",
+            )
+        ],
+    )  # fmt: skip
 
     def model(self, settings: Settings, runtime: Runtime) -> ModelPlan:
         """Return the network of the size that the settings name; its vocabulary is the tokenizer's unless given."""

@@ -10,10 +10,18 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from results.catalogue import MetricEntry
 from suites.c4.sequences import IGNORED, Sequences
 from suites.suite import Batch, Scores
 
 TOKENS_AT_ONCE = 4096
+ENTRIES = [
+    MetricEntry(name="perplexity", title="perplexity", better="lower", format=",.3f"),
+    MetricEntry(name="loss", title="loss", better="lower", unit="nats", format=".4f"),
+    MetricEntry(name="bits_per_byte", title="bits per byte", better="lower", format=".4f"),
+    MetricEntry(name="excess", title="over the floor", better="lower", unit="nats", format=".4f"),
+    MetricEntry(name="perplexity_ratio", title="perplexity ÷ floor", better="lower", format=".3f"),
+]
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from baselines.method import Placement
 from baselines.shared import targets
+from results.catalogue import SuiteEntry
 from results.schema import DataFacts, DataPlan, ModelPlan, Plan
 from suites import models
 from suites.config import Settings
 from suites.glue import data as glue_data
 from suites.glue import encode, metrics
-from suites.glue.tasks import TASKS, GlueTask, get_task
+from suites.glue.tasks import TASKS, GlueTask, entries, get_task
 from suites.measure.environment import derived_seed
 from suites.suite import Batch, Job, Runtime, Scores
 
@@ -35,6 +36,7 @@ class GlueSuite:
 
     name: str = "glue"
     tasks: tuple[str, ...] = tuple(TASKS)
+    entry: SuiteEntry = SuiteEntry(name="glue", title="GLUE", average="glue", metrics=metrics.ENTRIES, tasks=entries())
 
     def data(self, task: str, settings: Settings, runtime: Runtime) -> DataPlan:
         """Return what the task's rows are; a digest names them, no path does."""

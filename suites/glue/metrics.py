@@ -15,6 +15,7 @@ from scipy import stats
 from sklearn import metrics
 from torch import Tensor
 
+from results.catalogue import MetricEntry
 from suites.glue.tasks import GlueTask, get_task
 
 Values = Sequence[float] | npt.NDArray[Any] | Tensor
@@ -51,6 +52,13 @@ def spearman(predictions: Floats, references: Floats) -> float | None:
 
 
 FUNCTIONS = {"accuracy": accuracy, "f1": f1, "matthews": matthews, "pearson": pearson, "spearman": spearman}
+ENTRIES = [
+    MetricEntry(name=name, title=title, better="higher", unit="%", format=".1f", scale=100.0)
+    for name, title in (
+        ("accuracy", "accuracy"), ("f1", "F1"), ("matthews", "Matthews correlation"),
+        ("pearson", "Pearson correlation"), ("spearman", "Spearman correlation"),
+    )
+]  # fmt: skip
 
 
 class GlueMetric(evaluate.Metric):  # type: ignore[misc]

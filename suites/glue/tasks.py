@@ -9,6 +9,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+from results.catalogue import TaskEntry
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class GlueTask:
         main_metric: "split/metric" that stands for the task in tables (MRPC: F1, as the compared papers print it).
         official_rows: rows of each split in the official release.
         layout: the TSV files.
+        choices: how papers read it otherwise than by its main metric alone: (name, "split/metric"), the main one first;
+            their mean is a choice too.
+        averaged: whether GLUE's average is over it.
     """
 
     name: str
@@ -58,6 +64,14 @@ class GlueTask:
     official_rows: Mapping[str, int] = field(hash=False)
     layout: Layout
     eval_splits: tuple[str, ...] = ("validation",)
+    choices: tuple[tuple[str, str], ...] = ()
+    averaged: Literal["always", "by some", "never"] = "never"
+
+    @property
+    def readings(self) -> dict[str, list[str]]:
+        """Return every choice, and their mean where there are several, with the keys whose mean is the score."""
+        found = {name: [key] for name, key in self.choices}
+        return found | ({"mean": [key for _, key in self.choices]} if found else {})
 
     @property
     def regression(self) -> bool:
@@ -100,6 +114,7 @@ _ROWS = (
         main_metric="validation/matthews",
         official_rows={"train": 8551, "validation": 1043},
         layout=Layout(("sentence",), "label", _BINARY, header=("source", "label", "mark", "sentence")),
+        averaged="always",
     ),
     GlueTask(
         name="sst2",
@@ -111,6 +126,7 @@ _ROWS = (
         main_metric="validation/accuracy",
         official_rows={"train": 67349, "validation": 872},
         layout=Layout(("sentence",), "label", _BINARY),
+        averaged="always",
     ),
     GlueTask(
         name="mrpc",
@@ -122,6 +138,8 @@ _ROWS = (
         main_metric="validation/f1",
         official_rows={"train": 3668, "validation": 408},
         layout=Layout(("#1 String", "#2 String"), "Quality", _BINARY),
+        averaged="always",
+        choices=(("f1", "validation/f1"), ("accuracy", "validation/accuracy")),
     ),
     GlueTask(
         name="stsb",
@@ -133,6 +151,8 @@ _ROWS = (
         main_metric="validation/pearson",
         official_rows={"train": 5749, "validation": 1500},
         layout=Layout(_PAIR, "score", None),
+        averaged="always",
+        choices=(("pearson", "validation/pearson"), ("spearman", "validation/spearman")),
     ),
     GlueTask(
         name="qqp",
@@ -144,6 +164,8 @@ _ROWS = (
         main_metric="validation/accuracy",
         official_rows={"train": 363846, "validation": 40430},
         layout=Layout(("question1", "question2"), "is_duplicate", _BINARY, broken_lines=True),
+        averaged="always",
+        choices=(("accuracy", "validation/accuracy"), ("f1", "validation/f1")),
     ),
     GlueTask(
         name="mnli",
@@ -156,6 +178,11 @@ _ROWS = (
         official_rows={"train": 392702, "validation_matched": 9815, "validation_mismatched": 9832},
         layout=Layout(_PAIR, "gold_label", ("entailment", "neutral", "contradiction")),
         eval_splits=("validation_matched", "validation_mismatched"),
+        averaged="always",
+        choices=(
+            ("matched", "validation_matched/accuracy"),
+            ("mismatched", "validation_mismatched/accuracy"),
+        ),
     ),
     GlueTask(
         name="qnli",
@@ -167,6 +194,7 @@ _ROWS = (
         main_metric="validation/accuracy",
         official_rows={"train": 104743, "validation": 5463},
         layout=Layout(("question", "sentence"), "label", _ENTAILMENT),
+        averaged="always",
     ),
     GlueTask(
         name="rte",
@@ -178,6 +206,7 @@ _ROWS = (
         main_metric="validation/accuracy",
         official_rows={"train": 2490, "validation": 277},
         layout=Layout(_PAIR, "label", _ENTAILMENT),
+        averaged="always",
     ),
     GlueTask(
         name="wnli",
@@ -189,10 +218,26 @@ _ROWS = (
         main_metric="validation/accuracy",
         official_rows={"train": 635, "validation": 71},
         layout=Layout(_PAIR, "label", _BINARY),
+        averaged="by some",
     ),
 )
 
 TASKS: dict[str, GlueTask] = {task.name: task for task in _ROWS}
+
+
+CONSTANT_RULE = "the most frequent class of the evaluated rows for every row; undefined for correlations"
+
+
+def entries() -> list[TaskEntry]:
+    """Return the tasks as readers of records know them."""
+    return [
+        TaskEntry(
+            name=task.name, title=task.title, order=place, main_metric=task.main_metric, metrics=list(task.metrics),
+            readings=task.readings, averaged=task.averaged, constant="Constant prediction",
+            constant_rule=CONSTANT_RULE,
+        )
+        for place, task in enumerate(TASKS.values())
+    ]  # fmt: skip
 
 
 def nearest(value: str, known: tuple[str, ...]) -> str:

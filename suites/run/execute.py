@@ -29,6 +29,7 @@ from baselines.shared import targets
 from baselines.shared.adamw import adam_state_bytes
 from gnlorp import Diverged
 from results.schema import Engagement, Layer, Memory, Peak, Plan, Record, Status
+from suites.catalogue import catalogue_for
 from suites.config import validated
 from suites.measure import live, tracker
 from suites.measure.environment import derived_seed, environment
@@ -221,6 +222,7 @@ def execute(
         started_at=started,
         finished_at=_now(),
         environment=environment(runtime.device, runtime.threads, runtime.workers),
+        catalogue=catalogue_for(plan),
         timing=timing(out, wall) if out.timed_steps else None,
         evaluations=out.evaluations,
         curve=out.curve,

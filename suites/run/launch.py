@@ -27,6 +27,7 @@ import torch
 
 from results.schema import Plan, Record, Status
 from results.store import FINAL, StoreError, read_record, write_record
+from suites.catalogue import catalogue_for
 from suites.measure.environment import environment, usable_cpus
 from suites.run import checkpoint
 from suites.suite import Runtime
@@ -326,6 +327,7 @@ def _obituary(worker: _Worker, runtime: Runtime, interrupted: bool) -> Record:
         started_at=worker.started_at,
         finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
         environment=environment(runtime.device, runtime.threads, runtime.workers),
+        catalogue=catalogue_for(worker.plan),
     )
 
 

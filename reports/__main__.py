@@ -15,7 +15,7 @@ from reports.beside import write_beside
 from reports.gate.command import register as register_gate
 from reports.paper.build import glue_reports, trouble_lines, write_paper
 from reports.paper.build import paper as make_paper
-from reports.readme import filled
+from reports.documents import filled
 from reports.records.gather import gather
 from reports.records.peft_results import read_foreign
 from reports.records.selection import ReportError

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reports.__main__ import app
-from reports.readme import filled
+from reports.documents import filled
 from reports.records.frames import runs_frame
 from reports.records.selection import ReportError
 from reports.tables.pretraining import Pretraining, validation_points

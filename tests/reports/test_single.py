@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reports.__main__ import app
-from reports.readme import filled
+from reports.documents import filled
 from reports.tables.bench import bench_plot, claims_table, measurements_table, targets_table
 from reports.tables.capabilities import contract_table
 from reports.tables.render import to_markdown

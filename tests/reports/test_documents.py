@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.readme import BLOCK, filled
+from reports.documents import BLOCK, filled
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from reports.averages.glue import ChoiceError, Convention
 from reports.beside import write_beside
+from reports.documents import documents, filled
 from reports.gate.command import register as register_gate
 from reports.paper.build import glue_reports, trouble_lines, write_paper
 from reports.paper.build import paper as make_paper
-from reports.documents import filled
 from reports.records.gather import gather
 from reports.records.peft_results import read_foreign
 from reports.records.selection import ReportError
@@ -224,19 +224,21 @@ def memory(
     sys.stdout.write("".join(f"{path}\n" for path in paths if path.suffix in (".md", ".png")))
 
 
-@app.command()
-def readme(
-    path: Annotated[Path, typer.Option(help="The README.")] = Path("README.md"),
+@app.command("documents")
+def fill_documents(
+    root: Annotated[Path, typer.Option(help="Folder of README.md and docs/.")] = Path("."),
     snapshot: Annotated[Path, typer.Option(help="The committed snapshot.")] = Path("reports/snapshot"),
 ) -> None:
-    """Put the snapshot's tables between the README's markers."""
+    """Put the snapshot's tables between the markers of README.md and docs/*.md; prints what has changed."""
     try:
-        text = filled(path.read_text(), snapshot)
+        texts = {path: path.read_text() for path in documents(root)}
+        changed = {path: made for path, text in texts.items() if (made := filled(text, snapshot)) != text}
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
         raise typer.Exit(2) from None
-    path.write_text(text)
-    sys.stdout.write(f"{path}\n")
+    for path, text in changed.items():
+        path.write_text(text)
+        sys.stdout.write(f"{path}\n")
 
 
 register_gate(app)

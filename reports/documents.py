@@ -1,4 +1,4 @@
-"""Tables of the committed snapshot inside the README, so that no number there is typed by hand.
+"""Tables of the committed snapshot inside README.md and docs/*.md, so that no number there is typed by hand.
 
 Between `<!-- table: FOLDER/NAME.md -->` and `<!-- end -->` stand the caption and the table of that file under
 `reports/snapshot/`; its notes stay in the file. `NAME` alone stands for `NAME/NAME.md`.
@@ -12,8 +12,13 @@ from pathlib import Path
 BLOCK = re.compile(r"(<!-- table: (?P<name>[\w./-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
+def documents(root: Path) -> list[Path]:
+    """Return the documents of the repository at `root` that may hold tables: its README first, then docs/."""
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
 def filled(text: str, snapshot: Path) -> str:
-    """Return the README's text with every marked table as it stands in the snapshot.
+    """Return a document's text with every marked table as it stands in the snapshot.
 
     Raises:
         ValueError: a marked file is not in the snapshot, or holds no table.

@@ -18,7 +18,7 @@ from results.store import write_atomically
 
 
 def bench_report(record: Path, out: Path) -> list[Path]:
-    """Write the bench's tables and figure into `out`/bench and return their paths, the README's table first.
+    """Write the bench's tables and figure into `out`/bench and return their paths, the documents' table first.
 
     Raises:
         StoreError: the record cannot be read, the folder not written.

@@ -65,7 +65,7 @@ def conditions(found: Bench) -> str:
 
 
 def targets_table(found: Bench) -> Table:
-    """Return the table for the README: one row a kind of claim, the range over cells and the worst one.
+    """Return the table for the documents: one row a kind of claim, the range over cells and the worst one.
 
     Raises:
         ValueError: the record holds no claim.

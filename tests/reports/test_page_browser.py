@@ -1,6 +1,6 @@
 """The page in a real browser: click, sort, filter, hover, switch; nothing is asked from outside, nothing complains.
 
-With GNLORP_SCREENSHOTS=FOLDER the pictures that the documents show are written there: the page of the committed records.
+With GNLORP_SCREENSHOTS=FOLDER the documents' pictures are written there: the page of the committed records.
 """
 
 from __future__ import annotations

@@ -91,7 +91,11 @@ def optimizer_state_bytes(
 
 def new_moments(shape: Sequence[int], dtype: torch.dtype, device: torch.device, state_bits: int) -> dict[str, Tensor]:
     """Return moments of zero."""
-    layout = moment_layout(shape, dtype, state_bits)
+    return zeros(moment_layout(shape, dtype, state_bits), device)
+
+
+def zeros(layout: dict[str, tuple[tuple[int, ...], torch.dtype]], device: torch.device) -> dict[str, Tensor]:
+    """Return tensors of zero, contiguous, for a layout of (shape, dtype)."""
     return {name: torch.zeros(lengths, dtype=kind, device=device) for name, (lengths, kind) in layout.items()}
 
 

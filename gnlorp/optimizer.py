@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gnlorp.checks import check_group, check_state
+from gnlorp.checks import check_group, check_names, check_state, whole
 from gnlorp.layer import NormLowRankLinear
 from gnlorp.moments import MomentRule, State
 from gnlorp.projection import BasisKind, Side
-from gnlorp.update import gradient_norms, update_plain_, update_projected_
+from gnlorp.update import gradient_norms, update_plain_, update_projected_, usable
 
 
 class Diverged(FloatingPointError):
@@ -28,8 +29,9 @@ def param_groups(model: nn.Module, projection_rank: int | None, **options: Any) 
     `options` are those of a group of `GradNormLoRPAdamW`; the plain group takes lr, betas, eps, weight_decay and
     state_bits of them.
 
-    Raises: ValueError where the model has no trainable factor.
+    Raises: ValueError where the model has no trainable factor, and for an unknown option.
     """
+    check_names(options)
     known = {
         id(factor)
         for module in model.modules()
@@ -61,16 +63,16 @@ class GradNormLoRPAdamW(Optimizer):
     moments: at a refresh "keep" them, "rotate" them into the new basis, or "reset" them with their step counter.
     state_bits: 32, or 8 through bitsandbytes; bytes in `gnlorp.moments.optimizer_state_bytes`.
     noise_floor: with side "both", entries of R under this part of its largest one (at least one rounding of the
-        gradient's dtype) are 0, since right after a refresh they are rounding noise.
+        basis's dtype) are 0, since right after a refresh they are rounding noise.
 
-    A step in which a gradient has a NaN or an Inf is skipped whole and counted in `skipped_steps`; after `max_skips`
-    in a row `Diverged` is raised. `last_refreshed` tells whether the last step fitted a basis,
-    `last_gradient_norm` the norm over all gradients of the last step, None before the first.
-    `refresh_gap` and `set_refresh_gap` read and set the gap of every projected group, `supports_per_layer` tells
-    whether `per_layer` is possible.
+    A step in which a gradient has a NaN or an Inf, or is too large for its second moment (about 6e20 in float32), is
+    skipped whole and counted in `skipped_steps`; after `max_skips` in a row `Diverged` is raised. `last_refreshed`
+    tells whether the last step fitted a basis, `last_gradient_norm` the norm over all gradients of the last step, None
+    before the first. `refresh_gap` and `set_refresh_gap` read and set the gap of every projected group,
+    `supports_per_layer` tells whether `per_layer` is possible.
 
-    Raises: ValueError for an option outside its range, a sparse gradient, and a parameter that cannot be projected;
-        RuntimeError where bitsandbytes is needed and missing.
+    Raises: ValueError for an option that is unknown or outside its range, a sparse gradient, and a parameter that is
+        sharded (DTensor) or cannot be projected; RuntimeError where bitsandbytes is needed and missing.
     """
 
     def __init__(
@@ -91,14 +93,13 @@ class GradNormLoRPAdamW(Optimizer):
         noise_floor: float = 1e-5,
         max_skips: int = 10,
     ) -> None:
-        if max_skips < 1:
-            raise ValueError(f"max_skips {max_skips}: must be at least 1")
-        self.max_skips = max_skips
+        self.max_skips = whole("max_skips", max_skips)
         self.skipped_steps = 0
         self.last_refreshed = False
         self.last_gradient_norm: float | None = None
         self._skips_in_a_row = 0
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
+        self._reduce: Callable[[Tensor], Any] | None = None
         self._pass = _Pass()
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "projection_rank": projection_rank,
@@ -109,6 +110,7 @@ class GradNormLoRPAdamW(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as `torch.optim.Optimizer` does, and check its options and shapes."""
+        check_names(param_group)
         super().add_param_group(param_group)
         try:
             check_group(self.param_groups[-1])
@@ -128,13 +130,14 @@ class GradNormLoRPAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        if self._hooks:
+        # Without a backward pass since the last step there is nothing to close: gradients set by hand are used.
+        if self._pass.seen:
             self._close_pass()
             return loss
         work = [[weight for weight in group["params"] if weight.grad is not None] for group in self.param_groups]
         norms = iter(gradient_norms([weight.grad for weights in work for weight in weights]))
         grouped = [[next(norms) for _ in weights] for weights in work]
-        skipped = not all(math.isfinite(norm) for each in grouped for norm in each)
+        skipped = not all(map(usable, grouped, work, self.param_groups))
         refreshed = False
         if not skipped:
             for group, weights, each in zip(self.param_groups, work, grouped, strict=True):
@@ -142,18 +145,24 @@ class GradNormLoRPAdamW(Optimizer):
         self._count(skipped, refreshed, math.hypot(*(norm for each in grouped for norm in each)))
         return loss
 
-    def per_layer(self, enable: bool = True) -> None:
+    def per_layer(self, enable: bool = True, reduce: Callable[[Tensor], Any] | None = None) -> None:
         """Update each parameter inside backward, as soon as its gradient is there, and free the gradient at once.
 
         `step` must still be called once per backward pass: it counts, and marks the end of the pass. A gradient that
         is not finite is skipped alone, since others have been used already. Gradients cannot be accumulated or
-        clipped by their common norm.
+        clipped by their common norm, nor unscaled by a GradScaler.
 
-        Raises: in the second backward pass before `step`, RuntimeError.
+        reduce: called with each gradient before its use, to average it over all ranks in place. Where there are
+            several it is needed: DistributedDataParallel averages a gradient only after it has been used here.
+
+        Raises: RuntimeError on several ranks without `reduce`; in the second backward pass before `step`; in
+            `GradScaler.step`.
         """
+        if enable:
+            self._check_ranks(reduce)
         for handle in self._hooks:
             handle.remove()
-        self._hooks = []
+        self._hooks, self._reduce = [], reduce
         self._pass = _Pass()
         if enable:
             for index in range(len(self.param_groups)):
@@ -161,8 +170,8 @@ class GradNormLoRPAdamW(Optimizer):
 
     @property
     def supports_per_layer(self) -> bool:
-        """Whether `per_layer` can be switched on here."""
-        return True
+        """Whether `per_layer` works as it is: on one rank; on several it needs `reduce`."""
+        return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
 
     @property
     def refresh_gap(self) -> int | None:
@@ -174,9 +183,7 @@ class GradNormLoRPAdamW(Optimizer):
 
         Raises: ValueError for a gap that is not a whole number of at least 1.
         """
-        groups = self._projected()
-        for group in groups:
-            check_group({**group, "refresh_gap": gap})
+        gap, groups = whole("refresh_gap", gap), self._projected()
         for group in groups:
             group["refresh_gap"] = gap
         return bool(groups)
@@ -194,8 +201,11 @@ class GradNormLoRPAdamW(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state bit for bit, dtypes included, as a copy.
 
-        Raises: ValueError where a tensor's name or shape is not what its parameter needs; nothing is loaded then.
+        Raises: ValueError where groups or options are another optimizer's, or a tensor's name, shape or dtype is not
+            what its parameter needs; nothing is loaded then.
         """
+        if not isinstance(state_dict, dict):
+            check_state(self.param_groups, state_dict)
         taken: dict[str, Any] = {}
 
         # The base class casts every state tensor to its parameter's dtype: moments must keep their own.
@@ -229,8 +239,18 @@ class GradNormLoRPAdamW(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_hooks" not in self.__dict__:
-            self._hooks, self._pass = [], _Pass()
+            self._hooks, self._reduce, self._pass = [], None, _Pass()
         super().__setstate__(state)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        # GradScaler.step asks this before anything else.
+        if self._hooks:
+            raise RuntimeError(
+                "GradScaler with per-layer updates: gradients are used inside backward, before it can unscale them; "
+                "train in bfloat16 without a scaler, or call per_layer(False)"
+            )
+        return False
 
     def _projected(self) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["projection_rank"] is not None]
@@ -252,6 +272,14 @@ class GradNormLoRPAdamW(Optimizer):
         if self._skips_in_a_row >= self.max_skips:
             raise Diverged(f"{self._skips_in_a_row} steps in a row had a gradient that was not finite")
 
+    def _check_ranks(self, reduce: Callable[[Tensor], Any] | None) -> None:
+        if reduce is None and not self.supports_per_layer:
+            raise RuntimeError(
+                f"per-layer updates on {dist.get_world_size()} ranks: each gradient would be used before "
+                "DistributedDataParallel averages it, and the ranks drift apart; leave per_layer off, or train the "
+                "bare model and give reduce, which averages a gradient in place"
+            )
+
     def _hook_group(self, index: int) -> None:
         for weight in self.param_groups[index]["params"]:
 
@@ -267,10 +295,14 @@ class GradNormLoRPAdamW(Optimizer):
                 "a parameter got a second gradient before step(): per-layer updates cannot accumulate gradients, "
                 "call step() after every backward pass or per_layer(False)"
             )
+        if not self._pass.seen:
+            self._check_ranks(self._reduce)
         self._pass.seen.add(id(weight))
+        if self._reduce is not None and weight.grad is not None:
+            self._reduce(weight.grad)
         norm = gradient_norms([weight.grad])[0]
         self._pass.norm = math.hypot(self._pass.norm, norm)
-        if math.isfinite(norm):
+        if usable([norm], [weight], group):
             self._pass.refreshed |= self._update(group, [weight], [norm])
         else:
             self._pass.skipped = True
@@ -293,6 +325,6 @@ class _Pass:
 
 def _copied(state: State, device: torch.device) -> State:
     return {
-        name: value.detach().to(device, copy=True) if isinstance(value, Tensor) else value
+        name: value.detach().to(device, copy=True).contiguous() if isinstance(value, Tensor) else value
         for name, value in state.items()
     }

@@ -72,8 +72,16 @@ def check_projection_rank(shape: Sequence[int], projection_rank: int, side: Side
 
 
 def down(grad_MN: Tensor, bases: Bases) -> Tensor:
-    """Return the projected gradient in the dtype of the bases."""
+    """Return the projected gradient in the dtype of the bases.
+
+    Between two bases the products are in that dtype too, over blocks of rows: `damp_noise_` takes what rounding leaves
+    for noise, and in bfloat16 that would be nearly all of it.
+    """
     left, right = bases
+    if left is not None and right is not None and left.dtype != grad_MN.dtype:
+        rows = max(1, STACKED_VALUES // grad_MN.shape[1])
+        blocks = zip(torch.split(left, rows), torch.split(grad_MN, rows), strict=True)
+        return torch.stack([left_BP.T @ (grad_BN.to(left.dtype) @ right) for left_BP, grad_BN in blocks]).sum(0)
     projected = grad_MN
     if right is not None:
         projected = projected @ right.to(grad_MN.dtype)

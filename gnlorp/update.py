@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnlorp.moments import State, adamw_, adamw_8bit_, carry_moments_, new_moments
+from gnlorp.moments import State, adamw_, adamw_8bit_, carry_moments_, new_moments, state_layout, zeros
 from gnlorp.projection import Bases, add_up_, damp_noise_, down, fit, projected_shape
 
 # Projected gradients and updates of at most this many values are alive at once.
 CHUNK_VALUES = 1 << 22
+# Norms in this range are squared in float32 without overflow or underflow, several times over where under 1e9.
+MODERATE = (1e-15, 1e15)
 
 
 def gradient_norms(grads: Sequence[Tensor | None]) -> list[float]:
@@ -38,7 +40,27 @@ def gradient_norms(grads: Sequence[Tensor | None]) -> list[float]:
         norms = torch._foreach_norm([dense[index] for index in indices], 2, dtype=high)
         for index, norm in zip(indices, torch.stack(norms).tolist(), strict=True):
             found[index] = norm
+    if not math.isfinite(sum(found)):
+        found = [norm if math.isfinite(norm) else _scaled_norm(dense[i]) for i, norm in enumerate(found)]
     return found
+
+
+def usable(norms: Sequence[float], weights: Sequence[Tensor], group: Any) -> bool:
+    """Return whether every gradient is finite and Adam's second moment can hold its squares, (1 - b2) g^2.
+
+    Entries of a projected gradient are bounded by its norm.
+    """
+    if all(norm < MODERATE[1] for norm in norms):
+        return True
+    room = 1.0 - group["betas"][1]
+    for norm, weight in zip(norms, weights, strict=True):
+        largest = norm
+        if group["projection_rank"] is None and weight.grad is not None:
+            largest = float(torch.linalg.vector_norm(weight.grad, math.inf))
+        limit = torch.finfo(torch.promote_types(weight.dtype, torch.float32)).max
+        if not (math.isfinite(norm) and room * largest * largest < limit):
+            return False
+    return True
 
 
 def update_plain_(weights: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], group: Any) -> None:
@@ -48,12 +70,20 @@ def update_plain_(weights: Sequence[Tensor], grads: Sequence[Tensor], states: Se
             state.update(step=0, **new_moments(weight.shape, weight.dtype, weight.device, group["state_bits"]))
         state["step"] += 1
     settings = (float(group["lr"]), group["betas"], group["eps"], group["weight_decay"])
-    grads = [_laid_out_as(grad, weight) for grad, weight in zip(grads, weights, strict=True)]
+    given = list(zip(weights, grads, states, strict=True))
+    # The kernels go through memory, not through indices: what does not lie as the contiguous moments do is copied.
+    odd = [i for i, (w, g, state) in enumerate(given) if not w.stride() == g.stride() == state["exp_avg"].stride()]
+    if odd:
+        weights, grads = (
+            [_contiguous(each) if i in odd else each for i, each in enumerate(side)] for side in (weights, grads)
+        )
     if group["state_bits"] == 32:
         adamw_(weights, grads, states, *settings)
-        return
-    for weight, grad, state in zip(weights, grads, states, strict=True):
-        adamw_8bit_(weight, grad, state, *settings)
+    else:
+        for weight, grad, state in zip(weights, grads, states, strict=True):
+            adamw_8bit_(weight, grad, state, *settings)
+    for i in odd:
+        given[i][0].copy_(weights[i])
 
 
 def update_projected_(
@@ -65,17 +95,23 @@ def update_projected_(
 
     Bases are fitted at the first step and every `refresh_gap` steps. A gradient of exactly 0 has no singular vectors:
     the first fit waits for one that has, and until then the parameter only decays (B of a layer whose A is 0 starts
-    so); at a later refresh the old basis stays.
+    so), with a state of zeros at step 0, so that checkpoints find all of it; at a later refresh the old basis stays.
     """
     decay = 1.0 - float(group["lr"]) * group["weight_decay"]
     live = []
     for index, (weight, state) in enumerate(zip(weights, states, strict=True)):
-        if state or norms[index] > 0:
+        if state.get("step") or norms[index] > 0:
             live.append(index)
-        elif decay != 1.0:
+            continue
+        if not state:
+            layout = state_layout(
+                weight.shape, weight.dtype, group["projection_rank"], group["side"], group["state_bits"]
+            )
+            state.update(step=0, **zeros(layout, weight.device))
+        if decay != 1.0:
             weight.mul_(decay)
     due = [i for i in live if norms[i] > 0 and states[i].get("step", 0) % group["refresh_gap"] == 0]
-    _refresh([weights[i] for i in due], [grads[i] for i in due], [states[i] for i in due], group)
+    _refresh([weights[i] for i in due], [_moderate(grads[i], norms[i]) for i in due], [states[i] for i in due], group)
     for chunk in _chunks(live, weights, group):
         _step_projected_(
             [weights[i] for i in chunk], [grads[i] for i in chunk], [states[i] for i in chunk], decay, group
@@ -89,8 +125,8 @@ def _step_projected_(
     bases = [_bases_of(state) for state in states]
     projected = [down(grad, each) for grad, each in zip(grads, bases, strict=True)]
     if group["side"] == "both":
-        for grad, low in zip(grads, projected, strict=True):
-            damp_noise_(low, max(group["noise_floor"], torch.finfo(grad.dtype).eps))
+        for low in projected:
+            damp_noise_(low, max(group["noise_floor"], torch.finfo(low.dtype).eps))
     for state in states:
         state["step"] += 1
     # Adam's own kernel, run on weights of 0 at learning rate 1, leaves -N there.
@@ -109,18 +145,23 @@ def _step_projected_(
 def _refresh(weights: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], group: Any) -> None:
     if not weights:
         return
-    old = [_bases_of(state) if state else None for state in states]
+    old = [_bases_of(state) if state.get("step") else None for state in states]
     fitted = fit(grads, old, group["projection_rank"], group["side"], group["basis"])
     for weight, state, before, after in zip(weights, states, old, fitted, strict=True):
-        if before is None:
+        if before is not None:
+            carry_moments_(state, before, after, group["moments"])
+        elif not state:
             shape = projected_shape(weight.shape, group["projection_rank"], group["side"])
             dtype = torch.promote_types(weight.dtype, torch.float32)
             state.update(step=0, **new_moments(shape, dtype, weight.device, group["state_bits"]))
-        else:
-            carry_moments_(state, before, after, group["moments"])
         for name, basis in (("basis_left", after.left), ("basis_right", after.right)):
             if basis is not None:
                 state[name] = basis
+
+
+def _moderate(grad: Tensor, norm: float) -> Tensor:
+    """Return the gradient, scaled by a power of two where the products that bases come from would leave the range."""
+    return grad if MODERATE[0] <= norm <= MODERATE[1] else grad * 2.0 ** -round(math.log2(norm))
 
 
 def _bases_of(state: State) -> Bases:
@@ -141,5 +182,14 @@ def _chunks(indices: Sequence[int], weights: Sequence[Tensor], group: Any) -> It
         yield chunk
 
 
-def _laid_out_as(grad: Tensor, weight: Tensor) -> Tensor:
-    return grad if grad.stride() == weight.stride() else torch.empty_like(weight).copy_(grad)
+def _contiguous(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
+
+
+def _scaled_norm(grad: Tensor) -> float:
+    """Return the norm of a gradient whose squares overflow; NaN or Inf where a value is not finite."""
+    largest = float(torch.linalg.vector_norm(grad, math.inf))
+    if not math.isfinite(largest):
+        return largest
+    high = torch.promote_types(grad.dtype, torch.float32)
+    return largest * float(torch.linalg.vector_norm(grad.to(high) / largest))

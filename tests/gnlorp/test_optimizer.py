@@ -216,7 +216,9 @@ def test_a_zero_gradient_waits_for_a_basis_and_still_decays():
     weight.grad = torch.zeros(6, 4)
     optimizer.step()
     assert torch.allclose(weight, torch.full((6, 4), 0.95))
-    assert not optimizer.state[weight]
+    state = optimizer.state[weight]
+    assert state["step"] == 0
+    assert not any(value.any() for value in state.values() if isinstance(value, torch.Tensor))
     assert not optimizer.last_refreshed
     weight.grad = next(stream((6, 4), 1, dtype=torch.float32))
     optimizer.step()
@@ -364,3 +366,22 @@ def test_the_refresh_gap_is_read_and_set_for_every_projected_group():
     assert plain.refresh_gap is None
     assert not plain.set_refresh_gap(4)
     assert optimizer.supports_per_layer
+
+
+def test_both_sides_in_bf16_keep_their_entries_and_zero_only_noise():
+    zeros = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        weight = nn.Parameter(torch.zeros(200, 160, dtype=dtype))
+        optimizer = GradNormLoRPAdamW(
+            [weight], lr=0.01, projection_rank=32, side="both", refresh_gap=99, betas=(0, 0.9)
+        )
+        zeros[dtype] = []
+        for grad in stream((200, 160), 3, dtype=torch.float32):
+            # A few strong directions, as gradients have them: most entries are far under the largest one.
+            weight.grad = (grad + 40 * torch.outer(grad[:, 0], grad[0])).to(dtype)
+            optimizer.step()
+            zeros[dtype].append(float((optimizer.state[weight]["exp_avg"] == 0).float().mean()))
+    for found in zeros.values():
+        assert found[0] > 0.8
+        assert max(found[1:]) < 0.1

@@ -114,3 +114,17 @@ def test_a_gradient_that_is_not_finite_is_skipped_counted_and_freed():
     model(torch.full((2, 24), float("nan"))).sum().backward()
     with pytest.raises(Diverged):
         optimizer.step()
+
+
+def test_a_grad_scaler_is_refused_in_one_line_and_works_without_per_layer():
+    model, optimizer = build()
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(model(torch.randn(2, 24)).square().mean()).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    assert optimizer.state[model[0].factor_out]["step"] == 1
+    optimizer.zero_grad()
+    optimizer.per_layer()
+    scaler.scale(model(torch.randn(2, 24)).square().mean()).backward()
+    with pytest.raises(RuntimeError, match="GradScaler with per-layer updates"):
+        scaler.step(optimizer)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, Method, Part, Placement, trainable
-from baselines.shared.adamw import adam_state_bytes, adamw
-from baselines.shared.adapters import AdapterConfig, factor_parts, factor_state_bytes, fold, inject, ranks, restart
+from baselines.method import AdamSettings, Method, Part, Placement, Rates, trainable
+from baselines.shared.adamw import adamw
+from baselines.shared.adapters import AdapterConfig, factor_parts, fold, inject, ranks, restart
 
 
 class DoraConfig(AdapterConfig):
@@ -27,11 +27,6 @@ def attach(model: nn.Module, placement: Placement, config: DoraConfig) -> None:
 def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: DoraConfig) -> Optimizer:
     """Return plain AdamW over factors, magnitudes and head."""
     return adamw(trainable(model).values(), adam)
-
-
-def layer_state_bytes(shape: tuple[int, int], config: DoraConfig, state_bits: int) -> int:
-    """Return the state bytes of both factors and the magnitude."""
-    return factor_state_bytes(shape, config, state_bits) + adam_state_bytes(shape[0], state_bits)
 
 
 def layer_parts(shape: tuple[int, int], config: DoraConfig) -> tuple[Part, ...]:
@@ -49,11 +44,14 @@ METHOD = Method(
     optimizer=optimizer,
     merge=fold,
     ranks=ranks,
-    layer_state_bytes=layer_state_bytes,
     layer_parts=layer_parts,
     saves_state=True,
     restart=restart,
     order=2,
     slot=2,
     factors=True,
+    rates={
+        "fine-tuning": Rates.around(5e-4, "own choice: LoRA's"),
+        "pre-training": Rates.around(1e-3, "own choice: LoRA's"),
+    },
 )

@@ -11,8 +11,8 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Part, Placement, trainable
-from baselines.shared.adamw import adam_state_bytes, adamw
+from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Part, Placement, Rates, trainable
+from baselines.shared.adamw import adamw
 
 
 class FullConfig(MethodConfig):
@@ -39,10 +39,13 @@ METHOD = Method(
     optimizer=optimizer,
     merge=lambda model: model,
     ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=None),
-    layer_state_bytes=lambda shape, config, bits: adam_state_bytes(shape[0] * shape[1], bits),
     layer_parts=lambda shape, config: (Part("weight", shape, trained=True, added=False),),
     saves_state=False,
     order=0,
     slot=0,
     yardstick=True,
+    rates={
+        "fine-tuning": Rates.around(3e-5, "release's GLUE script"),
+        "pre-training": Rates.around(1e-3, "GaLore's protocol picks from 1e-4 to 1e-2 (arXiv 2403.03507)"),
+    },
 )

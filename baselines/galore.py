@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Part, Placement, trainable
-from baselines.shared.projected import check_projection, projected_adamw, projected_state_bytes
+from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Part, Placement, Rates, trainable
+from baselines.shared.projected import check_projection, projected_adamw
 from baselines.shared.targets import shapes
 
 
@@ -57,10 +57,13 @@ METHOD = Method(
     optimizer=optimizer,
     merge=lambda model: model,
     ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=config.projection_rank),
-    layer_state_bytes=lambda shape, config, bits: projected_state_bytes(shape, config, bits),
     layer_parts=lambda shape, config: (Part("weight", shape, True, False, config.projection_rank, config.side),),
     saves_state=True,
     order=3,
     slot=3,
     bases=True,
+    rates={
+        "fine-tuning": Rates.around(2e-5, "table 7 of the paper, rank 8: 1e-5 to 3e-5"),
+        "pre-training": Rates.around(1e-2, "section 5 of the paper"),
+    },
 )

@@ -20,9 +20,18 @@ from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, LayerRanks, Method, Part, Placement, RestartConfig, check_rank, trainable
-from baselines.shared.adamw import adam_state_bytes
-from baselines.shared.projected import check_projection, projected_adamw, projected_state_bytes
+from baselines.method import (
+    AdamSettings,
+    LayerRanks,
+    Method,
+    Part,
+    Placement,
+    Rates,
+    RestartConfig,
+    check_rank,
+    trainable,
+)
+from baselines.shared.projected import check_projection, projected_adamw
 from baselines.shared.targets import shapes
 from gnlorp import GradNormLoRPAdamW, NormLowRankLinear, param_groups
 from gnlorp import attach as attach_layers
@@ -124,17 +133,6 @@ def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config
     return projected_adamw(factors["params"], rest["params"], adam, config, config.allow_full_rank)
 
 
-def layer_state_bytes(shape: tuple[int, int], config: GradNormLoRPConfig, state_bits: int) -> int:
-    """Return the state bytes of both projected factors, or of the projected direction, and of the magnitude."""
-    outputs, inputs = shape
-    if config.form == "dense":
-        return projected_state_bytes(shape, config.projected(), state_bits) + adam_state_bytes(outputs, state_bits)
-    factors = ((outputs, config.rank), (config.rank, inputs))
-    return sum(projected_state_bytes(factor, config, state_bits) for factor in factors) + adam_state_bytes(
-        outputs, state_bits
-    )
-
-
 def layer_parts(shape: tuple[int, int], config: GradNormLoRPConfig) -> tuple[Part, ...]:
     """Return the frozen weight, both factors (gradients projected), the magnitude and the base's squared row norms.
 
@@ -183,7 +181,6 @@ METHOD = Method(
     ranks=lambda shape, config: LayerRanks(
         rank=config.rank if config.form == "factors" else None, projection_rank=config.projected().projection_rank
     ),
-    layer_state_bytes=layer_state_bytes,
     layer_parts=layer_parts,
     saves_state=True,
     restart=restart,
@@ -191,4 +188,8 @@ METHOD = Method(
     slot=4,
     bases=True,
     factors=True,
+    rates={
+        "fine-tuning": Rates.around(5e-4, "own choice: LoRA's; the release's 3e-5 goes with scale 4"),
+        "pre-training": Rates.around(1e-2, "release's pre-training script"),
+    },
 )

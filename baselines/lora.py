@@ -11,9 +11,9 @@ from __future__ import annotations
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, Method, Placement, trainable
+from baselines.method import AdamSettings, Method, Placement, Rates, trainable
 from baselines.shared.adamw import adamw
-from baselines.shared.adapters import AdapterConfig, factor_parts, factor_state_bytes, fold, inject, ranks, restart
+from baselines.shared.adapters import AdapterConfig, factor_parts, fold, inject, ranks, restart
 
 
 class LoraConfig(AdapterConfig):
@@ -40,11 +40,14 @@ METHOD = Method(
     optimizer=optimizer,
     merge=fold,
     ranks=ranks,
-    layer_state_bytes=factor_state_bytes,
     layer_parts=factor_parts,
     saves_state=True,
     restart=restart,
     order=1,
     slot=1,
     factors=True,
+    rates={
+        "fine-tuning": Rates.around(5e-4, "Hu et al., table 9: RoBERTa base 4e-4 and 5e-4"),
+        "pre-training": Rates.around(1e-3, "GaLore's protocol picks from 1e-4 to 1e-2 (arXiv 2403.03507)"),
+    },
 )

@@ -5,14 +5,20 @@ Shapes: `O` output units, `I` input units of a target linear layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from torch.optim import Optimizer
+
+from gnlorp.moments import optimizer_state_bytes
+from gnlorp.projection import projected_shape, projected_sides
+
+Work = Literal["fine-tuning", "pre-training"]
 
 
 class MethodConfig(BaseModel):
@@ -91,6 +97,41 @@ class LayerRanks:
 
 
 @dataclass(frozen=True)
+class Rates:
+    """Learning rates of a method in one kind of work: the usual one, and the range that a search goes over.
+
+    Attributes:
+        source: where the usual one stands, and how the range was chosen.
+
+    Raises:
+        ValueError: not 0 < low <= usual <= high.
+    """
+
+    usual: float
+    low: float
+    high: float
+    source: str
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low <= self.usual <= self.high:
+            raise ValueError(
+                f"rates: low {self.low:g}, usual {self.usual:g}, high {self.high:g}: must be 0 < low <= usual <= high"
+            )
+
+    @classmethod
+    def around(cls, usual: float, source: str) -> Rates:
+        """Return a range of a decade to either side, as wide for every method."""
+        return cls(usual, usual / 10, usual * 10, f"{source}; range: a decade to either side")
+
+    def points(self, count: int) -> list[float]:
+        """Return `count` rates from low to high at equal ratios, to three digits; a single one is the usual one."""
+        if count == 1:
+            return [self.usual]
+        ratio = (self.high / self.low) ** (1 / (count - 1))
+        return [float(f"{self.low * ratio**index:.3g}") for index in range(count)]
+
+
+@dataclass(frozen=True)
 class Part:
     """One tensor that stands in the model for a target weight once the method is attached.
 
@@ -113,6 +154,34 @@ class Part:
     high: bool = False
     buffer: bool = False
 
+    @property
+    def values(self) -> int:
+        """Numbers it holds."""
+        return math.prod(self.shape)
+
+    @property
+    def moment_values(self) -> int:
+        """Numbers in Adam's two moments, on the projected gradient where it is projected; 0 if it is not trained."""
+        if not self.trained:
+            return 0
+        rank = self.projection_rank
+        return 2 * math.prod(self.shape if rank is None else projected_shape(self.shape, rank, self.side))
+
+    @property
+    def basis_values(self) -> int:
+        """Numbers in the bases that its gradient is projected on: M P, N P, or their sum, of an M x N matrix."""
+        rank = self.projection_rank
+        if rank is None:
+            return 0
+        sides = zip(self.shape, projected_sides(self.shape, self.side), strict=True)
+        return sum(length * rank for length, spanned in sides if spanned)
+
+    def state_bytes(self, state_bits: int) -> int:
+        """Return the bytes of its optimizer state, bases included, of an fp32 model."""
+        if not self.trained:
+            return 0
+        return optimizer_state_bytes(self.shape, self.projection_rank, self.side, state_bits)
+
 
 @dataclass(frozen=True)
 class Method(Generic[C]):
@@ -127,11 +196,10 @@ class Method(Generic[C]):
             rank where only gradients are projected).
         attach: (model, placement, config) -> None. Changes the model in place and sets requires_grad everywhere.
             Raises ValueError for settings that do not fit a layer, naming layer, value and nearest allowed value.
-        optimizer: (model, placement, adam, config) -> Optimizer over exactly the trainable parameters.
+        optimizer: (model, placement, adam, config) -> Optimizer over exactly the trainable parameters. One that keeps
+            bases is a `Refreshing`; one with an update inside backward of its own an `UpdatesInBackward`.
         merge: (model) -> model without any trace of the method: ordinary nn.Linear layers again.
         ranks: ((O, I), config) -> LayerRanks.
-        layer_state_bytes: ((O, I), config, state_bits) -> bytes of optimizer state (bases included) that one target
-            weight costs.
         layer_parts: ((O, I), config) -> the tensors that stand for one target weight: what the memory formulas of
             weights, gradients, state, bases and adapters are made from, in any precision.
         saves_state: whether its optimizer state must be smaller than dense AdamW's (the engagement check).
@@ -142,6 +210,7 @@ class Method(Generic[C]):
         yardstick: whether all others are measured against it.
         bases: whether it keeps bases that gradients are projected on.
         factors: whether it trains factors beside a frozen weight.
+        rates: its learning rates by kind of work, for profiles that give none.
     """
 
     name: str
@@ -153,7 +222,6 @@ class Method(Generic[C]):
     optimizer: Callable[[nn.Module, Placement, AdamSettings, C], Optimizer]
     merge: Callable[[nn.Module], nn.Module]
     ranks: Callable[[tuple[int, int], C], LayerRanks]
-    layer_state_bytes: Callable[[tuple[int, int], C, int], int]
     layer_parts: Callable[[tuple[int, int], C], tuple[Part, ...]]
     saves_state: bool
     restart: Callable[[nn.Module, Optimizer, torch.Generator], None] | None = None
@@ -162,6 +230,54 @@ class Method(Generic[C]):
     yardstick: bool = False
     bases: bool = False
     factors: bool = False
+    rates: Mapping[Work, Rates] = field(default_factory=dict, hash=False)
+
+    def layer_state_bytes(self, shape: tuple[int, int], config: C, state_bits: int) -> int:
+        """Return the bytes of optimizer state, bases included, that one target weight of an fp32 model costs."""
+        return sum(part.state_bytes(state_bits) for part in self.layer_parts(shape, config))
+
+
+@runtime_checkable
+class Refreshing(Protocol):
+    """An optimizer that fits new bases every `refresh_gap` steps, as `gnlorp.GradNormLoRPAdamW` does.
+
+    Attributes:
+        last_refreshed: whether its last step fitted one.
+        refresh_gap: steps between new bases; None where nothing is projected.
+        set_refresh_gap: gap -> whether there is a basis; counts from the next step on.
+    """
+
+    last_refreshed: bool
+
+    @property
+    def refresh_gap(self) -> int | None: ...
+
+    def set_refresh_gap(self, gap: int) -> bool: ...
+
+
+@runtime_checkable
+class UpdatesInBackward(Protocol):
+    """An optimizer that can step each parameter inside backward by itself; its `step` then closes the pass."""
+
+    skipped_steps: int
+    last_gradient_norm: float | None
+
+    @property
+    def supports_per_layer(self) -> bool: ...
+
+    def per_layer(self, enable: bool = True) -> None: ...
+
+    def step(self) -> Any: ...
+
+
+def set_refresh_gap(optimizer: Optimizer, gap: int) -> bool:
+    """Let bases be fitted every `gap` steps; return whether the optimizer has any."""
+    return isinstance(optimizer, Refreshing) and optimizer.set_refresh_gap(gap)
+
+
+def refreshed(optimizer: Optimizer) -> bool:
+    """Whether the optimizer's last step fitted a basis."""
+    return isinstance(optimizer, Refreshing) and optimizer.last_refreshed
 
 
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:

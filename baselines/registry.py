@@ -1,4 +1,4 @@
-"""Find the methods: every module of this package that ends in `METHOD = Method(...)`."""
+"""Find the methods: every file of this package but the two of the contract ends in `METHOD = Method(...)`."""
 
 from __future__ import annotations
 
@@ -12,17 +12,32 @@ from typing import Any
 import baselines
 from baselines.method import Method
 
+CONTRACT = frozenset({"method", "registry"})
+
 
 @cache
 def methods() -> dict[str, Method[Any]]:
-    """Return every method by name, in the order of tables."""
+    """Return every method by name, in the order of tables.
+
+    Raises:
+        ValueError: a file without a METHOD, or two methods of one name; the text names the files.
+    """
     found: dict[str, Method[Any]] = {}
-    for module in sorted(pkgutil.iter_modules(baselines.__path__), key=lambda item: item.name):
-        method = getattr(importlib.import_module(f"baselines.{module.name}"), "METHOD", None)
-        if isinstance(method, Method):
-            if method.name in found:
-                raise RuntimeError(f"two files define a method called {method.name!r}")
-            found[method.name] = method
+    files = {module.name for module in pkgutil.iter_modules(baselines.__path__) if not module.ispkg} - CONTRACT
+    for name in sorted(files):
+        method = getattr(importlib.import_module(f"baselines.{name}"), "METHOD", None)
+        if not isinstance(method, Method):
+            raise ValueError(
+                f"baselines/{name}.py: has no METHOD = Method(...), so it is no method: end it in one, or move what "
+                "several methods share to baselines/shared"
+            )
+        if method.name != name:
+            twin = f", as that of baselines/{method.name}.py" if method.name in files else ""
+            raise ValueError(
+                f"baselines/{name}.py: its METHOD is called {method.name!r}{twin}: a method bears the name of its "
+                f"file (nearest allowed name: {name!r})"
+            )
+        found[name] = method
     return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))
 
 

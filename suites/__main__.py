@@ -182,14 +182,18 @@ def bench(
 
 @app.command()
 def methods() -> None:
-    """List the methods, their papers and their settings with defaults."""
-    from baselines.registry import methods as all_methods
+    """List the methods, their papers, usual learning rates, and settings with defaults."""
+    with one_line_errors():
+        from baselines.registry import methods as all_methods
 
-    for name, method in all_methods().items():
-        paper = f"arXiv {method.arxiv}" if method.arxiv else "the yardstick"
-        console.print(f"[bold]{name}[/bold]  {method.title}, {paper}")
-        for field, info in method.config_type.model_fields.items():
-            console.print(f"    {field} = {info.default}: {info.description}", markup=False)
+        for name, method in all_methods().items():
+            paper = f"arXiv {method.arxiv}" if method.arxiv else "the yardstick"
+            console.print(f"[bold]{name}[/bold]  {method.title}, {paper}")
+            for work, rates in method.rates.items():
+                span = f"{rates.usual:g}, range {rates.low:g} to {rates.high:g} ({rates.source})"
+                console.print(f"    learning rate, {work}: {span}", markup=False)
+            for field, info in method.config_type.model_fields.items():
+                console.print(f"    {field} = {info.default}: {info.description}", markup=False)
 
 
 @app.command()

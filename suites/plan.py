@@ -14,6 +14,7 @@ from results.schema import Plan, Record, TrainingPlan
 from results.store import FINAL
 from suites.config import Settings, load_profile, method_config, resolve
 from suites.registry import get_suite
+from suites.run.per_layer import check_per_layer
 from suites.suite import Runtime
 
 REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference"
@@ -97,15 +98,8 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
             f"accumulation {settings.accumulation}: must divide batch_size {settings.batch_size} "
             f"(nearest allowed value: {near})"
         )
-    if settings.per_layer and settings.accumulation > 1:
-        raise ValueError(
-            f"accumulation {settings.accumulation}: per_layer uses a gradient up at once (nearest allowed value: 1)"
-        )
-    if settings.per_layer and settings.clip_norm:
-        raise ValueError(
-            f"clip_norm {settings.clip_norm}: per_layer never has the norm over all gradients "
-            "(nearest allowed value: 0)"
-        )
+    if settings.per_layer:
+        check_per_layer(settings.accumulation, settings.clip_norm)
     per_epoch = math.ceil(train_rows / settings.batch_size)
     if settings.epochs is None:
         assert settings.steps is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,11 +20,13 @@ def adamw(parameters: Iterable[nn.Parameter], adam: AdamSettings) -> Optimizer:
         ValueError: `state_bits` is neither 32 nor 8.
     """
     chosen = list(parameters)
-    options = {"lr": adam.learning_rate, "betas": adam.betas, "eps": adam.eps, "weight_decay": adam.weight_decay}
+    options: dict[str, Any] = {
+        "lr": adam.learning_rate, "betas": adam.betas, "eps": adam.eps, "weight_decay": adam.weight_decay,
+    }  # fmt: skip
     if adam.state_bits == 32:
         return torch.optim.AdamW(chosen, fused=True, **options)
     if adam.state_bits == 8:
-        from bitsandbytes.optim import AdamW8bit
+        from bitsandbytes.optim.adamw import AdamW8bit
 
         optimizer: Optimizer = AdamW8bit(chosen, **options)
         return optimizer

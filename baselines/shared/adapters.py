@@ -6,13 +6,13 @@ import math
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
 from baselines.method import LayerRanks, Part, Placement, RestartConfig, check_rank
-from baselines.shared.adamw import adam_state_bytes
 from baselines.shared.targets import shapes
 
 
@@ -32,7 +32,8 @@ def inject(model: nn.Module, placement: Placement, config: AdapterConfig, weight
     inject_adapter_in_model(
         LoraConfig(
             r=config.rank,
-            lora_alpha=config.alpha,
+            # Declared a whole number there, used as alpha / r.
+            lora_alpha=config.alpha,  # type: ignore[arg-type]
             lora_dropout=config.dropout,
             target_modules=list(placement.targets),
             use_dora=weight_norm,
@@ -65,7 +66,7 @@ def restart(model: nn.Module, optimizer: Optimizer, generator: torch.Generator) 
     The layers' outputs stay the same up to rounding. The moments of the factors and magnitudes are dropped.
     """
     for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
+        if isinstance(module, LoraLayer):
             # peft counts the adapter as merged from here on; it is a new one, beside the weight again.
             module.merge()
             module.merged_adapters.clear()
@@ -74,17 +75,23 @@ def restart(model: nn.Module, optimizer: Optimizer, generator: torch.Generator) 
                 _begin(module, name, optimizer, generator)
 
 
-def _begin(module: BaseTunerLayer, name: str, optimizer: Optimizer, generator: torch.Generator) -> None:
-    low, high = module.lora_A[name].weight, module.lora_B[name].weight
+def _begin(module: LoraLayer, name: str, optimizer: Optimizer, generator: torch.Generator) -> None:
+    low, high = _weight(module.lora_A[name]), _weight(module.lora_B[name])
     nn.init.kaiming_uniform_(low, a=math.sqrt(5), generator=generator)
     high.zero_()
     changed = [low, high]
     if name in module.lora_magnitude_vector:
-        magnitude = module.lora_magnitude_vector[name].weight
-        magnitude.copy_(module.get_base_layer().weight.float().norm(dim=1))
+        magnitude = _weight(module.lora_magnitude_vector[name])
+        magnitude.copy_(_weight(module.get_base_layer()).float().norm(dim=1))
         changed.append(magnitude)
     for parameter in changed:
         optimizer.state.pop(parameter, None)
+
+
+def _weight(module: nn.Module) -> nn.Parameter:
+    weight = module.weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
 
 
 def ranks(shape: tuple[int, int], config: AdapterConfig) -> LayerRanks:
@@ -99,8 +106,3 @@ def factor_parts(shape: tuple[int, int], config: AdapterConfig) -> tuple[Part, .
         Part("factor_out", (shape[0], config.rank), trained=True),
         Part("factor_in", (config.rank, shape[1]), trained=True),
     )
-
-
-def factor_state_bytes(shape: tuple[int, int], config: AdapterConfig, state_bits: int) -> int:
-    """Return the state bytes of both factors, (O, R) and (R, I)."""
-    return sum(adam_state_bytes(side * config.rank, state_bits) for side in shape)

@@ -10,7 +10,6 @@ from torch.optim import Optimizer
 
 from baselines.method import AdamSettings
 from gnlorp import GradNormLoRPAdamW
-from gnlorp.moments import optimizer_state_bytes
 from gnlorp.projection import projected_sides
 
 
@@ -76,8 +75,3 @@ def projected_adamw(
         state_bits=adam.state_bits,
         allow_full_rank=allow_full_rank,
     )
-
-
-def projected_state_bytes(shape: tuple[int, int], config: ProjectionSettings, state_bits: int) -> int:
-    """Return the state bytes (moments and bases) of one projected matrix of `shape`."""
-    return optimizer_state_bytes(shape, config.projection_rank, config.side, state_bits)

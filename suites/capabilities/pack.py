@@ -69,9 +69,9 @@ def check_optimizer(
     """Put an optimizer through the checks that the methods go through.
 
     `make_optimizer(parameters, learning_rate)` is called anew for each check with every parameter of a tiny BERT or
-    LLaMA, vectors among them; `eight_bit` likewise, where the optimizer has a form with 8-bit state. A method
-    `per_layer(enable)`, where there is one, must update inside backward. Returns a row: `passed`, `cell(check)`, and
-    all answers with their reasons when printed.
+    LLaMA, vectors among them; `eight_bit` likewise, where the optimizer has a form with 8-bit state. One that is a
+    `baselines.method.UpdatesInBackward` must update inside backward by itself. Returns a row: `passed`, `cell(check)`,
+    and all answers with their reasons when printed.
     """
     return row_of(optimizer_subject(make_optimizer, learning_rate, eight_bit, name), NETWORKS, backend)
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, Placement
+from baselines.method import AdamSettings, Placement, set_refresh_gap
 from baselines.registry import get_method
 from baselines.shared import targets
 from results.lab import Cell, Counted, Parts, Precision, Setting
@@ -201,11 +201,11 @@ class Lab:
         step.give_gradients(optimizer)
         gradient_bytes = live.gradient_bytes(model)
         optimizer.step()
-        step.set_refresh_gap(optimizer, NEVER)
+        set_refresh_gap(optimizer, NEVER)
         rules.clear()
         finish = self._track_finish(model, optimizer)
         used = Counter(rules)
-        refreshes = step.set_refresh_gap(optimizer, 1)
+        refreshes = set_refresh_gap(optimizer, 1)
         refresh = self._track_finish(model, optimizer) if refreshes else None
         count = Counted(
             weight_bytes=live.weight_bytes(model),
@@ -268,7 +268,7 @@ class Lab:
             step.give_gradients(optimizer)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            refreshes = step.set_refresh_gap(optimizer, NEVER)
+            refreshes = set_refresh_gap(optimizer, NEVER)
             updates = PerLayer(optimizer, setting.accumulation)
             rules.clear()
 
@@ -279,7 +279,7 @@ class Lab:
             trace = self._track(model, optimizer, update)
             used = Counter(rules)
             held.clear()
-            step.set_refresh_gap(optimizer, 1)
+            set_refresh_gap(optimizer, 1)
             return Half(trace, self._track(model, optimizer, update) if refreshes else None, None, used)
 
     def _track(self, model: nn.Module, optimizer: Optimizer | None, run: Callable[[], None]) -> Trace:

@@ -34,14 +34,6 @@ def finish(optimizer: Optimizer, clip_norm: float | None = None) -> None:
     optimizer.zero_grad(set_to_none=True)
 
 
-def set_refresh_gap(optimizer: Optimizer, gap: int) -> bool:
-    """Let bases be fitted every `gap` steps; return whether the optimizer has any."""
-    groups = [group for group in optimizer.param_groups if group.get("refresh_gap") and group.get("projection_rank")]
-    for group in groups:
-        group["refresh_gap"] = gap
-    return bool(groups)
-
-
 def give_gradients(optimizer: Optimizer) -> None:
     """Put a gradient on every parameter, as if a backward pass had come."""
     for group in optimizer.param_groups:

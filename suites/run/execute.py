@@ -19,9 +19,11 @@ from baselines.method import (
     AdamSettings,
     Method,
     Placement,
+    Refreshing,
     check_optimizer_covers,
     merges_after,
     rewarm_factor,
+    set_refresh_gap,
     trainable,
 )
 from baselines.registry import get_method
@@ -120,7 +122,7 @@ def prediction_build(
 
     def make() -> tuple[nn.Module, Optimizer, Callable[[], None]]:
         built = build(suite.skeleton(plan, runtime), job.placement, plan, cpu)
-        _set_refresh_gap(built.optimizer, NEVER)
+        set_refresh_gap(built.optimizer, NEVER)
         per_layer = per_layer_of(built.optimizer, plan.training)
 
         def step() -> None:
@@ -157,11 +159,11 @@ def tracked_pass(built: Built, job: Job, plan: Plan, device: torch.device) -> Tr
     # partner's basis and moments only come with the second.
     step()
     step()
-    _set_refresh_gap(built.optimizer, NEVER)
+    set_refresh_gap(built.optimizer, NEVER)
     plain = tracker.track(built.model, built.optimizer, step)
     phases = phase_peaks(plain)
     refresh = None
-    if _set_refresh_gap(built.optimizer, 1):
+    if set_refresh_gap(built.optimizer, 1):
         trace = tracker.track(built.model, built.optimizer, step)
         refresh = tracker.peak_of(trace)
         phases["refresh"] = tracker.peak_of(trace, "optimizer")
@@ -312,7 +314,7 @@ def _hooks(built: Built, plan: Plan, device: torch.device, report: Progress, sav
 
 def _certificate(built: Built, out: Outcome) -> Engagement:
     counts = [parameter.numel() for parameter in built.model.parameters()]
-    refreshes = out.refreshes if hasattr(built.optimizer, "last_refreshed") else None
+    refreshes = out.refreshes if isinstance(built.optimizer, Refreshing) else None
     return live.engagement(
         built.layers,
         sum(parameter.numel() for parameter in trainable(built.model).values()),
@@ -326,13 +328,6 @@ def _certificate(built: Built, out: Outcome) -> Engagement:
 def _check_certificate(certificate: Engagement, built: Built, plan: Plan) -> None:
     method = get_method(plan.method)
     live.check_engagement(certificate, built.model, method.title, method.saves_state)
-
-
-def _set_refresh_gap(optimizer: Optimizer, gap: int) -> bool:
-    groups = [group for group in optimizer.param_groups if group.get("refresh_gap") and group.get("projection_rank")]
-    for group in groups:
-        group["refresh_gap"] = gap
-    return bool(groups)
 
 
 def _now() -> str:

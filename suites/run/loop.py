@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from baselines.method import refreshed
 from results.schema import CurvePoint, Evaluation, Timing, TrainingPlan
 from suites.run.distributed import Group
 from suites.run.per_layer import PerLayer
@@ -178,13 +179,13 @@ def train(
         batches = [_to(next(stream), device) for _ in range(plan.accumulation)]
         clock = Clock(device)
         loss, norm, applied = train_step(model, optimizer, batches, job, plan, clock, group, per_layer)
-        refreshed = applied and bool(getattr(optimizer, "last_refreshed", False))
+        fitted = applied and refreshed(optimizer)
         out.curve.append(
             CurvePoint(step=step, loss=loss, learning_rate=plan.learning_rate * factor, gradient_norm=norm)
         )
-        out.refreshes += refreshed
+        out.refreshes += fitted
         if step > untimed:
-            _add_times(out, clock, refreshed, sum(job.tokens(batch) for batch in batches))
+            _add_times(out, clock, fitted, sum(job.tokens(batch) for batch in batches))
         out.skipped_in_a_row = 0 if applied else out.skipped_in_a_row + 1
         out.skipped_steps += not applied
         if out.skipped_in_a_row >= plan.max_skipped:
@@ -208,9 +209,7 @@ def per_layer_of(optimizer: Optimizer, plan: TrainingPlan, group: Group = ALONE)
     """
     if not plan.per_layer:
         return None
-    if group.size > 1:
-        raise ValueError(f"per_layer with {group.size} processes: not possible (nearest allowed value: 1 process)")
-    return PerLayer(optimizer, plan.accumulation, plan.clip_norm)
+    return PerLayer(optimizer, plan.accumulation, plan.clip_norm, group.size)
 
 
 def timing(out: Outcome, wall_s: float) -> Timing:

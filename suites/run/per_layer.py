@@ -14,36 +14,46 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from baselines.method import UpdatesInBackward
+
+
+def check_per_layer(accumulation: int, clip_norm: float | None, processes: int = 1) -> None:
+    """Raise ValueError for settings that need all gradients of a step at once."""
+    if accumulation > 1:
+        raise ValueError(
+            f"accumulation {accumulation}: per_layer uses a gradient up at once (nearest allowed value: 1)"
+        )
+    if clip_norm:
+        raise ValueError(
+            f"clip_norm {clip_norm}: per_layer never has the norm over all gradients (nearest allowed value: 0)"
+        )
+    if processes > 1:
+        raise ValueError(f"per_layer with {processes} processes: not possible (nearest allowed value: 1 process)")
+
 
 class PerLayer:
     """Switches an optimizer to per-layer updates until `remove`.
 
     Call `finish` once after every backward pass, in place of `optimizer.step`. An optimizer with a mode of its own
-    (`optimizer.per_layer`) is switched to that. State, parameter groups and learning rates stay the optimizer's: its
+    (`UpdatesInBackward`) is switched to that. State, parameter groups and learning rates stay the optimizer's: its
     `state_dict` is the same with and without.
 
     Raises:
-        ValueError: `accumulation` above 1, or `clip_norm`: both need all gradients at once.
+        ValueError: from `check_per_layer`.
     """
 
-    def __init__(self, optimizer: Optimizer, accumulation: int = 1, clip_norm: float | None = None) -> None:
-        if accumulation != 1:
-            raise ValueError(
-                f"accumulation {accumulation}: per-layer updates use a gradient up at once (nearest allowed value: 1)"
-            )
-        if clip_norm is not None:
-            raise ValueError(
-                f"clip_norm {clip_norm}: per-layer updates never have the norm over all gradients "
-                "(nearest allowed value: none)"
-            )
+    def __init__(
+        self, optimizer: Optimizer, accumulation: int = 1, clip_norm: float | None = None, processes: int = 1
+    ) -> None:
+        check_per_layer(accumulation, clip_norm, processes)
         self._optimizer = optimizer
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._seen: set[int] = set()
         self._norm = 0.0
         self._skipped = False
-        self._own = hasattr(optimizer, "per_layer")
-        if self._own:
-            optimizer.per_layer(True)  # type: ignore[attr-defined]
+        self._own = optimizer if isinstance(optimizer, UpdatesInBackward) and optimizer.supports_per_layer else None
+        if self._own is not None:
+            self._own.per_layer(True)
             return
         for group in optimizer.param_groups:
             for parameter in group["params"]:
@@ -51,11 +61,11 @@ class PerLayer:
 
     def finish(self) -> tuple[float, bool]:
         """Close the pass; return (norm over all its gradients, whether every one of them was finite and used)."""
-        if self._own:
-            optimizer: Any = self._optimizer
-            before = optimizer.skipped_steps
-            optimizer.step()
-            return optimizer.last_gradient_norm, optimizer.skipped_steps == before
+        if self._own is not None:
+            before = self._own.skipped_steps
+            self._own.step()
+            assert self._own.last_gradient_norm is not None
+            return self._own.last_gradient_norm, self._own.skipped_steps == before
         norm, used = self._norm, not self._skipped
         self._seen, self._norm, self._skipped = set(), 0.0, False
         return norm, used
@@ -65,8 +75,8 @@ class PerLayer:
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        if self._own:
-            self._optimizer.per_layer(False)  # type: ignore[attr-defined]
+        if self._own is not None:
+            self._own.per_layer(False)
 
     def _hook(self, group: dict[str, Any], parameter: nn.Parameter) -> None:
         def run(grown: Tensor) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from baselines.method import set_refresh_gap
 from baselines.registry import methods
 from results.lab import Cell, Parts, Setting
 from results.schema import TrainingPlan
@@ -65,7 +66,7 @@ def real_trace(lab: Lab, setting: Setting, refresh: bool = False) -> tuple[Trace
 
     ordinary()
     ordinary()
-    step.set_refresh_gap(optimizer, 1 if refresh else NEVER)
+    set_refresh_gap(optimizer, 1 if refresh else NEVER)
     run = ordinary
     if setting.per_layer:
         updates = PerLayer(optimizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -147,10 +148,18 @@ class Verdict(Strict):
     words: str
 
 
+class PublishedMethod(Strict):
+    """A method of published claims alone: whose values it has, and whether its factors replace the weight."""
+
+    counted_as: str
+    replaces: bool = False
+
+
 class Claims(Strict):
-    """Published claims."""
+    """Published claims, and the methods among them that nothing here trains."""
 
     schema_version: Literal[1] = 1
+    methods: dict[str, PublishedMethod] = {}
     claims: list[Claim]
 
 
@@ -177,6 +186,12 @@ PUBLISHED = Path(__file__).parent / "published" / "memory_claims.json"
 def read_claims(path: Path = PUBLISHED) -> list[Claim]:
     """Return the published claims."""
     return Claims.model_validate_json(path.read_bytes()).claims
+
+
+@cache
+def published_methods(path: Path = PUBLISHED) -> dict[str, PublishedMethod]:
+    """Return the methods that the published claims alone speak of, by name."""
+    return Claims.model_validate_json(path.read_bytes()).methods
 
 
 def read_verdicts(path: Path) -> Verdicts:

@@ -8,6 +8,7 @@ norm: it does less work and is the yardstick.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -43,11 +44,10 @@ def layer_cell(shape: tuple[int, int], rank: int, tokens: int, bias: bool, budge
     claims = []
     for ours in ("full", "detached"):
         for peer, limit in (("lora", TIME_TARGET), ("dora", None)):
-            rule = "at most" if limit else None
             names = (TITLES[ours], TITLES[peer])
-            claims.append(ratio_claim("time", seconds[ours], seconds[peer], names, rule, limit))
+            claims.append(ratio_claim("time", seconds[ours], seconds[peer], names, target=limit))
             limit = limit and BYTES_TARGET
-            claims.append(ratio_claim("peak bytes", [peaks[ours]], [peaks[peer]], names, rule, limit))
+            claims.append(ratio_claim("peak bytes", [peaks[ours]], [peaks[peer]], names, target=limit))
     return BenchCell(
         group="layer",
         label=f"{outputs}x{inputs}, rank {rank}",
@@ -61,7 +61,7 @@ def layer_cell(shape: tuple[int, int], rank: int, tokens: int, bias: bool, budge
 
 def make_layers(base: nn.Linear, rank: int) -> dict[str, nn.Module]:
     """Return the four layers over one frozen weight, with equal factors and magnitudes near the row norms."""
-    alpha = 2.0 * rank
+    alpha = 2 * rank
     factor_out, factor_in = 0.02 * torch.randn(base.out_features, rank), 0.02 * torch.randn(rank, base.in_features)
     with torch.no_grad():
         direction = torch.addmm(base.weight, factor_out, factor_in, alpha=alpha / rank)
@@ -76,7 +76,7 @@ def make_layers(base: nn.Linear, rank: int) -> dict[str, nn.Module]:
         layers[rule] = ours
     for name in ("lora", "dora"):
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=["0"], use_dora=name == "dora")
-        theirs = inject_adapter_in_model(config, nn.Sequential(_sharing(base)))[0]
+        theirs: Any = inject_adapter_in_model(config, nn.Sequential(_sharing(base))).get_submodule("0")
         _set(theirs.lora_B["default"].weight, factor_out)
         _set(theirs.lora_A["default"].weight, factor_in)
         if "default" in theirs.lora_magnitude_vector:

@@ -2,53 +2,49 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification, BertConfig
 
 from baselines.method import AdamSettings, check_optimizer_covers
 from baselines.registry import get_method
 from baselines.shared.targets import place
 from results.bench import BenchCell
 from suites.bench.timing import candidate, in_turns, ratio_claim
+from suites.lab.networks import find_network
 from suites.measure.tracker import peak_of, track
-from suites.models import MINILM_PACKAGE
+from suites.models import MINILM_PACKAGE, minilm_folder
 
-OURS, LORA, DORA = "gradnormlorp", "lora", "dora"
+OURS, YARDSTICK, PEERS = "gradnormlorp", "lora", ("lora", "dora")
 TARGET = 1.1
-# all-MiniLM-L6-v2, where its package is missing.
-SHAPE: dict[str, Any] = {
-    "vocab_size": 30522, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
-    "intermediate_size": 1536, "max_position_embeddings": 512,
-}  # fmt: skip
 STEPS_BEFORE = 3
 
 
-def model_cell(label: str, shape: dict[str, Any] | None, rows: int, length: int, budget_s: float) -> BenchCell:
-    """Measure the step of GradNormLoRP, LoRA and DoRA at rank 8 on the same batch; `shape` None takes MiniLM."""
-    make, source = (_packaged, "its packaged weights") if shape is None and _package() else (None, "random weights")
+def model_cell(label: str, config: BertConfig | None, rows: int, length: int, budget_s: float) -> BenchCell:
+    """Measure the step of ours and its peers at rank 8 on the same batch; `config` None takes MiniLM."""
+    packaged = config is None and find_spec(MINILM_PACKAGE) is not None
     batch = _batch(rows, length)
     work: dict[str, Callable[[], object]] = {}
     peaks: dict[str, int] = {}
     starts: dict[str, Tensor] = {}
-    titles = {name: get_method(name).title for name in (OURS, LORA, DORA)}
+    titles = {name: get_method(name).title for name in (OURS, *PEERS)}
     for name in titles:
-        model = make() if make is not None else _from_config(shape or SHAPE)
-        step, starts[name], optimizer = _prepared(name, model, batch)
-        peaks[name] = peak_of(track(model, optimizer, step)).total_bytes
-        work[name] = step
+        torch.manual_seed(0)
+        model = _packaged() if packaged else _random(config or find_network("minilm").config)
+        work[name], starts[name], optimizer = _prepared(name, model, batch)
+        peaks[name] = peak_of(track(model, optimizer, work[name])).total_bytes
     seconds = in_turns(work, budget_s)
-    claims = [
-        ratio_claim("step time", seconds[OURS], seconds[LORA], (titles[OURS], titles[LORA]), "at most", TARGET),
-        ratio_claim("step time", seconds[OURS], seconds[DORA], (titles[OURS], titles[DORA])),
-        ratio_claim("peak bytes", [peaks[OURS]], [peaks[LORA]], (titles[OURS], titles[LORA])),
-        ratio_claim("peak bytes", [peaks[OURS]], [peaks[DORA]], (titles[OURS], titles[DORA])),
-    ]
-    base = starts[LORA]
+    claims = []
+    for peer in PEERS:
+        names = (titles[OURS], titles[peer])
+        target = TARGET if peer is YARDSTICK else None
+        claims.append(ratio_claim("step time", seconds[OURS], seconds[peer], names, target=target))
+        claims.append(ratio_claim("peak bytes", [peaks[OURS]], [peaks[peer]], names))
+    base = starts[YARDSTICK]
     return BenchCell(
         group="model",
         label=label,
@@ -56,11 +52,14 @@ def model_cell(label: str, shape: dict[str, Any] | None, rows: int, length: int,
         candidates=[candidate(name, title, seconds, peaks[name]) for name, title in titles.items()],
         claims=claims,
         agreement={
-            f"{titles[name]} against LoRA, outputs at the start": float((starts[name] - base).norm() / base.norm())
-            for name in (OURS, DORA)
+            f"{titles[name]} against {titles[YARDSTICK]}, outputs at the start": float(
+                (start - base).norm() / base.norm()
+            )
+            for name, start in starts.items()
+            if name != YARDSTICK
         },
         agreement_limit=1e-5,
-        note=f"{source}; plain steps, no refresh among them",
+        note=f"{'its packaged' if packaged else 'random'} weights; plain steps, no refresh among them",
     )
 
 
@@ -86,24 +85,14 @@ def _prepared(name: str, model: nn.Module, batch: dict[str, Tensor]) -> tuple[Ca
     return step, start, optimizer
 
 
-def _package() -> Path | None:
-    spec = importlib.util.find_spec(MINILM_PACKAGE)
-    return None if spec is None or spec.origin is None else Path(spec.origin).parent / "model"
-
-
 def _packaged() -> nn.Module:
-    from transformers import AutoModelForSequenceClassification
-
-    torch.manual_seed(0)
-    model: nn.Module = AutoModelForSequenceClassification.from_pretrained(_package(), num_labels=2)
+    model: nn.Module = AutoModelForSequenceClassification.from_pretrained(minilm_folder(), num_labels=2)
     return model
 
 
-def _from_config(shape: dict[str, Any]) -> nn.Module:
-    from transformers import BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(0)
-    return BertForSequenceClassification(BertConfig(**shape, num_labels=2))
+def _random(config: Any) -> nn.Module:
+    model: nn.Module = AutoModelForSequenceClassification.from_config(config)
+    return model
 
 
 def _batch(rows: int, length: int) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import torch
+from transformers import BertConfig
 
 from results.bench import Bench, BenchCell, Group
 from suites.bench.layer import layer_cell
@@ -73,10 +74,10 @@ def _whole_items() -> list[Item]:
 
 
 def _quick_items() -> list[Item]:
-    tiny = {
-        "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "intermediate_size": 64, "max_position_embeddings": 32,
-    }  # fmt: skip
+    tiny = BertConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=32,
+    )  # fmt: skip
     return [
         _layer_item((48, 32), 4, 16, True, 0.05, 0.5),
         _layer_item((32, 48), 8, 16, False, 0.05, 0.5),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -166,14 +167,13 @@ def _claims(seconds: dict[str, list[float]], refresh_s: dict[str, float]) -> lis
     ours, peer = seconds["ours"], seconds.get("peer", [])
     names = (TITLES["ours"], TITLES["peer"])
     claims = [
-        ratio_claim("step time", ours, peer, names, "at most", STEP_TARGET),
+        ratio_claim("step time", ours, peer, names, target=STEP_TARGET),
         ratio_claim(
             f"step time with a refresh every {GAP}",
             _amortised(ours, refresh_s["ours"]),
             _amortised(peer, refresh_s.get("peer", 0.0)),
             names,
-            "at most",
-            AMORTISED_TARGET,
+            target=AMORTISED_TARGET,
         ),
     ]
     for name in ("foreach", "fused"):
@@ -190,4 +190,4 @@ def _amortised(plain: Sequence[float], refresh_s: float) -> list[float]:
 def _apart(some: Sequence[Tensor], others: Sequence[Tensor], start: Sequence[Tensor]) -> float:
     gap = sum(float((a.detach() - b.detach()).square().sum()) for a, b in zip(some, others, strict=True))
     way = sum(float((a.detach() - s).square().sum()) for a, s in zip(some, start, strict=True))
-    return (gap / way) ** 0.5
+    return math.sqrt(gap / way)

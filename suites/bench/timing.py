@@ -41,12 +41,16 @@ def ratio_claim(
     over: Sequence[float],
     under: Sequence[float],
     names: tuple[str, str],
-    rule: Rule | None = None,
+    rule: Rule = "at most",
     target: float | None = None,
 ) -> Claim:
-    """Return the claim on `over` divided by `under`, round by round; `names` are ours and the peer's."""
+    """Return the claim on `over` divided by `under`, round by round; `names` are ours and the peer's.
+
+    Without a target the ratio is only stated, and `rule` says nothing.
+    """
     values = [a / b for a, b in zip(over, under, strict=True)] if over and under else []
-    return Claim(what=what, ours=names[0], peer=names[1], values=values, rule=rule, target=target)
+    kept = None if target is None else rule
+    return Claim(what=what, ours=names[0], peer=names[1], values=values, rule=kept, target=target)
 
 
 def candidate(name: str, title: str, seconds: Mapping[str, list[float]], peak_bytes: int | None = None) -> Candidate:

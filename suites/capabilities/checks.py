@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -247,7 +247,7 @@ def compile_check(backend: str) -> Find:
         torch._dynamo.reset()
         torch._dynamo.utils.counters.clear()
         model = compiled.model
-        compiled.model = torch.compile(model, backend=backend)
+        compiled.model = cast(nn.Module, torch.compile(model, backend=backend))
         for _ in range(2):
             step(eager)
             step(compiled)

@@ -165,7 +165,9 @@ def rate(part: Round, step: int) -> float:
 
 def _start(recipe: Recipe) -> transformers.RobertaForMaskedLM:
     torch.manual_seed(recipe.seed)
-    return transformers.RobertaForMaskedLM(config(recipe)).eval()
+    model = transformers.RobertaForMaskedLM(config(recipe))
+    model.eval()
+    return model
 
 
 def _optimizer(model: transformers.RobertaForMaskedLM, recipe: Recipe) -> torch.optim.AdamW:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from results.lab import Attempt, Claim, Rule, Setting, Verdict, Verdicts, read_claims, write_verdicts
-from suites.lab.conventions import Convention, Values, conventions, values_of
+from suites.lab.conventions import Convention, Values, conventions, shapes_of, values_of
 from suites.lab.fits import largest
 from suites.lab.lab import Lab
 from suites.lab.networks import find_network
@@ -18,15 +18,13 @@ SHOWN = 3
 OVERHEAD_BYTES = 2**30
 ORDER_BATCHES = (1, 4, 16)
 UNIT = {"G": {True: 2**30, False: 10**9}, "M": {True: 2**20, False: 10**6}}
-HAS_BASES = frozenset({"galore", "gradnormlorp"})
-HAS_FACTORS = frozenset({"gradnormlorp"})
-HAS_ADAPTERS = frozenset({"lora", "relora", "gradnormlorp"})
 CUT_MODELS = ("60m", "130m", "350m", "1b", "7b", "roberta-base", "bert-base")
 CUT_RANKS: dict[str, tuple[int, ...]] = {
     "60m": (128,), "130m": (256,), "350m": (256,), "1b": (512, 1024), "7b": (256, 512, 1024),
     "roberta-base": (4, 8), "bert-base": (4, 8),
 }  # fmt: skip
 BASELINES = {"bf16 AdamW": 2, "fp32 AdamW": 4, "8-bit AdamW": 1}
+"""Bytes a moment of the optimizers that a cut could be meant against."""
 
 
 def recompute(traces: bool = True) -> Verdicts:
@@ -71,9 +69,9 @@ def prints_as(value: float, claim: Claim) -> bool:
 
 
 def _tries(claim: Claim) -> Iterator[tuple[Convention, int, float]]:
-    options = list(conventions(claim.state_bits, claim.method in HAS_BASES, claim.method in HAS_ADAPTERS))
     for rank in claim.ranks:
         values = values_of(claim.method, claim.model, rank)
+        options = conventions(claim.state_bits, values.bases > 0, values.added > 0 and not values.replaces)
         for convention in options:
             size = size_of(claim.quantity, convention, values)
             yield convention, rank, size / UNIT[claim.unit][convention.gibi]
@@ -109,11 +107,9 @@ def _cut(claim: Claim) -> Verdict:
     tries = []
     for model in CUT_MODELS:
         for rank in CUT_RANKS[model]:
-            projections = (rank // 2, rank) if claim.method in HAS_FACTORS else (rank,)
-            for projection in projections:
-                values = values_of(claim.method, model, rank, projection)
-                dense = values_of("full", model, rank)
-                tries += list(_cuts(claim, model, rank, projection, values, dense))
+            # Where it is the factors' gradients that are projected, the source could mean either rank.
+            for projection in (rank // 2, rank) if values_of(claim.method, model, rank).added else (rank,):
+                tries += list(_cuts(claim, model, rank, projection))
     return verdict_of(claim, _distinct(tries), own=_own_cut(claim))
 
 
@@ -121,20 +117,23 @@ def _own_cut(claim: Claim) -> str:
     """Say what this repository's own 8-bit state saves on the 7B model, by formula, which its count agrees with."""
     network = find_network("7b")
     own = Lab(network, claim.method, network.rank, "bf16").formula(8).state_bytes
-    dense = {name: Lab(network, "full", 1, name).formula(32).state_bytes for name in ("bf16", "fp32")}
-    cuts = " and ".join(f"{100 * (1 - own / size):.1f} % against {name} AdamW" for name, size in dense.items())
+    moments = 2 * shapes_of("7b")[0]
+    cuts = " and ".join(
+        f"{100 * (1 - own / (moments * BASELINES[name])):.1f} % against {name}" for name in ("bf16 AdamW", "fp32 AdamW")
+    )
     return f"; this code's own state on 7b, rank {network.rank}: {cuts}"
 
 
-def _cuts(claim: Claim, model: str, rank: int, projection: int, values: Values, dense: Values) -> Iterator[Attempt]:
+def _cuts(claim: Claim, model: str, rank: int, projection: int) -> Iterator[Attempt]:
+    values = values_of(claim.method, model, rank, projection)
+    ranks = f"rank {rank}" + (f", projection rank {projection}" if values.added else "")
     for convention in conventions(8, bases=True, adapters=False):
         if convention.weight_bytes != 2 or convention.gibi:
             continue
         for baseline, width in BASELINES.items():
-            everything = 2 * dense.dense * width
+            everything = 2 * values.dense * width
             cut = 100 * (1 - convention.state(values) / everything)
             words = convention.words().removeprefix("bf16 weights, ").removesuffix(", GB")
-            ranks = f"rank {rank}" + (f", projection rank {projection}" if claim.method in HAS_FACTORS else "")
             yield Attempt(
                 convention=f"against {baseline} on {model}, {ranks}: {words}",
                 value=round(cut, 2),

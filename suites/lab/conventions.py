@@ -6,6 +6,8 @@ weights + state,  weights alone,  state alone;   2 or 4 bytes a value, 1 for 8-b
 from __future__ import annotations
 
 import itertools
+import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -14,7 +16,11 @@ from typing import Literal
 import torch
 from transformers import AutoModel
 
+from baselines.method import Part
+from baselines.registry import get_method
 from baselines.shared import targets
+from gnlorp.projection import projected_shape, projected_sides
+from results.lab import PublishedMethod, published_methods
 from suites.lab.networks import find_network
 
 Rest = Literal["trained", "frozen", "trained, counted twice"]
@@ -97,25 +103,47 @@ def shapes_of(model: str) -> tuple[int, tuple[tuple[int, int], ...]]:
 
 
 def values_of(method: str, model: str, rank: int, projection_rank: int | None = None) -> Values:
-    """Return the numbers of values that a method holds: moments and bases of its own part, the rest left out."""
+    """Return the numbers of values that a method holds: moments and bases of its own part, the rest left out.
+
+    Where a method has both ranks, gradients are projected on the whole `rank` unless `projection_rank` is given.
+    """
     every, shapes = shapes_of(model)
     rest = every - sum(rows * columns for rows, columns in shapes)
-    factors = sum(rank * (rows + columns) for rows, columns in shapes)
-    projection = projection_rank or rank
-    table = {
-        "full": Values(every, rest, 0, 2 * (every - rest), 0),
-        "galore": Values(
-            every, rest, 0, sum(2 * rank * max(shape) for shape in shapes), sum(rank * min(shape) for shape in shapes)
-        ),
-        "lora": Values(every, rest, factors, 2 * factors, 0),
-        "relora": Values(every, rest, factors, 2 * factors, 0),
-        "low-rank": Values(every, rest, factors, 2 * factors, 0, replaces=True),
-        "gradnormlorp": Values(
-            every,
-            rest,
-            factors + sum(rows for rows, _ in shapes),
-            sum(2 * (projection * (rows + columns) + rows) for rows, columns in shapes),
-            sum(2 * rank * projection for _ in shapes),
-        ),
-    }
-    return table[method]
+    parts = [
+        part
+        for shape, count in Counter(shapes).items()
+        for part in parts_of(method, shape, rank, projection_rank) * count
+    ]
+    trained = [part for part in parts if part.trained]
+    return Values(
+        dense=every,
+        rest=rest,
+        added=sum(math.prod(part.shape) for part in parts if part.added and not part.buffer),
+        moments=sum(2 * math.prod(_kept_shape(part)) for part in trained),
+        bases=sum(_basis_values(part) for part in trained),
+        replaces=_published(method).replaces,
+    )
+
+
+def parts_of(method: str, shape: tuple[int, int], rank: int, projection_rank: int | None = None) -> tuple[Part, ...]:
+    """Return the tensors that stand for one weight under a method of the registry or of the published claims."""
+    found = get_method(_published(method).counted_as)
+    config = found.configure(rank)
+    if "projection_rank" in type(config).model_fields:
+        config = config.model_copy(update={"projection_rank": projection_rank or rank})
+    return tuple(found.layer_parts(shape, config))
+
+
+def _published(method: str) -> PublishedMethod:
+    return published_methods().get(method) or PublishedMethod(counted_as=method)
+
+
+def _kept_shape(part: Part) -> tuple[int, ...]:
+    return part.shape if part.projection_rank is None else projected_shape(part.shape, part.projection_rank, part.side)
+
+
+def _basis_values(part: Part) -> int:
+    if part.projection_rank is None:
+        return 0
+    spans = zip(part.shape, projected_sides(part.shape, part.side), strict=True)
+    return sum(part.projection_rank * length for length, spanned in spans if spanned)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +29,7 @@ from suites.measure.formula import Rest, formula_of, trains_everything
 from suites.measure.ledger import outside_formula
 from suites.measure.predict import without_values
 from suites.measure.tracker import Category, Phase, Trace, peak_of, track, track_load
+from suites.models import checkpoint_activations
 from suites.run.per_layer import PerLayer
 from suites.suite import Batch
 
@@ -257,7 +257,7 @@ class Lab:
         with without_values() as rules:
             model, placement = self.build(layers)
             if setting.checkpointing:
-                checkpoint(model)
+                checkpoint_activations(model)
 
             def run() -> None:
                 held[:] = [step.forward_backward(model, batches, self.loss)]
@@ -297,22 +297,6 @@ class Lab:
                 self.loss(model, batch) if self.network.language_model else model(**inputs)
 
             return Half(self._track(model, None, run), None, None, Counter(rules))
-
-
-def checkpoint(model: nn.Module) -> None:
-    """Let the model's layers be computed again in backward instead of keeping their activations.
-
-    Raises:
-        ValueError: the model has no such mode.
-    """
-    if not getattr(model, "supports_gradient_checkpointing", False):
-        raise ValueError(f"checkpointing: {type(model).__name__} has none (nearest allowed value: false)")
-    network: Any = model
-    # Renamed in transformers 5; the old name goes with 6.
-    if hasattr(network, "activation_checkpointing_enable"):
-        network.activation_checkpointing_enable({"use_reentrant": False})
-    else:
-        network.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def parts_of(peak: Peak) -> Parts:

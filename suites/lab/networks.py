@@ -84,7 +84,7 @@ class Network:
             config.num_hidden_layers = layers
             if getattr(config, "layer_types", None):
                 config.layer_types = config.layer_types[:layers]
-        kind = AutoModelForCausalLM if self.language_model else AutoModelForSequenceClassification
+        kind: Any = AutoModelForCausalLM if self.language_model else AutoModelForSequenceClassification
         # The warning that weights are fresh is what the lab wants.
         logging.set_verbosity_error()
         try:

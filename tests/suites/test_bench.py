@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
+from transformers import BertConfig
 from typer.testing import CliRunner
 
 from results.bench import Bench
@@ -102,8 +104,9 @@ def test_a_missing_peer_is_said_and_measures_nothing(module: object, monkeypatch
 
 
 def test_without_its_package_the_model_comes_from_its_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "_package", lambda: None)
-    monkeypatch.setattr(model, "SHAPE", {**model.SHAPE, "hidden_size": 24, "num_hidden_layers": 1, "vocab_size": 70})
+    small = BertConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=2, vocab_size=70)
+    monkeypatch.setattr(model, "find_spec", lambda name: None)
+    monkeypatch.setattr(model, "find_network", lambda name: SimpleNamespace(config=small))
     cell = model.model_cell("MiniLM", None, 2, 8, 0.01)
     assert cell.note is not None
     assert cell.note.startswith("random weights")

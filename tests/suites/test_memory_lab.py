@@ -18,11 +18,12 @@ from baselines.registry import methods
 from results.lab import Cell, Parts, Setting
 from results.schema import TrainingPlan
 from suites.lab import splice, step
-from suites.lab.lab import NEVER, PHASES, Lab, checkpoint, parts_of
+from suites.lab.lab import NEVER, PHASES, Lab, parts_of
 from suites.lab.networks import find_network
 from suites.measure import live
 from suites.measure.ledger import cell_ledger
 from suites.measure.tracker import Event, Mark, Trace, peak_of, track
+from suites.models import checkpoint_activations
 from suites.run.loop import Clock, train_step
 from suites.run.per_layer import PerLayer
 from suites.suite import rows
@@ -56,7 +57,7 @@ def real_trace(lab: Lab, setting: Setting, refresh: bool = False) -> tuple[Trace
     model, placement = lab.build()
     optimizer = lab.optimizer(model, placement, setting.state_bits)
     if setting.checkpointing:
-        checkpoint(model)
+        checkpoint_activations(model)
     batches = [lab.network.batch(setting.batch, setting.sequence) for _ in range(setting.accumulation)]
     plan = TrainingPlan(steps=1, batch_size=setting.batch * setting.accumulation, learning_rate=1e-3)
     job: Any = SimpleNamespace(loss=lab.loss, weight=rows)

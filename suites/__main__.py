@@ -239,7 +239,7 @@ def prepare(options: Options, plans: bool = True, dry: bool = False) -> Prepared
     name, why = resolve_profile(options.profile, device, insisted=options.device == "cpu")
     console.print(f"profile {name} ({why}), device {device.type}", style="bold")
     from suites.config import default_rank
-    from suites.plan import Request, make_plans
+    from suites.plan import Request, comparison, make_plans
     from suites.registry import get_suite
     from suites.run.launch import shared_out
     from suites.suite import Runtime
@@ -269,9 +269,13 @@ def prepare(options: Options, plans: bool = True, dry: bool = False) -> Prepared
         tasks=tuple(split(options.task)),
         methods=tuple(split(options.method)),
         seeds=tuple(parse_seeds(options.seeds)),
-        overrides=tuple(overrides_of(options, suite.tasks).items()),
+        overrides=tuple(overrides_of(options, suite).items()),
     )
-    return Prepared(request, runtime, make_plans(request, runtime) if plans else [])
+    if not plans:
+        return Prepared(request, runtime, [])
+    for line in comparison(request).notes():
+        console.print(line, style="yellow", markup=False)
+    return Prepared(request, runtime, make_plans(request, runtime))
 
 
 def missing_runs(plans: list[Plan], runtime: Runtime, out: Path) -> tuple[list[Plan], list[Record]]:

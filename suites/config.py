@@ -1,32 +1,37 @@
 """Settings of a suite: defaults, then a profile's TOML delta, then the command line; resolved per task and method.
 
-Precedence, weakest first: the defaults of `Settings`; the profile's table for the suite; its `rank.<n>` table; the
-tuned file beside the profile; the command line. Inside each, `size.<model>` (where the model's name is that of the
-strongest layer), then `task.<name>`, then `method.<name>`, then `size.<model>.method.<name>` and
+Precedence, weakest first: the defaults of the suite's `Settings`; the profile's table for the suite; its `rank.<n>`
+table; the tuned file beside the profile; the command line. Inside each, `size.<model>` (where the model's name is that
+of the strongest layer), then `task.<name>`, then `method.<name>`, then `size.<model>.method.<name>` and
 `task.<name>.method.<name>` override the values above them for single runs.
 """
 
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from baselines.method import MethodConfig
-from baselines.registry import checked_name, methods
+from baselines.method import Method, MethodConfig
+from baselines.registry import checked_name, get_method, methods
 
 PROFILES = Path(__file__).parent / "profiles"
 PROFILE_NAMES = ("micro", "small", "paper")
 TABLES = ("rank", "task", "method", "size", "default_rank")
 DEFAULT_RANK = 8
 T = TypeVar("T", bound=BaseModel)
+Layer = Mapping[str, Any]
+"A table of settings, with tables of more of them inside."
 
 
 class Settings(BaseModel):
-    """Everything a run can be told, before it is resolved to a plan. Unknown names are refused."""
+    """What a run of any suite can be told, before it is resolved to a plan; a suite adds its own in a subclass.
+
+    Unknown names are refused.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -35,13 +40,12 @@ class Settings(BaseModel):
     targets: str = "attention+mlp"
     max_length: int = Field(default=128, gt=0)
     train_rows: int | None = Field(default=None, gt=0)
-    eval_rows: int | None = Field(default=None, gt=0)
     steps: int | None = Field(default=None, gt=0, description="optimizer steps; or give epochs")
     epochs: float | None = Field(default=None, gt=0)
     max_steps: int | None = Field(default=None, gt=0, description="cap on the steps that epochs amount to")
     batch_size: int = Field(default=16, gt=0)
     accumulation: int = Field(default=1, gt=0)
-    learning_rate: float = Field(default=1e-4, gt=0)
+    learning_rate: float | None = Field(default=None, gt=0, description="default: the method's usual one")
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     final_fraction: float = Field(default=0.0, ge=0, le=1, description="last learning rate over the peak one")
     warmup_fraction: float = Field(default=0.06, ge=0, lt=1)
@@ -54,15 +58,15 @@ class Settings(BaseModel):
         default=False, description="compute activations again in backward instead of keeping them"
     )
     evaluations: int = Field(default=1, ge=1)
-    tokenizer: str | None = Field(default=None, description="pre-training: a known name, bpe:N, or a file or folder")
-    vocabulary: int | None = Field(default=None, gt=0, description="pre-training: embeddings; default: the tokenizer's")
-    layout: Literal["packed", "padded"] | None = Field(default=None, description="pre-training: documents to sequences")
-    eval_tokens: int | None = Field(default=None, gt=0, description="pre-training: budget of evaluated tokens")
     config: dict[str, Any] = Field(default={}, description="settings of the method itself")
     grid: list[dict[str, Any]] = Field(default=[], description="what `tune` tries for a method")
+    trials: int | None = Field(default=None, gt=0, description="how many points `tune` tries for every method")
 
 
-def load_profile(name: str, suite: str, rank: int, tuned: bool = True) -> list[dict[str, Any]]:
+S = TypeVar("S", bound=Settings)
+
+
+def load_profile(name: str, suite: str, rank: int, tuned: bool = True) -> list[Layer]:
     """Return the profile's layers for a suite, weakest first: its table, its rank table, and unless
     `tuned` is false its tuned table.
 
@@ -70,7 +74,7 @@ def load_profile(name: str, suite: str, rank: int, tuned: bool = True) -> list[d
         ValueError: unknown profile, or one without a table for the suite.
     """
     checked_name(name, PROFILE_NAMES, "profile")
-    table = tomllib.loads((PROFILES / f"{name}.toml").read_text()).get(suite)
+    table = tomllib.loads(profile_path(name).read_text()).get(suite)
     if table is None:
         raise ValueError(f"profile {name!r} has no settings for suite {suite!r}")
     layers = [table, table.get("rank", {}).get(str(rank), {})]
@@ -91,17 +95,56 @@ def default_rank(name: str, suite: str, model: str | None = None) -> int:
     return int(by_size.get("default_rank", table.get("default_rank", DEFAULT_RANK)))
 
 
+def profile_path(name: str) -> Path:
+    """Return the file of a profile."""
+    return PROFILES / f"{name}.toml"
+
+
 def tuned_path(profile: str, suite: str, rank: int) -> Path:
     """Return the file that `suites tune` writes its choice to."""
     return PROFILES / f"{profile}.{suite}.rank{rank}.tuned.toml"
 
 
-def resolve(layers: list[dict[str, Any]], task: str, method: str) -> Settings:
-    """Merge `layers` for one task and method.
+def check_table(table: Layer, kind: type[Settings], tasks: Iterable[str], where: str) -> None:
+    """Raise ValueError unless a layer names tasks and methods that exist, and settings of `kind`, at every level.
+
+    Args:
+        where: what the layer is called in the text, such as "--set".
+    """
+    known = {"task": list(tasks), "method": list(methods())}
+    for name in table:
+        if name not in TABLES:
+            checked_name(name, kind.model_fields, "setting")
+            continue
+        if name == "default_rank":
+            continue
+        for key, settings in tables(table, name, f"{name}.<{name}>.<setting>=value", where).items():
+            checked_name(key, known.get(name, [key]), f"{name} in {where}")
+            if not isinstance(settings, dict):
+                raise ValueError(f"{where} {name}.{key}={settings!r}: must be {name}.{key}.<setting>=value")
+            check_table(settings, kind, known["task"], where)
+    tables(table, "config", "config.<setting of a method>=value", where)
+
+
+def tables(settings: Layer, name: str, form: str, where: str) -> Layer:
+    """Return the table called `name`, empty where there is none.
+
+    Raises:
+        ValueError: it is no table; the text says the form it must have.
+    """
+    value = settings.get(name, {})
+    if not isinstance(value, dict):
+        raise ValueError(f"{where} {name}={value!r}: must be {form}")
+    return value
+
+
+def resolve(kind: type[S], layers: Iterable[Layer], task: str, method: str) -> S:
+    """Merge `layers`, weakest first, to settings of `kind` for one task and method.
 
     Raises:
         ValueError: an unknown or invalid setting, naming it, its value and the rule.
     """
+    layers = list(layers)
     merged: dict[str, Any] = {}
     model = next((layer["model"] for layer in reversed(layers) if "model" in layer), None)
     for layer in layers:
@@ -122,7 +165,7 @@ def resolve(layers: list[dict[str, Any]], task: str, method: str) -> Settings:
                     merged.pop(replaced, None)
             config = {**merged.get("config", {}), **plain.get("config", {})}
             merged = {**merged, **plain} | ({"config": config} if config else {})
-    return validated(Settings, merged, "setting")
+    return validated(kind, merged, "setting")
 
 
 def validated(kind: type[T], values: Mapping[str, Any], what: str) -> T:
@@ -147,6 +190,16 @@ def method_config(method: str, rank: int, overrides: Mapping[str, Any]) -> Metho
     Raises:
         ValueError: unknown method or setting, value outside its rule.
     """
-    chosen = methods()[checked_name(method, methods(), "method")]
+    chosen = get_method(method)
     base = chosen.configure(rank)
-    return validated(chosen.config_type, {**base.model_dump(), **overrides}, f"{method} setting")
+    return config_of(chosen, {**base.model_dump(), **overrides})
+
+
+def config_of(method: Method[Any], values: Mapping[str, Any]) -> MethodConfig:
+    """Return a method's settings from those that a plan holds.
+
+    Raises:
+        ValueError: unknown setting, or value outside its rule.
+    """
+    found: MethodConfig = validated(method.config_type, values, f"{method.name} setting")
+    return found

@@ -10,7 +10,7 @@ import functools
 import inspect
 import json
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -18,6 +18,8 @@ import typer
 
 if TYPE_CHECKING:
     import torch
+
+    from suites.suite import Suite as TrainingSuite
 
 RUNS = Path("results") / "runs"
 
@@ -123,18 +125,24 @@ def takes_options(
     return decorate
 
 
-def overrides_of(options: Options, tasks: Iterable[str]) -> dict[str, Any]:
+def overrides_of(options: Options, suite: TrainingSuite[Any]) -> dict[str, Any]:
     """Return the settings that the command line lays over the profile's.
 
     Raises:
-        ValueError: a `--set` that is no TOML, or that speaks of a task or method that does not exist.
+        ValueError: a `--set` that is no TOML, or that speaks of a task, method or setting that does not exist.
     """
+    from suites.config import check_table
+
     overrides = parse_sets(options.set_ or [])
-    check_tables(overrides, tasks)
+    for name in ("rank", "default_rank"):
+        if name in overrides:
+            raise ValueError(f"--set {name}={overrides[name]!r}: the rank is given by --rank")
     overrides |= {"model": options.model} if options.model else {}
     overrides |= {"tokenizer": options.tokenizer} if options.tokenizer else {}
     overrides |= {"source": "directory"} if options.data_dir is not None else {}
-    return overrides | ({"steps": options.steps} if options.steps is not None else {})
+    overrides |= {"steps": options.steps} if options.steps is not None else {}
+    check_table(overrides, suite.settings, suite.tasks, "--set")
+    return overrides
 
 
 def resolve_device(name: str) -> torch.device:
@@ -207,29 +215,6 @@ def parse_sets(texts: list[str]) -> dict[str, Any]:
         return tomllib.loads("\n".join(_as_toml(text) for text in texts))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"--set {' --set '.join(texts)}: cannot be given together: {error}") from error
-
-
-def check_tables(overrides: Mapping[str, Any], tasks: Iterable[str]) -> None:
-    """Raise ValueError unless what stands below `task.` and `method.` names tasks and methods, settings below them."""
-    from baselines.registry import checked_name, methods
-
-    if "rank" in overrides:
-        raise ValueError(f"--set rank={overrides['rank']!r}: the rank is given by --rank")
-    known = {"task": list(tasks), "method": list(methods())}
-    for kind, names in known.items():
-        for name, settings in _table(overrides, kind, f"{kind}.<{kind}>.<setting>=value").items():
-            checked_name(name, names, f"{kind} in --set")
-            if not isinstance(settings, dict):
-                raise ValueError(f"--set {kind}.{name}={settings!r}: must be {kind}.{name}.<setting>=value")
-            check_tables(settings, known["task"])
-    _table(overrides, "config", "config.<setting of a method>=value")
-
-
-def _table(settings: Mapping[str, Any], name: str, form: str) -> Mapping[str, Any]:
-    value = settings.get(name, {})
-    if not isinstance(value, dict):
-        raise ValueError(f"--set {name}={value!r}: must be {form}")
-    return value
 
 
 def _as_toml(text: str) -> str:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from baselines.registry import checked_name, methods
+from baselines.method import Rates
+from baselines.registry import checked_name, get_method, methods
 from results.schema import Plan, Record, TrainingPlan
 from results.store import FINAL
-from suites.config import Settings, load_profile, method_config, resolve
+from suites.config import Layer, Settings, check_table, load_profile, method_config, profile_path, resolve
 from suites.registry import get_suite
 from suites.run.per_layer import check_per_layer
-from suites.suite import Runtime
+from suites.suite import Runtime, Suite
 
 REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference"
 """The committed records."""
@@ -34,25 +35,81 @@ class Request:
     overrides: tuple[tuple[str, Any], ...] = ()
 
 
-def make_plans(request: Request, runtime: Runtime) -> list[Plan]:
-    """Return every run of a request: seed by seed, then tasks, then methods: a cut-off leaves whole comparisons.
+@dataclass(frozen=True)
+class Comparison:
+    """A request with its suite and the layers of its settings, weakest first: what its runs are resolved from."""
+
+    request: Request
+    suite: Suite[Any]
+    layers: tuple[Layer, ...]
+
+    def cells(self) -> list[tuple[str, str]]:
+        """Return (task, method) of every cell, tasks outermost."""
+        tasks, names = self.request.tasks or self.suite.tasks, self.request.methods or methods()
+        return [(task, method) for task in tasks for method in names]
+
+    def settings(self, task: str, method: str, *more: Layer) -> Settings:
+        """Return the settings of a cell, with `more` layers on top."""
+        found: Settings = resolve(self.suite.settings, (*self.layers, *more), task, method)
+        return found
+
+    def plan(self, task: str, method: str, runtime: Runtime, *more: Layer) -> Plan:
+        """Resolve one run, at the request's first seed, to numbers; `more` are layers on top of the request's.
+
+        Raises:
+            ValueError: a value outside its rule; no learning rate.
+        """
+        settings = self.settings(task, method, *more)
+        if settings.learning_rate is None:
+            settings = settings.model_copy(update={"learning_rate": self.rates(method).usual})
+        return Plan(
+            suite=self.suite.name,
+            task=task,
+            profile=self.request.profile,
+            method=method,
+            method_config=method_config(method, self.request.rank, settings.config).settings(),
+            targets=settings.targets,
+            seed=self.request.seeds[0],
+            model=self.suite.model(settings, runtime),
+            data=self.suite.data(task, settings, runtime),
+            training=training_plan(settings, self.suite.train_rows(task, settings, runtime)),
+        )
+
+    def rates(self, method: str, missing: str = "learning_rate = ...") -> Rates:
+        """Return what the method says of its learning rates in the suite's kind of work.
+
+        Raises:
+            ValueError: it says nothing; the text has the line that the profile (`missing`) or the method lacks.
+        """
+        found = get_method(method).rates.get(self.suite.work)
+        if found is None:
+            name, profile = missing.partition(" = ")[0], self.request.profile
+            raise ValueError(
+                f"method {method!r}: profile {profile!r} gives it no {name} for suite {self.suite.name!r}, and its "
+                f"METHOD no rates for {self.suite.work}: add [{self.suite.name}.method.{method}] with {missing} to "
+                f"suites/profiles/{profile}.toml, or rates={{{self.suite.work!r}: Rates.around(..., source)}} to "
+                f"baselines/{method}.py"
+            )
+        return found
+
+    def notes(self) -> list[str]:
+        """Return a line for every method whose learning rate the profile leaves to the method."""
+        found = []
+        for task, method in self.cells():
+            if self.settings(task, method).learning_rate is None:
+                rates = self.rates(method)
+                found.append(
+                    f"{get_method(method).title}: profile {self.request.profile} gives it no learning_rate; the usual "
+                    f"one for {self.suite.work} is {rates.usual:g} ({rates.source})"
+                )
+        return list(dict.fromkeys(found))
+
+
+def comparison(request: Request, tuned: bool = True) -> Comparison:
+    """Return a request made ready; without `tuned` an earlier choice of `tune` is left out.
 
     Raises:
-        ValueError: an unknown name or a value outside its rule, named.
-    """
-    for seed in request.seeds:
-        if seed < 0:
-            raise ValueError(f"seed {seed}: must be at least 0 (nearest allowed value: 0)")
-    layers = [*load_profile(request.profile, request.suite, request.rank), dict(request.overrides)]
-    cells = [make_plan(request, layers, task, method, runtime) for task, method in request_cells(request)]
-    return [plan.model_copy(update={"seed": seed}) for seed in request.seeds for plan in cells]
-
-
-def request_cells(request: Request) -> list[tuple[str, str]]:
-    """Return (task, method) for every cell of a request, tasks outermost.
-
-    Raises:
-        ValueError: an unknown suite, task or method, or a rank below 1.
+        ValueError: an unknown name, a rank below 1, a seed below 0, a profile that is not of the suite's settings.
     """
     suite = get_suite(request.suite)
     for task in request.tasks:
@@ -61,29 +118,30 @@ def request_cells(request: Request) -> list[tuple[str, str]]:
         checked_name(name, methods(), "method")
     if request.rank < 1:
         raise ValueError(f"rank {request.rank}: must be at least 1 (nearest allowed value: 1)")
-    return [(task, method) for task in request.tasks or suite.tasks for method in request.methods or methods()]
+    for seed in request.seeds:
+        if seed < 0:
+            raise ValueError(f"seed {seed}: must be at least 0 (nearest allowed value: 0)")
+    layers = load_profile(request.profile, request.suite, request.rank, tuned)
+    try:
+        check_table(layers[0], suite.settings, suite.tasks, "the profile")
+    except ValueError as error:
+        raise ValueError(f"{profile_path(request.profile).name}, [{request.suite}]: {error}") from error
+    return Comparison(request, suite, (*layers, dict(request.overrides)))
 
 
-def make_plan(request: Request, layers: list[dict[str, Any]], task: str, method: str, runtime: Runtime) -> Plan:
-    """Resolve one run, at the request's first seed, to numbers."""
-    settings = resolve(layers, task, method)
-    suite = get_suite(request.suite)
-    return Plan(
-        suite=request.suite,
-        task=task,
-        profile=request.profile,
-        method=method,
-        method_config=method_config(method, request.rank, settings.config).settings(),
-        targets=settings.targets,
-        seed=request.seeds[0],
-        model=suite.model(settings, runtime),
-        data=suite.data(task, settings, runtime),
-        training=training_plan(settings, suite.train_rows(task, settings, runtime)),
-    )
+def make_plans(request: Request, runtime: Runtime) -> list[Plan]:
+    """Return every run of a request: seed by seed, then tasks, then methods: a cut-off leaves whole comparisons.
+
+    Raises:
+        ValueError: an unknown name or a value outside its rule, named.
+    """
+    asked = comparison(request)
+    cells = [asked.plan(task, method, runtime) for task, method in asked.cells()]
+    return [plan.model_copy(update={"seed": seed}) for seed in request.seeds for plan in cells]
 
 
 def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
-    """Resolve steps, epochs and warm-up to numbers.
+    """Resolve steps, epochs and warm-up to numbers; the learning rate is one already.
 
     Raises:
         ValueError: steps and epochs both or neither given; a batch that the accumulation does not divide; per-layer
@@ -100,6 +158,7 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
         )
     if settings.per_layer:
         check_per_layer(settings.accumulation, settings.clip_norm)
+    assert settings.learning_rate is not None
     per_epoch = math.ceil(train_rows / settings.batch_size)
     if settings.epochs is None:
         assert settings.steps is not None

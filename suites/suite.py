@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from baselines.method import Placement
+from baselines.method import Placement, Work
 from results.catalogue import SuiteEntry
 from results.schema import DataFacts, DataPlan, ModelPlan, Plan
 from suites.config import Settings
 from suites.run.distributed import Group
 
 Batch = Mapping[str, Tensor]
+S = TypeVar("S", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,13 @@ class Job:
     evaluation: Batch | None = None
 
 
-class Suite(Protocol):
+class Suite(Protocol[S]):
     """A family of tasks.
 
     Attributes:
         entry: what readers of its records must know: titles, tasks, metrics.
+        work: the kind of work that methods know their usual learning rates for.
+        settings: what a run of it can be told; profiles and command line are checked against it.
         data: names what a task's rows are, for the plan.
         train_rows: counts them.
         verify: loads the data of a plan and checks it, so that bad input is found before the first run.
@@ -106,12 +109,14 @@ class Suite(Protocol):
     name: str
     tasks: tuple[str, ...]
     entry: SuiteEntry
+    work: Work
+    settings: type[S]
 
-    def train_rows(self, task: str, settings: Settings, runtime: Runtime) -> int: ...
+    def train_rows(self, task: str, settings: S, runtime: Runtime) -> int: ...
 
-    def data(self, task: str, settings: Settings, runtime: Runtime) -> DataPlan: ...
+    def data(self, task: str, settings: S, runtime: Runtime) -> DataPlan: ...
 
-    def model(self, settings: Settings, runtime: Runtime) -> ModelPlan: ...
+    def model(self, settings: S, runtime: Runtime) -> ModelPlan: ...
 
     def verify(self, plan: Plan, runtime: Runtime) -> None: ...
 

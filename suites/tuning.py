@@ -13,8 +13,8 @@ from rich.table import Table
 from results.metrics import gain
 from results.schema import Plan, Record
 from results.store import read_records, write_atomically
-from suites.config import load_profile, resolve, tuned_path
-from suites.plan import Request, make_plan, request_cells
+from suites.config import tuned_path
+from suites.plan import Comparison, Request, comparison
 from suites.suite import Runtime
 
 Point = dict[str, Any]
@@ -25,26 +25,51 @@ def grid_plans(request: Request, runtime: Runtime) -> list[Plan]:
     """Return the runs of the grid: every task and method of the request with every point of the method's grid.
 
     Raises:
-        ValueError: a method without a grid, grids of different sizes (the budget must be equal), a method whose grid
-            is not the same on every task, a point given twice, or one with other settings than POINT_SETTINGS.
+        ValueError: a method with neither grid nor range, grids of different sizes (the budget must be equal), a method
+            whose grid is not the same on every task, a point given twice, or one with other settings than
+            POINT_SETTINGS.
     """
     # An earlier choice must not colour the new one.
-    layers = [*load_profile(request.profile, request.suite, request.rank, tuned=False), dict(request.overrides)]
+    asked = comparison(request, tuned=False)
     plans = []
     grids: dict[str, list[Point]] = {}
-    for task, method in request_cells(request):
-        points = resolve(layers, task, method).grid
+    for task, method in asked.cells():
+        points = points_of(asked, task, method)
         _check_grid(method, points)
         if grids.setdefault(method, points) != points:
             raise ValueError(f"grid of {method} on task {task!r}: must be the same on every task")
         for point in points:
-            plan = make_plan(request, [*layers, point], task, method, runtime)
+            plan = asked.plan(task, method, runtime, point)
             data = plan.data.model_copy(update={"held_out": True})
             plans.append(plan.model_copy(update={"data": data, "purpose": "tuning"}))
     sizes = {method: len(points) for method, points in grids.items()}
     if not plans or len(set(sizes.values())) != 1:
         raise ValueError(f"grids must have the same size, at least 1, for every method; they have {sizes}")
     return plans
+
+
+def points_of(asked: Comparison, task: str, method: str) -> list[Point]:
+    """Return what is tried for a method: the profile's grid, else the profile's number of points of its own range.
+
+    Raises:
+        ValueError: neither is there, or a grid of another size than that number; with the line to add.
+    """
+    settings, suite, profile = asked.settings(task, method), asked.suite.name, asked.request.profile
+    if settings.grid:
+        if settings.trials not in (None, len(settings.grid)):
+            raise ValueError(
+                f"grid of {method}: has {len(settings.grid)} points; every method of suite {suite!r} in profile "
+                f"{profile!r} gets trials = {settings.trials} (--set trials={len(settings.grid)} changes it for all)"
+            )
+        return settings.grid
+    rates = asked.rates(method, "grid = [{ learning_rate = ... }, ...]")
+    if settings.trials is None:
+        raise ValueError(
+            f"method {method!r}: profile {profile!r} gives it no grid for suite {suite!r}, and no number of points to "
+            f"take from the method's own range {rates.low:g} to {rates.high:g}: add trials = 3 to [{suite}] in "
+            f"suites/profiles/{profile}.toml, or --set trials=3"
+        )
+    return [{"learning_rate": rate} for rate in rates.points(settings.trials)]
 
 
 def _check_grid(method: str, points: Sequence[Point]) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
-from baselines.method import Placement
+from baselines.method import Placement, Work
 from baselines.shared import targets
 from results.catalogue import SuiteEntry, TaskEntry
 from results.schema import DataFacts, DataPlan, ModelPlan, Plan
@@ -26,6 +28,15 @@ NAMES = {"hub": documents.HUB_NAME, "directory": "c4", "micro": "text"}
 TOKENIZERS = {"hub": "t5-base", "directory": "bpe:4096", "micro": tokens.MICRO}
 # What the pinned tokenizers have, so that a plan needs no file of them; checked when a run loads one.
 PINNED_SIZE = 32_000
+
+
+class C4Settings(Settings):
+    """What a pre-training run can be told."""
+
+    tokenizer: str | None = Field(default=None, description="a known name, bpe:N, or a file or folder")
+    vocabulary: int | None = Field(default=None, gt=0, description="embeddings; default: the tokenizer's")
+    layout: Literal["packed", "padded"] | None = Field(default=None, description="how documents become sequences")
+    eval_tokens: int | None = Field(default=None, gt=0, description="budget of evaluated tokens")
 
 
 @dataclass(frozen=True)
@@ -45,8 +56,10 @@ class C4Suite:
             )
         ],
     )  # fmt: skip
+    work: Work = "pre-training"
+    settings: type[C4Settings] = C4Settings
 
-    def model(self, settings: Settings, runtime: Runtime) -> ModelPlan:
+    def model(self, settings: C4Settings, runtime: Runtime) -> ModelPlan:
         """Return the network of the size that the settings name; its vocabulary is the tokenizer's unless given."""
         name = _tokenizer_name(settings)
         if settings.vocabulary is not None:
@@ -57,12 +70,10 @@ class C4Suite:
             vocabulary = data.tokenizer_of(name, settings.source, runtime).size
         return llama.plan(settings.model, vocabulary, settings.max_length)
 
-    def data(self, task: str, settings: Settings, runtime: Runtime) -> DataPlan:
+    def data(self, task: str, settings: C4Settings, runtime: Runtime) -> DataPlan:
         """Return what the documents are and how they become sequences; digests name them, no path does."""
         name, layout = _tokenizer_name(settings), settings.layout or "padded"
         hub = settings.source == "hub"
-        if settings.eval_rows is not None:
-            raise ValueError(f"eval_rows {settings.eval_rows}: here the budget is eval_tokens, in predicted tokens")
         if hub and layout != "padded":
             raise ValueError(
                 f"layout {layout!r}: the hub's stream is padded, as the protocol says; a position in packed documents "
@@ -86,7 +97,7 @@ class C4Suite:
             eval_tokens=settings.eval_tokens,
         )
 
-    def train_rows(self, task: str, settings: Settings, runtime: Runtime) -> int:
+    def train_rows(self, task: str, settings: C4Settings, runtime: Runtime) -> int:
         """Return how many sequences one epoch has."""
         plan = self.data(task, settings, runtime)
         if plan.source == "hub":
@@ -157,7 +168,7 @@ class C4Suite:
         )
 
 
-def _tokenizer_name(settings: Settings) -> str:
+def _tokenizer_name(settings: C4Settings) -> str:
     return settings.tokenizer or TOKENIZERS[settings.source]
 
 

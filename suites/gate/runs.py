@@ -17,7 +17,7 @@ from results.gate.comparable import stack_of
 from results.gate.quantities import cell_of, names
 from results.schema import Plan, Strict
 from suites.measure.environment import ROOT, environment
-from suites.plan import Request, make_plans, request_cells
+from suites.plan import Request, comparison, make_plans
 from suites.run.launch import shared_out
 from suites.suite import Runtime
 
@@ -67,7 +67,7 @@ def gate_plans(runtime: Runtime, only: Sequence[str] = ()) -> list[Plan]:
             overrides=tuple(row.settings.items()),
         )  # fmt: skip
         # A task's data takes seconds to make: tasks that nothing names are left out beforehand.
-        cells = request_cells(request)
+        cells = comparison(request).cells()
         tasks = dict.fromkeys(task for task, method in cells if _may_hold(row, task, method, only))
         if tasks:
             marks = {"purpose": "gate", "variant": row.variant}

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from pydantic import Field
 from torch import Tensor, nn
 
-from baselines.method import Placement
+from baselines.method import Placement, Work
 from baselines.shared import targets
 from results.catalogue import SuiteEntry
 from results.schema import DataFacts, DataPlan, ModelPlan, Plan
@@ -27,7 +28,12 @@ HELD_OUT_FRACTION = 0.1
 HELD_OUT_ROWS = 1000
 SUBSET_SEED = 0
 EVALUATION_BATCH = 64
-PRE_TRAINING = ("tokenizer", "vocabulary", "layout", "eval_tokens")
+
+
+class GlueSettings(Settings):
+    """What a GLUE run can be told."""
+
+    eval_rows: int | None = Field(default=None, gt=0, description="cap on the rows of each evaluated split")
 
 
 @dataclass(frozen=True)
@@ -37,15 +43,12 @@ class GlueSuite:
     name: str = "glue"
     tasks: tuple[str, ...] = tuple(TASKS)
     entry: SuiteEntry = SuiteEntry(name="glue", title="GLUE", average="glue", metrics=metrics.ENTRIES, tasks=entries())
+    work: Work = "fine-tuning"
+    settings: type[GlueSettings] = GlueSettings
 
-    def data(self, task: str, settings: Settings, runtime: Runtime) -> DataPlan:
+    def data(self, task: str, settings: GlueSettings, runtime: Runtime) -> DataPlan:
         """Return what the task's rows are; a digest names them, no path does."""
         row = get_task(task)
-        for name in PRE_TRAINING:
-            if getattr(settings, name) is not None:
-                raise ValueError(
-                    f"setting {name} = {getattr(settings, name)!r}: is for pre-training, no task here has it"
-                )
         hub = settings.source == "hub"
         return DataPlan(
             source=settings.source,
@@ -57,11 +60,11 @@ class GlueSuite:
             eval_rows=settings.eval_rows,
         )
 
-    def model(self, settings: Settings, runtime: Runtime) -> ModelPlan:
+    def model(self, settings: GlueSettings, runtime: Runtime) -> ModelPlan:
         """Return which encoder the settings name."""
         return models.resolve_model(settings.model, runtime)
 
-    def train_rows(self, task: str, settings: Settings, runtime: Runtime) -> int:
+    def train_rows(self, task: str, settings: GlueSettings, runtime: Runtime) -> int:
         """Return how many rows one epoch has."""
         row = get_task(task)
         if settings.source == "hub":

@@ -10,7 +10,18 @@ import pytest
 
 from baselines.registry import methods
 from suites import config
-from suites.config import PROFILE_NAMES, Settings, load_profile, method_config, resolve, tuned_path, validated
+from suites.config import (
+    PROFILE_NAMES,
+    Settings,
+    check_table,
+    load_profile,
+    method_config,
+    resolve,
+    tuned_path,
+    validated,
+)
+from suites.glue import GlueSettings
+from suites.registry import all_suites
 
 LEVELS = ("layer", "task", "method", "task.method")
 MODEL: dict[str, Any] = {"model": "toy"}
@@ -44,28 +55,28 @@ def profiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_defaults_are_the_weakest() -> None:
-    assert resolve([MODEL], "a", "lora") == Settings(model="toy")
-    assert resolve([MODEL, {"batch_size": 3}], "a", "lora").batch_size == 3
+    assert resolve(Settings, [MODEL], "a", "lora") == Settings(model="toy")
+    assert resolve(Settings, [MODEL, {"batch_size": 3}], "a", "lora").batch_size == 3
 
 
 @pytest.mark.parametrize(("weak", "strong"), list(itertools.combinations(range(len(LEVELS)), 2)))
 def test_inside_a_layer_the_narrower_level_wins(weak: int, strong: int) -> None:
     both = joined(at(LEVELS[strong], {"batch_size": 2}), at(LEVELS[weak], {"batch_size": 1}))
-    assert resolve([MODEL, both], "a", "lora").batch_size == 2
+    assert resolve(Settings, [MODEL, both], "a", "lora").batch_size == 2
 
 
 @pytest.mark.parametrize(("weak", "strong"), list(itertools.product(LEVELS, LEVELS)))
 def test_a_later_layer_wins_at_whatever_level(weak: str, strong: str) -> None:
     layers = [MODEL, at(weak, {"batch_size": 1}), at(strong, {"batch_size": 2})]
-    assert resolve(layers, "a", "lora").batch_size == 2
+    assert resolve(Settings, layers, "a", "lora").batch_size == 2
 
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_table_is_for_its_task_and_method_alone(level: str) -> None:
     layers = [MODEL, at(level, {"batch_size": 9})]
-    assert resolve(layers, "a", "lora").batch_size == 9
-    assert (resolve(layers, "b", "lora").batch_size == 9) == (level in ("layer", "method"))
-    assert (resolve(layers, "a", "dora").batch_size == 9) == (level in ("layer", "task"))
+    assert resolve(Settings, layers, "a", "lora").batch_size == 9
+    assert (resolve(Settings, layers, "b", "lora").batch_size == 9) == (level in ("layer", "method"))
+    assert (resolve(Settings, layers, "a", "dora").batch_size == 9) == (level in ("layer", "task"))
 
 
 def test_the_whole_chain_from_profile_to_command_line(profiles: Path) -> None:
@@ -94,17 +105,17 @@ def test_the_whole_chain_from_profile_to_command_line(profiles: Path) -> None:
     (profiles / "micro.toy.rank8.tuned.toml").write_text("[method.lora]\neval_rows = 4\nwarmup_fraction = 0.4")
     (profiles / "micro.toy.rank4.tuned.toml").write_text("max_length = 97")
     layers = load_profile("micro", "toy", 8)
-    found = resolve([*layers, {"warmup_fraction": 0.5}], "a", "lora")
+    found = resolve(GlueSettings, [*layers, {"warmup_fraction": 0.5}], "a", "lora")
     assert (found.max_length, found.batch_size, found.train_rows, found.eval_rows) == (1, 2, 3, 4)
     assert found.warmup_fraction == 0.5
-    assert resolve(layers, "a", "lora").warmup_fraction == 0.4
-    assert resolve(layers, "a", "dora").eval_rows == 3
-    assert resolve(load_profile("micro", "toy", 4), "a", "lora").max_length == 97
+    assert resolve(GlueSettings, layers, "a", "lora").warmup_fraction == 0.4
+    assert resolve(GlueSettings, layers, "a", "dora").eval_rows == 3
+    assert resolve(GlueSettings, load_profile("micro", "toy", 4), "a", "lora").max_length == 97
 
 
 def test_a_method_in_the_command_lines_layer(profiles: Path) -> None:
     layers = [MODEL, at("task.method", {"learning_rate": 1e-3}), at("method", {"learning_rate": 2e-3})]
-    assert resolve(layers, "a", "lora").learning_rate == 2e-3
+    assert resolve(Settings, layers, "a", "lora").learning_rate == 2e-3
 
 
 @pytest.mark.parametrize(("first", "second"), [({"steps": 5}, {"epochs": 2.0}), ({"epochs": 2.0}, {"steps": 5})])
@@ -115,12 +126,12 @@ def test_a_length_replaces_the_weaker_one_in_the_other_unit(
     """Inside one layer by level, and from layer to layer."""
     one = joined(at(LEVELS[weak], first), at(LEVELS[strong], second))
     for layers in ([MODEL, one], [MODEL, at(LEVELS[strong], first), at(LEVELS[weak], second)]):
-        found = resolve(layers, "a", "lora")
+        found = resolve(Settings, layers, "a", "lora")
         assert {"steps": found.steps, "epochs": found.epochs} == {"steps": None, "epochs": None, **second}
 
 
 def test_both_units_at_once_stay_for_the_plan_to_refuse() -> None:
-    found = resolve([MODEL, {"steps": 5, "epochs": 1.0}], "a", "lora")
+    found = resolve(Settings, [MODEL, {"steps": 5, "epochs": 1.0}], "a", "lora")
     assert (found.steps, found.epochs) == (5, 1.0)
 
 
@@ -130,13 +141,13 @@ def test_config_is_merged_setting_by_setting() -> None:
         at("method", {"config": {"alpha": 2.0, "dropout": 0.0}}),
         at("task", {"config": {"dropout": 0.5}}),
     ]
-    assert resolve(layers, "a", "lora").config == {"scale": 1.0, "alpha": 2.0, "dropout": 0.5}
+    assert resolve(Settings, layers, "a", "lora").config == {"scale": 1.0, "alpha": 2.0, "dropout": 0.5}
     assert layers[0]["config"] == {"scale": 1.0, "alpha": 1.0}
 
 
 def test_a_grid_is_replaced_whole() -> None:
     layers = [MODEL, {"grid": [{"learning_rate": 1.0}]}, at("method", {"grid": [{"learning_rate": 2.0}]})]
-    assert resolve(layers, "a", "lora").grid == [{"learning_rate": 2.0}]
+    assert resolve(Settings, layers, "a", "lora").grid == [{"learning_rate": 2.0}]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +166,7 @@ def test_a_grid_is_replaced_whole() -> None:
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_wrong_setting_is_named_with_its_value_and_rule(values: dict[str, Any], text: str, level: str) -> None:
     with pytest.raises(ValueError, match=text) as raised:
-        resolve([MODEL, at(level, values)], "a", "lora")
+        resolve(Settings, [MODEL, at(level, values)], "a", "lora")
     assert "\n" not in str(raised.value)
 
 
@@ -177,14 +188,16 @@ def test_the_tuned_file_lies_beside_the_profile(profiles: Path) -> None:
 
 @pytest.mark.parametrize("profile", PROFILE_NAMES)
 @pytest.mark.parametrize("rank", [4, 8])
-def test_the_profiles_resolve_for_every_method(profile: str, rank: int) -> None:
-    layers = load_profile(profile, "glue", rank)
-    for method in methods():
-        settings = resolve(layers, "cola", method)
-        method_config(method, rank, settings.config)
-        assert (settings.steps is None) != (settings.epochs is None)
-        for point in settings.grid:
-            method_config(method, rank, resolve([*layers, point], "cola", method).config)
+def test_the_profiles_resolve_for_every_suite_and_method(profile: str, rank: int) -> None:
+    for name, suite in all_suites().items():
+        layers = load_profile(profile, name, rank)
+        check_table(layers[0], suite.settings, suite.tasks, profile)
+        for method in methods():
+            settings = resolve(suite.settings, layers, suite.tasks[0], method)
+            method_config(method, rank, settings.config)
+            assert (settings.steps is None) != (settings.epochs is None)
+            for point in settings.grid:
+                method_config(method, rank, resolve(suite.settings, [*layers, point], suite.tasks[0], method).config)
 
 
 def test_method_config_puts_overrides_on_top_of_the_rank() -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from baselines.method import Work
 from baselines.registry import methods
 from results.schema import DataPlan, ModelPlan, Plan, Record, Status
 from suites import config, models, plan
 from suites.config import Settings
-from suites.plan import Request, expected_seconds, make_plans, missing, training_plan
+from suites.plan import Request, comparison, expected_seconds, make_plans, missing, training_plan
 from suites.suite import Runtime
 
 RUNTIME = Runtime(torch.device("cpu"), offline=True)
@@ -39,6 +40,8 @@ class ToySuite:
 
     name: str = "toy"
     tasks: tuple[str, ...] = tuple(ROWS)
+    work: Work = "fine-tuning"
+    settings: type[Settings] = Settings
 
     def model(self, settings: Settings, runtime: Runtime) -> ModelPlan:
         return models.resolve_model(settings.model, runtime)
@@ -63,7 +66,7 @@ def request(**changes: Any) -> Request:
 
 
 def training(rows: int = 100, **settings: Any) -> Any:
-    return training_plan(Settings(model="toy", **settings), rows)
+    return training_plan(Settings(model="toy", learning_rate=1e-3, **settings), rows)
 
 
 @pytest.fixture
@@ -98,6 +101,48 @@ def test_nothing_named_means_every_task_and_method() -> None:
     plans = make_plans(request(seeds=(5,)), RUNTIME)
     assert [(run.task, run.method) for run in plans] == [(task, method) for task in ROWS for method in methods()]
     assert {run.seed for run in plans} == {5}
+
+
+def test_a_method_without_a_rate_in_the_profile_takes_its_usual_one_and_it_is_said() -> None:
+    asked = comparison(request(methods=("full", "lora"), tasks=("a",)))
+    rates = methods()["full"].rates["fine-tuning"]
+    assert asked.plan("a", "full", RUNTIME).training.learning_rate == rates.usual
+    assert asked.plan("a", "lora", RUNTIME).training.learning_rate == 4e-3
+    (note,) = asked.notes()
+    assert note.startswith("Full fine-tuning: profile micro gives it no learning_rate; the usual one for fine-tuning")
+    assert f"{rates.usual:g} ({rates.source})" in note
+
+
+def test_a_method_without_any_rate_is_refused_with_the_line_to_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(methods(), "full", replace(methods()["full"], rates={}))
+    text = (
+        r"^method 'full': profile 'micro' gives it no learning_rate for suite 'toy', and its METHOD no rates for "
+        r"fine-tuning: add \[toy\.method\.full\] with learning_rate = \.\.\. to suites/profiles/micro\.toml, or rates="
+    )
+    with pytest.raises(ValueError, match=text):
+        make_plans(request(methods=("full",)), RUNTIME)
+    assert make_plans(request(methods=("full",), overrides=(("learning_rate", 1e-3),)), RUNTIME)
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("batchsize = 3", r"^micro\.toml, \[toy\]: unknown setting 'batchsize': .*; nearest: batch_size$"),
+        (
+            "[toy.method.laura]\nsteps = 1",
+            r"unknown method in the profile 'laura': .*; nearest: lora",
+        ),
+        ("[toy.rank.4.task.z]\nsteps = 1", r"unknown task in the profile 'z': known are a, b"),
+        ("[toy.size.9m]\nlayout = 'packed'", r"unknown setting 'layout'"),
+        ("config = 3", r"the profile config=3: must be config\.<setting of a method>=value$"),
+    ],
+)
+def test_a_profile_is_held_against_the_suites_own_settings(tmp_path: Path, line: str, text: str) -> None:
+    (tmp_path / "micro.toml").write_text(
+        PROFILE.replace("epochs = 3", f"epochs = 3\n{line}") if line[0] != "[" else PROFILE + line
+    )
+    with pytest.raises(ValueError, match=text):
+        make_plans(request(), RUNTIME)
 
 
 def test_a_plan_holds_the_resolved_numbers() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from baselines.method import Work
+from baselines.registry import methods
 from results.schema import DataPlan, ModelPlan, Plan, Record, Status
 from results.store import StoreError, write_record
 from suites import config, models, plan, tuning
@@ -50,6 +52,8 @@ class ToySuite:
 
     name: str = "toy"
     tasks: tuple[str, ...] = ("a", "b")
+    work: Work = "fine-tuning"
+    settings: type[Settings] = Settings
 
     def model(self, settings: Settings, runtime: Runtime) -> ModelPlan:
         return models.resolve_model(settings.model, runtime)
@@ -145,8 +149,9 @@ def test_tuning_plans_are_held_out_and_never_those_of_a_result() -> None:
 
 def test_a_tuning_run_evaluates_nothing_of_validation(profiles: Path) -> None:
     """On the generated data: every evaluated row is one that a result run would train on."""
-    grid = "steps = 2\n[glue.method.lora]\ngrid = [{ learning_rate = 1e-3 }, { learning_rate = 2e-3 }]"
-    (profiles / "micro.toml").write_text(f"[glue]\nmodel = 'micro'\nsource = 'micro'\nmax_length = 48\n{grid}")
+    common = "[glue]\nmodel = 'micro'\nsource = 'micro'\nmax_length = 48\nsteps = 2\n"
+    grid = "[glue.method.lora]\nlearning_rate = 1e-3\ngrid = [{ learning_rate = 1e-3 }, { learning_rate = 2e-3 }]"
+    (profiles / "micro.toml").write_text(common + grid)
     asked = request(suite="glue", profile="micro", methods=("lora",), tasks=("wnli", "mnli"))
     plans = grid_plans(asked, RUNTIME)
     assert len(plans) == 4
@@ -167,7 +172,7 @@ def _with_lora_grid(profiles: Path, text: str) -> None:
     (profiles / "small.toml").write_text(PROFILE.replace(written, f"grid = {text}"))
 
 
-@pytest.mark.parametrize("text", ["[]", "[{ learning_rate = 1e-3 }]", "[{learning_rate=1e-3},{learning_rate=2e-3}]"])
+@pytest.mark.parametrize("text", ["[{ learning_rate = 1e-3 }]", "[{learning_rate=1e-3},{learning_rate=2e-3}]"])
 def test_grids_of_different_sizes_are_refused(text: str, profiles: Path) -> None:
     _with_lora_grid(profiles, text)
     count = text.count("learning_rate")
@@ -175,9 +180,30 @@ def test_grids_of_different_sizes_are_refused(text: str, profiles: Path) -> None
         grid_plans(request(), RUNTIME)
 
 
-def test_no_grid_at_all_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"same size, at least 1, for every method; they have \{'full': 0\}"):
+def test_a_method_without_a_grid_takes_points_of_its_own_range(profiles: Path) -> None:
+    full = ("full", "lora")
+    plans = [run for run in grid_plans(request(methods=full, overrides=(("trials", 3),)), RUNTIME) if run.task == "a"]
+    rates = methods()["full"].rates["fine-tuning"]
+    assert [run.training.learning_rate for run in plans if run.method == "full"] == rates.points(3)
+    assert [run.training.learning_rate for run in plans if run.method == "lora"] == [1e-3, 2e-3, 5e-3]
+
+
+def test_without_a_grid_and_a_number_of_points_the_line_to_add_is_said() -> None:
+    text = r"method 'full': profile 'small' gives it no grid for suite 'toy'.*add trials = 3 to \[toy\]"
+    with pytest.raises(ValueError, match=text):
         grid_plans(request(methods=("full",)), RUNTIME)
+
+
+def test_without_a_grid_and_a_range_the_line_to_add_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(methods(), "full", replace(methods()["full"], rates={}))
+    text = r"method 'full': profile 'small' gives it no grid .*METHOD no rates for fine-tuning: .*toy\.method\.full\]"
+    with pytest.raises(ValueError, match=text):
+        grid_plans(request(methods=("full",), overrides=(("trials", 3),)), RUNTIME)
+
+
+def test_a_grid_of_another_size_than_the_trials_is_refused() -> None:
+    with pytest.raises(ValueError, match="grid of lora: has 3 points; every method .* gets trials = 4"):
+        grid_plans(request(methods=("lora",), overrides=(("trials", 4),)), RUNTIME)
 
 
 def test_a_grid_of_its_own_on_one_task_is_refused(profiles: Path) -> None:
@@ -314,7 +340,7 @@ def test_the_choice_is_for_its_rank_and_profile_alone(tuned: Callable[[], Path],
     tuned()
     assert len(load_profile("small", "toy", 8)) == 3
     assert len(load_profile("small", "toy", 4)) == 2
-    assert resolve(load_profile("small", "toy", 4), "a", "lora").learning_rate == 1e-3
+    assert resolve(Settings, load_profile("small", "toy", 4), "a", "lora").learning_rate == 1e-3
 
 
 def test_the_command_line_beats_the_choice(tuned: Callable[[], Path]) -> None:

@@ -61,6 +61,11 @@ class MetricEntry(Strict):
         """Title of a column."""
         return self.title[0].upper() + self.title[1:] + (f", {self.unit}" if self.unit else "")
 
+    @property
+    def words(self) -> str:
+        """Its unit in running text."""
+        return "percent" if self.unit == "%" else self.unit or "its own unit"
+
     def gain(self, value: float) -> float:
         """Return the value so that more is better: itself, or its negative."""
         return value if self.better == "higher" else -value

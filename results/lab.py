@@ -91,10 +91,17 @@ def read_cells(path: Path) -> list[Cell]:
     Raises:
         StoreError: the file is not of this schema.
     """
-    if not path.exists():
-        return []
+    return read_cell_file(path).cells if path.exists() else []
+
+
+def read_cell_file(path: Path) -> Cells:
+    """Return the cells in a file, and what their methods are.
+
+    Raises:
+        StoreError: the file is not of this schema.
+    """
     try:
-        return Cells.model_validate_json(path.read_bytes()).cells
+        return Cells.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"

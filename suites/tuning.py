@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import statistics
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from results.metrics import gain
+from results.catalogue import catalogue_of
 from results.schema import Plan, Record
 from results.store import read_records, write_atomically
 from suites.config import tuned_path
@@ -105,9 +105,9 @@ def mean_scores(plans: Sequence[Plan], store: Path) -> dict[str, list[tuple[Poin
 def choose(plans: Sequence[Plan], store: Path) -> dict[str, Point]:
     """Return method -> the grid point with the best mean held-out score over the tasks, at the end of the runs."""
     chosen: dict[str, Point] = {}
-    metric = _metric(plans, store)
+    gain = _gain(plans, store)
     for method, points in mean_scores(plans, store).items():
-        known = [(gain(metric, score), index) for index, (_, score) in enumerate(points) if score is not None]
+        known = [(gain(score), index) for index, (_, score) in enumerate(points) if score is not None]
         if known:
             _, best = max(known, key=lambda pair: (pair[0], -pair[1]))
             chosen[method] = points[best][0]
@@ -175,11 +175,18 @@ def _scores(plans: Sequence[Plan], store: Path) -> dict[str, float]:
     }
 
 
-def _metric(plans: Sequence[Plan], store: Path) -> str:
-    """Return a main metric of the runs; all of one suite are better in the same direction."""
+def _gain(plans: Sequence[Plan], store: Path) -> Callable[[float], float]:
+    """Return score -> the same so that more is better, as the runs' own main metric is; all of a suite are alike.
+
+    Raises:
+        CatalogueError: nobody says which way that metric is better.
+    """
     wanted = {plan.hash() for plan in plans}
-    records = read_records([store]) if store.exists() else []
-    return next((r.main_metric for r in records if r.plan_hash in wanted and r.main_metric is not None), "")
+    records = [r for r in (read_records([store]) if store.exists() else []) if r.plan_hash in wanted and r.main_metric]
+    if not records:
+        return float
+    suite = catalogue_of(record.catalogue for record in records).suite(records[0].plan.suite)
+    return suite.metric(records[0].main_metric or "").gain
 
 
 def _held_out_score(record: Record) -> float | None:

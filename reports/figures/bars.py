@@ -11,10 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from reports.averages.glue import TASKS, Cell
 from reports.figures.lines import FAINT, INK, Plot, draw, framed, panels, strip
 from reports.figures.style import PART_COLOURS, byte_unit, in_unit
-from reports.records.context import Context
+from reports.records.context import Column, Context
 from reports.tables.cost import finished, memory_place, memory_task
 
 PARTS_TITLE, DOTS_TITLE = "What peak memory consists of", "Scores by task, every seed shown"
@@ -131,68 +130,77 @@ def _parts(context: Context, bars: list[Bar], task: str) -> Figure:
 
 
 def dots_plot(context: Context) -> Plot | None:
-    """Draw every seed's score, the mean, and that of a constant prediction, a panel a task; None without scores."""
-    tasks = [task for task in context.tasks if any((method, task) in context.grid for method in context.methods)]
-    if not any(cell.scores for cell in context.grid.values()):
+    """Draw every seed's score, the mean, and that of a constant prediction, a panel a task.
+
+    None for a lone task, whose table says it, and without scores.
+    """
+    columns = [column for column in context.columns if column.places]
+    if not context.by_task or not any(place.scores for column in columns for place in column.places.values()):
         return None
-    caption = context.caption("score of every seed (markers) and mean (bar) by task, in percent", scores=True)
-    return draw("dots", DOTS_TITLE, caption, lambda: _dots(context, tasks))
+    caption = context.caption("score of every seed (markers) and mean (bar) by task", scores=True)
+    return draw("dots", DOTS_TITLE, caption, lambda: _dots(context, columns))
 
 
-def _dots(context: Context, tasks: list[str]) -> Figure:
+def _dots(context: Context, columns: list[Column]) -> Figure:
     titles = [context.title(method) for method in context.methods]
-    rows = -(-len(tasks) // min(3, len(tasks)))
+    rows = -(-len(columns) // min(3, len(columns)))
     panel = 0.75 + 0.24 * len(context.methods)
     height = 1.5 + panel * rows
     footer = f"Marker: one seed; bar: mean over seeds. Scores: {context.convention.words()}. "
     footer += "Scales differ between panels and do not start at zero."
-    footer += " Vertical line: predicting the most frequent class." if context.constants else ""
+    if context.constants and context.constant is not None:
+        footer += f" Vertical line: {context.constant[1]}."
     figure, (bottom, top) = framed(WIDTH, height, DOTS_TITLE, context, footer)
     axes = panels(
         figure,
-        len(tasks),
+        len(columns),
         bottom + 0.48 / height,
         top - 0.22 / height,
         name_room(titles, 9.5),
         0.13,
         0.66 / (panel - 0.66),
     )
-    for index, (ax, task) in enumerate(zip(axes, tasks, strict=True)):
-        ax.set_title(TASKS[task])
+    for index, (ax, column) in enumerate(zip(axes, columns, strict=True)):
+        ax.set_title(column.head)
         for row, method in enumerate(context.methods):
-            _draw_cell(context, ax, row, method, task)
-        if task in context.constants:
-            ax.axvline(100 * context.constants[task], color=FAINT, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
+            _draw_place(context, ax, row, method, column)
+        if column.name in context.constants:
+            ax.axvline(
+                column.metric.scale * context.constants[column.name],
+                color=FAINT,
+                linewidth=1.1,
+                linestyle=(0, (4, 3)),
+                zorder=1,
+            )
         ax.set_yticks(range(len(titles)), titles if index % 3 == 0 else [""] * len(titles), fontsize=9.5)
         ax.tick_params(axis="y", length=0)
         ax.set_ylim(len(context.methods) - 0.4, -0.6)
         ax.margins(x=0.08)
         ax.xaxis.get_major_locator().set_params(nbins=5)  # type: ignore[call-arg]
-        _write_trouble(context, ax, task)
-        if index + 3 >= len(tasks):
-            ax.set_xlabel("Score (%)")
+        _write_trouble(context, ax, column)
+        if index + 3 >= len(columns):
+            ax.set_xlabel(f"Score ({column.metric.unit})" if column.metric.unit else "Score")
     return figure
 
 
-def _draw_cell(context: Context, ax: Axes, row: int, method: str, task: str) -> None:
-    look = context.looks[method]
-    cell = context.grid.get((method, task), Cell())
-    scores = [100 * score for score in cell.scores.values()]
+def _draw_place(context: Context, ax: Axes, row: int, method: str, column: Column) -> None:
+    look, place = context.looks[method], column.place(method)
+    scores = [column.metric.scale * score for score in place.scores.values()]
     if not scores:
         return
     ax.plot(scores, [row] * len(scores), look.marker, color=look.colour, markersize=6, alpha=0.6, markeredgewidth=0)
-    if not cell.broken:
+    if not place.broken:
         ax.vlines(sum(scores) / len(scores), row - 0.34, row + 0.34, color=look.colour, linewidth=2.2, zorder=3)
 
 
-def _write_trouble(context: Context, ax: Axes, task: str) -> None:
+def _write_trouble(context: Context, ax: Axes, column: Column) -> None:
     """Write what went wrong at the right end of its row, on room made for it: no dot lies under the words."""
     texts = {}
     for row, method in enumerate(context.methods):
-        cell = context.grid.get((method, task), Cell())
-        if cell.broken:
-            texts[row] = cell.trouble(context.seeds)
-        elif not cell.outcomes:
+        place = column.place(method)
+        if place.broken:
+            texts[row] = place.trouble(context.seeds)
+        elif not place.outcomes:
             texts[row] = "not run"
     if not texts:
         return

@@ -28,7 +28,7 @@ DPI = 150
 SMOOTHED = 0.05
 DRAWN_POINTS = 400
 LEGEND_COLUMNS = 7
-FRONT_TITLE, CURVES_TITLE = "Average GLUE score against peak memory", "Training loss"
+CURVES_TITLE = "Training loss"
 INK, FAINT = "#222222", "#5A5A5A"
 STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9,
@@ -66,7 +66,7 @@ def draw(name: str, title: str, caption: str, build: Callable[[], Figure]) -> Pl
 
 def subtitle(context: Context) -> str:
     """Return the line under every figure's title: which runs it is about."""
-    line = f"{context.suite_title}, profile {context.profile}, rank {context.rank}, {seed_words(context.seeds)}"
+    line = f"{context.heading}, {seed_words(context.seeds)}"
     return f"{line}. {MICRO}." if context.is_micro else f"{line}. Evaluated on {context.split_words}."
 
 
@@ -89,12 +89,13 @@ def front_plot(context: Context) -> Plot | None:
         return None
     what = "average score against measured peak memory (highest over the tasks)"
     caption = context.caption(what + ", error bars ± standard deviation over seeds, front of the means", scores=True)
-    return draw("front", FRONT_TITLE, caption, lambda: _front(context, points))
+    title = f"Average {context.entry.title} score against peak memory"
+    return draw("front", title, caption, lambda: _front(context, points, title))
 
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """One method: peak bytes, average and its sd in percent, and whether no other method dominates it."""
+    """One method: peak bytes, average and its sd as printed, and whether no other method dominates it."""
 
     method: str
     peak_bytes: int
@@ -106,30 +107,31 @@ class FrontPoint:
 def front_points(context: Context) -> list[FrontPoint]:
     """Return the methods that have both an average and a measured peak, cheapest first."""
     runs = finished(context)
+    scale = context.averaged_metric.scale if context.averages else 1.0
     found = []
     for method, mean in context.averages.items():
         mine = runs[(runs["method"] == method) & runs["task"].isin(list(context.convention.names))]
         peak = byte_range(mine, "tracked_peak_bytes")
         summary = mean.summary
         if peak is not None and summary.mean is not None:
-            found.append((peak[1], 100 * summary.mean, None if summary.sd is None else 100 * summary.sd, method))
+            found.append((peak[1], scale * summary.mean, None if summary.sd is None else scale * summary.sd, method))
     on_front = pareto_front([peak for peak, *_ in found], [score for _, score, *_ in found])
     points = [FrontPoint(m, p, s, sd, front) for (p, s, sd, m), front in zip(found, on_front, strict=True)]
     return sorted(points, key=lambda point: (point.peak_bytes, point.method))
 
 
-def _front(context: Context, points: list[FrontPoint]) -> Figure:
+def _front(context: Context, points: list[FrontPoint], title: str) -> Figure:
     left_out = [context.title(m) for m in context.methods if m not in {p.method for p in points}]
     counts = sorted({context.averages[point.method].summary.n for point in points})
     bars = "one seed each, so no error bars" if counts == [1] else "error bars: ± standard deviation over seeds"
     footer = f"Average: {context.convention.words()}; {bars}. "
     footer += "Dashed: Pareto front of the means; filled: on it (nothing that needs no more memory scores as well). "
     footer += f"Not shown, no average or no measured peak: {', '.join(left_out)}. " if left_out else ""
-    figure, (bottom, top) = framed(8, 5.4, FRONT_TITLE, context, footer)
+    figure, (bottom, top) = framed(8, 5.4, title, context, footer)
     axes = figure.add_axes((0.085, bottom + 0.105, 0.885, top - bottom - 0.12))
     unit, size = byte_unit(max(point.peak_bytes for point in points))
     axes.set_xlabel(f"Peak memory of a training step, measured ({unit})")
-    axes.set_ylabel("Average score (%)")
+    axes.set_ylabel(f"Average score ({context.averaged_metric.unit})")
     xs = [point.peak_bytes / size for point in points]
     for x, point in zip(xs, points, strict=True):
         look = context.looks[point.method]

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
+from results.catalogue import Catalogue, SuiteEntry
+
 
 @dataclass(frozen=True)
 class Look:
@@ -16,14 +18,8 @@ class Look:
     marker: str
 
 
-# Colours: Okabe and Ito's palette, black for the yardstick. The marker says the same again for readers without colour.
-KNOWN: dict[str, Look] = {
-    "full": Look("Full fine-tuning", "#000000", "o"),
-    "lora": Look("LoRA", "#E69F00", "s"),
-    "dora": Look("DoRA", "#CC79A7", "^"),
-    "galore": Look("GaLore", "#009E73", "D"),
-    "gradnormlorp": Look("GradNormLoRP", "#0072B2", "P"),
-}
+# Colours: Okabe and Ito's palette, black first. The marker says the same again for readers without colour.
+SLOTS = (("#000000", "o"), ("#E69F00", "s"), ("#CC79A7", "^"), ("#009E73", "D"), ("#0072B2", "P"))
 FREE_COLOURS = ("#D55E00", "#56B4E9", "#8C6D1F", "#6F6F6F")
 FREE_MARKERS = ("v", "X", "<", "p", ">", "h", "d")
 
@@ -40,24 +36,23 @@ PART_COLOURS: dict[str, str] = {
 KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
 
-def method_title(name: str) -> str:
-    """Return the method's title; an unknown method is printed under its own name."""
-    return KNOWN[name].title if name in KNOWN else name
+def looks(names: Iterable[str], catalogue: Catalogue, suite: SuiteEntry | None = None) -> dict[str, Look]:
+    """Return every method's look, in the order of rows; one without a slot gets the next free colour and marker.
 
-
-def method_order(names: Iterable[str]) -> list[str]:
-    """Return the names in the order of rows: the known ones as listed here, then the others by alphabet."""
-    present = set(names)
-    return [name for name in KNOWN if name in present] + sorted(present - set(KNOWN))
-
-
-def looks(names: Iterable[str]) -> dict[str, Look]:
-    """Return every method's look, in the order of rows; unknown ones get the next free colour and marker.
-
-    Neighbours differ in both; a pair repeats only after 28 unknown methods.
+    Neighbours differ in both; a pair repeats only after 28 methods without a slot. Of two that claim one slot the
+    first keeps it.
     """
     free = zip(cycle(FREE_COLOURS), cycle(FREE_MARKERS), strict=False)
-    return {name: KNOWN[name] if name in KNOWN else Look(name, *next(free)) for name in method_order(names)}
+    found: dict[str, Look] = {}
+    taken: set[int] = set()
+    for name in catalogue.ordered(names):
+        method = catalogue.method(name)
+        slot = method.slot if method.slot is not None and method.slot < len(SLOTS) else None
+        look = next(free) if slot is None or slot in taken else SLOTS[slot]
+        taken |= set() if slot is None else {slot}
+        renamed = suite.yardstick_title if suite is not None and method.yardstick else None
+        found[name] = Look(renamed or method.title, *look)
+    return found
 
 
 def seed_words(seeds: Sequence[int]) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from reports.bad_input import BAD_INPUT, one_line_errors
 from reports.gate.verdict import REFERENCE, to_annotations, to_junit, to_markdown, to_text
 from results.gate.accept import add_to_changelog, changelog_entry, replace_reference
 from results.gate.comparable import Refusal, load
@@ -29,19 +29,9 @@ from results.schema import Record
 from results.store import StoreError, write_atomically
 
 REPLICATES = Path("results") / "runs" / "gate" / "replicates"
-CANNOT = 2
 SKIP = 125
 """Exit code by which `git bisect run` passes over a commit."""
 Reference = Annotated[Path, typer.Option(metavar="DIR", help="Folder of the reference: records and tolerances.json.")]
-
-
-@contextmanager
-def _one_line(code: int = CANNOT) -> Iterator[None]:
-    try:
-        yield
-    except (Refusal, StoreError, ValueError, OSError) as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        raise typer.Exit(code) from None
 
 
 def register(app: typer.Typer) -> None:
@@ -69,7 +59,7 @@ def register(app: typer.Typer) -> None:
             bool, typer.Option("--update", help="Make the records the new reference, and write a changelog entry.")
         ] = False,
         bisect: Annotated[
-            bool, typer.Option("--bisect", help=f"Exit code {SKIP} in place of {CANNOT}, for `git bisect run`.")
+            bool, typer.Option("--bisect", help=f"Exit code {SKIP} in place of {BAD_INPUT}, for `git bisect run`.")
         ] = False,
         changelog: Annotated[Path, typer.Option(help="Changelog for --update.")] = Path("CHANGELOG.md"),
     ) -> None:
@@ -80,7 +70,7 @@ def register(app: typer.Typer) -> None:
 
         Example: python -m reports gate --records results/runs/gate/0123456789ab
         """
-        with _one_line(SKIP if bisect else CANNOT):
+        with one_line_errors(SKIP if bisect else BAD_INPUT):
             current = load(records, "records")
             if update and only:
                 raise ValueError("update with only: a reference is renewed as a whole; leave one of the two out")
@@ -123,7 +113,7 @@ def register(app: typer.Typer) -> None:
         A replicate is a folder of records of the same plans under other circumstances: of `python -m suites gate
         replicate`, or of `python -m suites gate run` on another machine.
         """
-        with _one_line():
+        with one_line_errors():
             if not 0 < false_alarm < 1:
                 raise ValueError(f"false-alarm {false_alarm}: must lie between 0 and 1 (usual: {FALSE_ALARM})")
             folders = replicates or sorted(path for path in REPLICATES.glob("*") if path.is_dir())

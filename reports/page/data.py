@@ -7,17 +7,17 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from reports.averages.glue import TASKS, Convention
-from reports.averages.switchboard import CHOICES, OF_TASK
+from reports.averages.convention import choices
 from reports.figures.style import PART_COLOURS, looks
 from reports.paper.cells import Judged, PaperTable, elsewhere
 from reports.paper.render import INEQUALITY, difference_text, ours_text, printed, published_fields
 from reports.paper.verdict import MEANINGS
+from reports.records.frames import described
 from reports.records.gather import Found, Gathered
+from reports.records.groups import Group
 from reports.records.peft_results import Foreign
 from reports.records.selection import table_rank
-from reports.tables.profiles import Group
-from results.metrics import LOWER_IS_BETTER
+from results.catalogue import Catalogue, SuiteEntry
 from results.published import Cell, conflicts
 from results.schema import Memory, Peak, Record, Strict, Timing
 
@@ -72,9 +72,12 @@ def page_data(
     pools = {name: Pool() for name in ("environment", "model", "data", "config", "training", "facts", "steps", "keys")}
     runs = [_run(found, pools) for found in gathered.found]
     methods = {found.record.plan.method for found in gathered.found} | {i.row["method"] for i in foreign}
+    catalogue = described(gathered.records)
     return {
-        "looks": [{"method": m, **vars(look)} for m, look in looks(methods).items()],
-        "parts": PART_COLOURS, "tasks": TASKS, "lower": sorted(LOWER_IS_BETTER), "glue": glue_rules(),
+        "looks": [{"method": m, **vars(look)} for m, look in looks(methods, catalogue).items()],
+        "parts": PART_COLOURS, "tasks": {task.name: task.title for task in _averaged(catalogue).tasks},
+        "lower": sorted({m.name for suite in catalogue.suites for m in suite.metrics if m.better == "lower"}),
+        "glue": average_rules(catalogue),
         "runs": runs, "pools": {name: pool.table() for name, pool in pools.items()},
         "troubles": [{"suite": g.suite, "profile": g.profile, "rank": g.rank, "text": g.trouble}
                      for g in groups if g.trouble],
@@ -86,14 +89,18 @@ def page_data(
     }  # fmt: skip
 
 
-def glue_rules() -> Json:
-    """Return the choices of a convention and the metric keys that each stands for."""
-    rules = {
-        name: {str(value): list(Convention(**{name: value}).keys(task)) for value in CHOICES[name]}
-        for name, task in OF_TASK.items()
-    }
-    fixed = {task: list(Convention().keys(task)) for task in TASKS if task not in OF_TASK.values()}
-    return {"suite": "glue", "choices": rules, "of_task": OF_TASK, "fixed": fixed}
+def _averaged(catalogue: Catalogue) -> SuiteEntry:
+    return next(suite for suite in catalogue.suites if suite.average is not None)
+
+
+def average_rules(catalogue: Catalogue) -> Json:
+    """Return the choices of the suite that has an average, and the metric keys that each stands for."""
+    suite = _averaged(catalogue)
+    read = {name: values for name, values in choices(suite).items() if suite.task(name) is not None}
+    rules = {task.name: dict(task.readings) for task in suite.tasks if task.readings}
+    fixed = {task.name: [task.main_metric] for task in suite.tasks if not task.readings and task.averaged != "never"}
+    return {"suite": suite.name, "choices": {name: rules[name] for name in read},
+            "of_task": {name: name for name in read}, "fixed": fixed}  # fmt: skip
 
 
 def _run(found: Found, pools: dict[str, Pool]) -> Json:

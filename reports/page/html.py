@@ -8,8 +8,8 @@ from pathlib import Path
 from reports.page.data import dumps, page_data
 from reports.paper.cells import PaperTable
 from reports.records.gather import Gathered
+from reports.records.groups import Group
 from reports.records.peft_results import Foreign
-from reports.tables.profiles import Group
 from results.published import Cell
 
 PARTS = Path(__file__).parent

@@ -9,12 +9,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from reports.averages.glue import Convention, average
+from reports.averages.convention import convention_of
+from reports.averages.glue import average
 from reports.paper.protocol import UNSTATED, c4_departures, departures, glue_departures, model_size
 from reports.paper.verdict import Ours
 from reports.records.context import Context
+from reports.records.frames import described
 from reports.records.gather import Gathered
 from reports.records.selection import ReportError, select, table_rank
+from reports.tables.standing import reduction_of
 from results.published import Cell
 from results.schema import Record
 
@@ -57,10 +60,16 @@ class Ledger:
         if key not in self._contexts:
             try:
                 chosen = select(self.of("glue"), "glue", PROFILE, rank, ("training.state_bits=32",))
-                self._contexts[key] = Context(chosen, PROFILE, rank, Convention(tasks=tasks))  # type: ignore[arg-type]
+                self._contexts[key] = Context(
+                    chosen, PROFILE, rank, convention_of(described(chosen).suite("glue"), tasks=tasks)
+                )
             except ReportError as error:
                 self._contexts[key] = str(error)
         return self._contexts[key]
+
+    def _context(self, chosen: list[Record], rank: int, tasks: int) -> Context:
+        suite = described(chosen).suite(chosen[0].plan.suite)
+        return Context(chosen, PROFILE, rank, convention_of(suite, tasks=tasks))
 
     def paths(self, records: Iterable[Record]) -> tuple[str, ...]:
         """Return the files of some records."""
@@ -83,10 +92,10 @@ def glue_score(cell: Cell, ledger: Ledger, rank: int) -> Ours | None:
     if not runs:
         return None
     if whole:
-        found = average(method, context.grid, context.seeds, context.convention)
+        found = average(context, method)
         scores, broken = found.scores, [f"no average: {text}" for text in found.missing] if not found.scores else []
     else:
-        place = context.grid[(method, task)]
+        place = context.grid[method, task]
         scores = place.scores
         broken = [f"runs without a score: {place.trouble(context.seeds)}"] if place.broken else []
     unstated = (UNSTATED,) if cell.row.setting == ALL_TASKS else ()
@@ -136,14 +145,6 @@ def state_reduction(cell: Cell, ledger: Ledger) -> Ours | None:
     best = max(runs, key=lambda r: values.get(r.plan_hash, float("-inf")))
     why = "ours is against AdamW in fp32 on every weight; the abstract does not state its baseline"
     return Ours({best.plan.seed: values[best.plan_hash]}, ledger.paths([best]), accounting=why, exact=True)
-
-
-def reduction_of(record: Record) -> float | None:
-    """Return 100 (1 - state / state of AdamW in fp32 on every weight), None where either was not counted."""
-    certificate = record.engagement
-    if certificate is None or record.status != "ok" or not certificate.dense_state_bytes:
-        return None
-    return 100 * (1 - certificate.state_bytes / certificate.dense_state_bytes)
 
 
 def _c4_runs(cell: Cell, ledger: Ledger, size: str) -> list[Record]:

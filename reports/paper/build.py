@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reports.averages.switchboard import switchboard_table
 from reports.page.html import page_html
 from reports.paper.answers import Ledger
 from reports.paper.cells import PaperTable, elsewhere, paper_tables
 from reports.paper.render import conflict_table, elsewhere_table, long_form, to_table, verdict_table
 from reports.records.gather import Gathered
+from reports.records.groups import Group, groups
 from reports.records.peft_results import Foreign, foreign_table
-from reports.tables.profiles import Group, groups, metric_table, standing_table, state_table
-from reports.tables.render import Table, latex_document, to_csv, to_latex, to_markdown
-from reports.write import Report, glue_report, write_report
+from reports.tables.lab import build_memory_report
+from reports.tables.render import Table, latex_document, to_markdown
+from reports.tables.standing import standing_table, state_table
+from reports.write import BENCH, CAPABILITIES, TRIAL, forms, report_of, write_files, write_report
 from results.published import Cell
-from results.store import write_atomically
 
 FOLDER = "paper"
 SHOWN_FILES = 20
+ONE_FILE: dict[str, Callable[[Path, Path], list[Path]]] = {
+    "bench.json": BENCH.write, "contract.json": CAPABILITIES.write, "gate/trial.json": TRIAL.write,
+    "memory": build_memory_report,
+}  # fmt: skip
+"""Place below a folder of records -> what writes its report."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +53,14 @@ def paper(gathered: Gathered, published: Sequence[Cell], foreign: Sequence[Forei
     found = groups(gathered.records)
     own: list[Table | None] = []
     for group in found:
-        own += [metric_table(group), standing_table(group) if not group.trouble else None]
+        own.append(standing_table(group))
         context = group.context
-        if context is not None and (board := switchboard_table(context)) is not None:
-            own.append(_renamed(board, f"switchboard-{group.name}"))
+        if context is not None and context.plugin is not None:
+            own += [replace(table, name=f"{table.name}-{group.name}") for table in context.plugin.tables(context)]
     own.append(state_table(found))
     tables = tuple(table for table in own if table is not None)
     papers = tuple(paper_tables(published, Ledger(gathered)))
     return Paper(gathered, tuple(published), papers, tuple(found), tables, tuple(foreign))
-
-
-def _renamed(table: Table, name: str) -> Table:
-    return Table(name, table.caption, table.heads, table.rows, table.notes, table.data)
 
 
 def paper_files(made: Paper, link: str | None = None) -> dict[str, bytes]:
@@ -68,10 +69,7 @@ def paper_files(made: Paper, link: str | None = None) -> dict[str, bytes]:
     Args:
         link: see `page.page_html`.
     """
-    files: dict[str, bytes] = {}
-    for table in made.tables:
-        forms = {"md": to_markdown(table), "csv": to_csv(table), "tex": to_latex(table)}
-        files |= {f"{table.name}.{ending}": text.encode() for ending, text in forms.items()}
+    files = forms(made.tables)
     files["cells.csv"] = long_form(made.papers).to_csv(index=False, lineterminator="\n").encode()
     files["paper.tex"] = latex_document([table.name for table in made.tables], []).encode()
     files["paper.md"] = _document(made).encode()
@@ -102,15 +100,22 @@ def trouble_lines(made: Paper) -> list[str]:
     return [*lines, *([f"and {more} more files that are no records of runs"] if more > 0 else [])]
 
 
-def glue_reports(made: Paper) -> list[Report]:
-    """Return the report of every group that holds GLUE tasks, figures included; reads their curves from the files."""
-    reports = []
+def write_reports(made: Paper, roots: Iterable[Path], out: Path) -> list[Path]:
+    """Write below `out` the report of every group, and of what else lies below `roots`; return the paths.
+
+    Raises:
+        ReportError, StoreError: as the reports themselves do.
+    """
+    paths = []
     for group in made.groups:
-        context = group.context
-        if context is not None and group.rank is not None:
+        if not group.trouble:
             whole = made.gathered.whole(group.records)
-            reports.append(glue_report(whole, group.profile, group.rank, context.convention))
-    return reports
+            paths += write_report(report_of(group.context_of(whole)), out)
+    for root in roots:
+        for place, write in ONE_FILE.items():
+            if (root / place).exists():
+                paths += write(root / place, out)
+    return paths
 
 
 def link_from(folder: Path) -> str | None:
@@ -122,18 +127,17 @@ def link_from(folder: Path) -> str | None:
     return "../" * len(inside.parts)
 
 
-def write_paper(made: Paper, reports: Sequence[Report], out: Path) -> list[Path]:
-    """Write everything below `out` and return the paths, the page last.
+def write_paper(made: Paper, out: Path) -> list[Path]:
+    """Write the papers' tables and the page below `out` and return the paths, the page last.
 
     Tables that an earlier run left in the folder and this one does not have are removed: they would show other records.
 
     Raises:
         StoreError: a folder cannot be written.
     """
-    paths = [path for report in reports for path in write_report(report, out)]
     folder = out / FOLDER
     files = paper_files(made, link_from(folder))
-    paths += [write_atomically(folder / name, content) for name, content in files.items()]
+    paths = write_files(folder, files)
     for stale in sorted(folder.iterdir()):
         if stale.name not in files and stale.suffix in (".md", ".csv", ".tex", ".html"):
             stale.unlink()

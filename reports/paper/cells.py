@@ -6,11 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from reports.averages.glue import TASKS
-from reports.figures.style import method_order
 from reports.paper import answers
 from reports.paper.answers import Answer, Ledger
 from reports.paper.verdict import Ours, Verdict, judge
+from results.catalogue import committed
 from results.published import Cell
 
 SIZES = {"60m": "60M", "130m": "130M", "350m": "350M", "1b": "1B"}
@@ -86,15 +85,16 @@ class Shape:
 
 
 # Methods without a rank belong to the tables of every rank; for any other a missing rank is merely unknown.
-RANKLESS = frozenset({"full"})
+RANKLESS = frozenset(method.name for method in committed().methods if not method.ranked)
 BYTES = dict.fromkeys(("memory", "weight_memory", "state_memory"), answers.c4_memory)
 
 
 def _glue_shape(rank: int) -> Shape:
     score: Answer = partial(answers.glue_score, rank=rank)
+    tasks = {task.name: task.title for task in committed().suite("glue").tasks}
     return Shape(
         f"glue-rank{rank}", f"GLUE, rank {rank}", "scores in percent on the validation split",
-        {**TASKS, "average": "Average"}, "glue", {"score": score, "average": score}, rank,
+        {**tasks, "average": "Average"}, "glue", {"score": score, "average": score}, rank,
     )  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def _table(shape: Shape, cells: Sequence[Cell], ledger: Ledger) -> PaperTable:
         # Scores and their average are two series of one row; kinds of memory are rows of their own.
         kind = (series.quantity, series.basis, series.scope) if memory else ()
         groups.setdefault((row.method, cell.file, row.title, row.rank, row.setting, kind), []).append(cell)
-    order = method_order({str(key[0]) for key in groups})
+    order = committed().ordered(str(key[0]) for key in groups)
     found = sorted(groups.values(), key=lambda group: order.index(group[0].row.method))
     rows = tuple(_row(shape, group, ledger) for group in found)
     return PaperTable(shape.name, shape.title, shape.what, _present(shape, cells), rows, _notes(shape, cells, ledger))

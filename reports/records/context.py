@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import pandas as pd
 
-from reports.averages.glue import TASKS, Average, Cell, Convention, average, cells, scores_frame
+from reports import averages as plugins
+from reports.averages.convention import Convention, convention_of
+from reports.averages.glue import Average
 from reports.figures.style import Look, looks, seed_words
-from reports.records.frames import curves_frame, metrics_frame, runs_frame
+from reports.records.frames import curves_frame, described, metrics_frame, runs_frame
 from reports.records.selection import uneven_settings
+from reports.stats.outcomes import Outcomes, metric_frame, outcomes, scores_frame
+from results.catalogue import Catalogue, MetricEntry, SuiteEntry
 from results.schema import Record
 
 MICRO = "Checks pipeline and ordering; not the paper's numbers"
@@ -20,17 +23,60 @@ SETTINGS = ("steps", "batch_size", "max_length", "precision", "state_bits")
 
 
 @dataclass(frozen=True)
-class Context:
-    """One report: the selected records and the convention they are read under."""
+class Column:
+    """One column of scores: a task under the convention, or one metric of a suite's only task.
 
-    suite: ClassVar[str] = "glue"
-    suite_title: ClassVar[str] = "GLUE"
-    titles: ClassVar[Mapping[str, str]] = TASKS
+    Attributes:
+        name: the task's or the metric's.
+        keys: "split/metric" keys whose mean a value is, as far as they are known beforehand.
+        metric: how values are printed, and which way they are better.
+        places: method -> what became of its runs.
+    """
+
+    name: str
+    task: str
+    head: str
+    keys: tuple[str, ...]
+    metric: MetricEntry
+    places: Mapping[str, Outcomes]
+
+    def place(self, method: str) -> Outcomes:
+        """Return what became of a method's runs."""
+        return self.places.get(method, Outcomes())
+
+    def gains(self, method: str) -> dict[int, float]:
+        """Return seed -> score of a method so that more is better."""
+        return {seed: self.metric.gain(score) for seed, score in self.place(method).scores.items()}
+
+
+@dataclass(frozen=True)
+class Context:
+    """One report: the selected records of one suite, and the convention they are read under (None: the usual one)."""
 
     records: Sequence[Record]
     profile: str
-    rank: int
-    convention: Convention = field(default_factory=Convention)
+    rank: int | None
+    chosen: Convention | None = None
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """What the records say of methods and suites."""
+        return described(self.records)
+
+    @property
+    def suite(self) -> str:
+        """The suite's name."""
+        return self.records[0].plan.suite
+
+    @cached_property
+    def entry(self) -> SuiteEntry:
+        """What the records say of the suite."""
+        return self.catalogue.suite(self.suite)
+
+    @cached_property
+    def convention(self) -> Convention:
+        """How runs become scores, and scores an average."""
+        return self.chosen or convention_of(self.entry)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -48,14 +94,14 @@ class Context:
         return curves_frame(self.records)
 
     @cached_property
-    def grid(self) -> dict[tuple[str, str], Cell]:
+    def grid(self) -> dict[tuple[str, str], Outcomes]:
         """(method, task) -> outcomes and scores under the convention."""
-        return cells(scores_frame(self.runs, self.metrics, self.convention))
+        return outcomes(scores_frame(self.runs, self.metrics, self.convention))
 
     @cached_property
     def looks(self) -> dict[str, Look]:
         """Method -> look, in the order of rows."""
-        return looks(self.runs["method"])
+        return looks(self.runs["method"], self.catalogue, self.entry)
 
     @property
     def methods(self) -> list[str]:
@@ -63,32 +109,108 @@ class Context:
         return list(self.looks)
 
     @cached_property
+    def yardstick(self) -> str | None:
+        """The method that others are measured against; None where it was not run."""
+        return self.catalogue.yardstick(self.methods)
+
+    @cached_property
     def tasks(self) -> list[str]:
-        """Tasks of the convention and those that were run, in GLUE's order."""
-        present = set(self.runs["task"]) | set(self.convention.names)
-        return [task for task in TASKS if task in present]
+        """Tasks of the average and those that were run, in the suite's order."""
+        average = self.convention.names if self.plugin is not None else ()
+        return self.entry.ordered([*self.runs["task"], *average])
+
+    @cached_property
+    def titles(self) -> dict[str, str]:
+        """Task -> title."""
+        return {task: self.entry.task_title(task) for task in self.tasks}
 
     @cached_property
     def seeds(self) -> list[int]:
         """Every seed of the report."""
         return sorted({int(seed) for seed in self.runs["seed"]})
 
+    @property
+    def by_task(self) -> bool:
+        """Whether a column of scores is a task; a suite's only task has a column for each of its metrics."""
+        return len(self.tasks) > 1
+
+    @cached_property
+    def columns(self) -> list[Column]:
+        """The columns of scores; of a lone task the metrics that some run has."""
+        if not self.by_task:
+            (task,) = self.tasks
+            known = set(self.metrics.dropna(subset=["value"])["metric"])
+            return [self._of_metric(task, metric) for metric in self.entry.metrics if metric.name in known]
+        found = []
+        for task in self.tasks:
+            keys = self.convention.keys(task) or tuple(self._main_keys(task))
+            if keys:
+                places = {method: self.grid[method, task] for method in self.methods if (method, task) in self.grid}
+                found.append(Column(task, task, self.titles[task], keys, self.metric_of(task), places))
+        return found
+
+    def metric_of(self, task: str) -> MetricEntry:
+        """Return how a task's score is printed, and which way it is better."""
+        return self.entry.metric((self.convention.keys(task) or tuple(self._main_keys(task)))[0])
+
+    def _main_keys(self, task: str) -> list[str]:
+        """Return the main metric of a task that no catalogue has, as its runs name it."""
+        return sorted(set(self.runs.loc[self.runs["task"] == task, "main_metric"].dropna()))[:1]
+
+    def _of_metric(self, task: str, metric: MetricEntry) -> Column:
+        places = outcomes(metric_frame(self.runs, self.metrics, metric.name))
+        splits = sorted({key.rpartition("/")[0] for key in self.runs["main_metric"].dropna()})
+        keys = tuple(f"{split}/{metric.name}" for split in splits[:1])
+        return Column(metric.name, task, metric.head, keys, metric, {method: p for (method, _), p in places.items()})
+
+    @cached_property
+    def compared(self) -> list[Column]:
+        """The columns of which differences are taken."""
+        named = [column for column in self.columns if column.name == self.entry.compared]
+        return self.columns if self.by_task else named or self.columns[:1]
+
+    @cached_property
+    def plugin(self) -> plugins.Plugin | None:
+        """What makes the suite's average; None for a suite without one, or with one that nobody knows here."""
+        return plugins.plugin(self.entry.average)
+
+    @property
+    def average_note(self) -> list[str]:
+        """Return a sentence where the suite names an average that nobody knows here."""
+        if self.entry.average is None or self.plugin is not None:
+            return []
+        known = ", ".join(plugins.names())
+        return [f"No average: {self.entry.title} names the average {self.entry.average!r}, known here: {known}"]
+
     @cached_property
     def averages(self) -> dict[str, Average]:
-        """Method -> average under the convention, in the order of rows."""
-        return {method: average(method, self.grid, self.seeds, self.convention) for method in self.methods}
+        """Method -> average under the convention, in the order of rows; empty where there is none to make."""
+        made = self.plugin
+        return {} if made is None else {method: made.average(self, method) for method in self.methods}
+
+    @property
+    def averaged_metric(self) -> MetricEntry:
+        """How an average is printed: as the scores it is made of."""
+        return self.entry.metric(self.convention.keys(self.convention.names[0])[0])
 
     @cached_property
     def constants(self) -> dict[str, float]:
-        """Task -> score of the best constant prediction under the convention; absent where that is undefined."""
-        found: dict[str, float] = {}
+        """Column -> score of the best prediction that looks at nothing; absent where undefined or not the same."""
+        found: dict[str, set[float]] = {}
         for record in self.records:
-            if record.data is not None and record.plan.task in TASKS:
-                values = [record.data.constant_scores.get(key) for key in self.convention.keys(record.plan.task)]
-                known = [value for value in values if value is not None]
-                if known and len(known) == len(values):
-                    found[record.plan.task] = sum(known) / len(known)
-        return found
+            for column in self.columns:
+                if record.data is not None and record.plan.task == column.task and column.keys:
+                    values = [record.data.constant_scores.get(key) for key in column.keys]
+                    known = [value for value in values if value is not None]
+                    if len(known) == len(values):
+                        found.setdefault(column.name, set()).add(sum(known) / len(known))
+        return {name: values.copy().pop() for name, values in found.items() if len(values) == 1}
+
+    @property
+    def constant(self) -> tuple[str, str] | None:
+        """Title and rule of the prediction that looks at nothing; None where no task has one."""
+        entries = [entry for task in self.tasks if (entry := self.entry.task(task)) is not None]
+        return next(((e.constant, e.constant_rule or "") for e in entries if e.constant is not None), None)
 
     def title(self, method: str) -> str:
         """Return the method's printed name."""
@@ -97,13 +219,18 @@ class Context:
     def caption(self, what: str, scores: bool = False) -> str:
         """Return a caption that stands alone: what it is, on which model, data and seeds, and how to read it."""
         parts = [
-            f"{self.suite_title}, profile {self.profile}, rank {self.rank}: {what}",
+            f"{self.heading}: {what}",
             f"Model {joined(self.runs['model_name'])}. Data: {self.data_words}",
             f"Evaluated on {self.split_words}; {seed_words(self.seeds)}",
         ]
         parts += [f"Convention: {self.convention.words()}"] if scores else []
         parts += [MICRO] if self.is_micro else []
         return ". ".join(parts) + "."
+
+    @property
+    def heading(self) -> str:
+        """Which runs the report is about."""
+        return f"{self.entry.title}, profile {self.profile}" + ("" if self.rank is None else f", rank {self.rank}")
 
     @property
     def is_micro(self) -> bool:
@@ -126,9 +253,17 @@ class Context:
 
     @property
     def split_words(self) -> str:
-        """Which split was evaluated."""
+        """Which split was evaluated, and how many predicted tokens of it where that is what counts."""
+        tokens = {
+            f"{count:,} predicted tokens of {split.replace('_', '-')}"
+            for record in self.records
+            if record.data is not None
+            for split, count in record.data.eval_tokens.items()
+        }
+        if tokens:
+            return " and ".join(sorted(tokens))
         held = self.runs["held_out"].fillna(value=False)
-        names = {True: "a held-out part of train", False: "the validation split, not the hidden test split"}
+        names = {True: "a held-out part of train", False: "the validation split"}
         return " and ".join(names[value] for value in sorted({bool(value) for value in held}))
 
     def provenance(self) -> tuple[str, ...]:

@@ -6,15 +6,14 @@ Unknown is `<NA>`. Bytes are `Int64`, other numbers `Float64`, so that a missing
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 from pydantic.fields import FieldInfo
 
-from reports.figures.style import method_title
-from results.metrics import gain
+from results.catalogue import Catalogue, CatalogueError, MetricEntry, catalogue_of
 from results.schema import Environment, Evaluation, Memory, Peak, Record, Status, Timing
 
 Row = dict[str, Any]
@@ -116,12 +115,12 @@ def main_values(record: Record) -> list[tuple[Evaluation, float]]:
     return sorted(((e, v) for e, v in pairs if v is not None), key=lambda pair: pair[0].step)
 
 
-def _identity(record: Record) -> Row:
+def _identity(record: Record, catalogue: Catalogue) -> Row:
     plan, model, data, training = record.plan, record.plan.model, record.plan.data, record.plan.training
     rank, projection_rank = table_ranks(record)
     return {
         **{n: getattr(plan, n) for n in ("suite", "profile", "purpose", "task", "method", "seed", "targets")},
-        "plan_hash": record.plan_hash, "title": method_title(plan.method),
+        "plan_hash": record.plan_hash, "title": catalogue.method(plan.method).title,
         "rank": rank, "projection_rank": projection_rank, "status": record.status, "error": record.error,
         "method_config": json.dumps(plan.method_config, sort_keys=True),
         "model_name": model.name, "model_source": model.source, "model_revision": model.revision,
@@ -139,18 +138,26 @@ def _identity(record: Record) -> Row:
     }  # fmt: skip
 
 
-def _scores(record: Record) -> Row:
-    """Return the main metric at the last evaluation and at the best one (the first of equals)."""
+def _scores(record: Record, catalogue: Catalogue) -> Row:
+    """Return the main metric at the last evaluation and at the best one (the first of equals), if that is known."""
     row: Row = {"evaluations": len(record.evaluations)}
     values = main_values(record)
     if record.evaluations and record.main_metric is not None:
         last = max(record.evaluations, key=lambda evaluation: evaluation.step)
         value = last.metrics.get(record.main_metric)
         row |= {"last_score": value, "last_step": last.step, "last_epoch": last.epoch}
-    if values:
-        best, value = max(values, key=lambda pair: gain(record.main_metric or "", pair[1]))
+    metric = _metric(record, catalogue)
+    if values and metric is not None:
+        best, value = max(values, key=lambda pair: metric.gain(pair[1]))
         row |= {"best_score": value, "best_step": best.step, "best_epoch": best.epoch}
     return row
+
+
+def _metric(record: Record, catalogue: Catalogue) -> MetricEntry | None:
+    try:
+        return catalogue.suite(record.plan.suite).metric(record.main_metric or "")
+    except CatalogueError:
+        return None
 
 
 def _measured(record: Record) -> Row:
@@ -182,11 +189,12 @@ def _clock(record: Record) -> Row:
     return row
 
 
-def _row(record: Record) -> Row:
+def _row(record: Record, catalogue: Catalogue) -> Row:
     environment = record.environment
     versions = {name: environment.packages.get(name) for name in PACKAGES}
     place = {name: getattr(environment, name) for name in ENVIRONMENT_COLUMNS}
-    return {**_identity(record), **_scores(record), **_measured(record), **_clock(record), **place, **versions}
+    said = {**_identity(record, catalogue), **_scores(record, catalogue)}
+    return {**said, **_measured(record), **_clock(record), **place, **versions}
 
 
 def typed(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
@@ -202,18 +210,25 @@ def in_order(records: Sequence[Record]) -> list[Record]:
     )
 
 
+def described(records: Iterable[Record]) -> Catalogue:
+    """Return what the records say of their methods, suites, tasks and metrics; of the newest where they differ."""
+    return catalogue_of(record.catalogue for record in sorted(records, key=lambda r: (r.finished_at, r.plan_hash)))
+
+
 def runs_frame(records: Sequence[Record]) -> pd.DataFrame:
     """Return one typed row a run (columns: `RUN_COLUMNS`), sorted by suite, profile, task, method and seed.
 
     `last_score` and `best_score` are the record's main metric at the last evaluation and at the one where it is
     best. `tracked_peak_bytes` is the larger of the plain and the refresh step's peak. `step_s` is training seconds
-    per timed step, `step_ratio` that over full fine-tuning's of the same task, seed and environment
+    per timed step, `step_ratio` that over the yardstick's of the same task, seed and environment
     (`CLOCK_FIELDS`), `<NA>` where no such run is among the records.
     """
-    return with_step_ratio(typed([_row(record) for record in in_order(records)], RUN_COLUMNS))
+    catalogue = described(records)
+    rows = typed([_row(record, catalogue) for record in in_order(records)], RUN_COLUMNS)
+    return with_step_ratio(rows, catalogue.yardstick(rows["method"]))
 
 
-def with_step_ratio(runs: pd.DataFrame, yardstick: str = "full") -> pd.DataFrame:
+def with_step_ratio(runs: pd.DataFrame, yardstick: str | None) -> pd.DataFrame:
     """Return `runs` with `step_ratio`: `step_s` over the mean one of `yardstick` in equal `CLOCK_FIELDS`."""
     keys = list(CLOCK_FIELDS)
     base = runs[(runs["method"] == yardstick) & (runs["status"] == "ok") & runs["step_s"].notna()]
@@ -226,12 +241,13 @@ def with_step_ratio(runs: pd.DataFrame, yardstick: str = "full") -> pd.DataFrame
 def metrics_frame(records: Sequence[Record]) -> pd.DataFrame:
     """Return one typed row for each run, evaluation and "split/metric" (columns: `METRIC_COLUMNS`)."""
     rows: list[Row] = []
+    catalogue = described(records)
     for record in in_order(records):
         plan = record.plan
         rank, projection_rank = table_ranks(record)
         label = {
             **{n: getattr(plan, n) for n in ("suite", "profile", "task", "method", "seed")},
-            **{"plan_hash": record.plan_hash, "title": method_title(plan.method), "status": record.status},
+            **{"plan_hash": record.plan_hash, "title": catalogue.method(plan.method).title, "status": record.status},
             **{"rank": rank, "projection_rank": projection_rank},
         }
         for index, evaluation in enumerate(sorted(record.evaluations, key=lambda item: item.step)):

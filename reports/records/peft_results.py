@@ -7,6 +7,7 @@ stays unknown. Its file sizes are not taken over: 99999999 stands there for none
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from typing import Any
 
 import pandas as pd
 
-from reports.figures.style import GIB, method_title
+from reports.figures.style import GIB
 from reports.records.frames import RUN_COLUMNS, TEXT, Row, typed
 from reports.records.gather import shown_path
 from reports.tables.render import Entry, Table
+from results.catalogue import committed
 from results.store import StoreError
 
 ORIGIN = "peft method_comparison"
@@ -88,7 +90,7 @@ def _row(table: dict[str, Any], path: Path) -> Row:
     packages, system = meta.get("package_info") or {}, meta.get("system_info") or {}
     return {
         **{"suite": "peft", "profile": ORIGIN, "purpose": "result", "task": _task(path), "method": method},
-        "title": f"{method_title(method)} (peft)", "rank": adapter.get("r"), "seed": config["seed"],
+        "title": f"{committed().method(method).title} (peft)", "rank": adapter.get("r"), "seed": config["seed"],
         "status": status, "error": error, "method_config": json.dumps(adapter, sort_keys=True),
         "targets": _targets(adapter), "model_name": config["model_id"], "model_source": "hub",
         "model_revision": (meta.get("model_info") or {}).get("sha"),
@@ -117,8 +119,10 @@ def _task(path: Path) -> str:
 def _method(adapter: dict[str, Any], experiment: str) -> str:
     """Return our name where the method is one of ours, else peft's in lower case."""
     kind = str(adapter.get("peft_type") or experiment.partition("/")[0]).lower()
-    names = {"full-finetuning": "full", "full_finetuning": "full"}
-    return "dora" if adapter.get("use_dora") else names.get(kind, kind)
+    known = [method.name for method in committed().methods]
+    if re.fullmatch(r"full[-_]finetuning", kind):
+        return committed().yardstick(known) or kind
+    return next((name for name in known if adapter.get(f"use_{name}")), kind)
 
 
 def _targets(adapter: dict[str, Any]) -> str | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from reports.averages.glue import ChoiceError, check_choice
 from reports.records.frames import table_ranks
 from results.schema import Record
 
@@ -15,10 +16,29 @@ class ReportError(ValueError):
     """A report that cannot be made from these records; the text says why and what to do."""
 
 
+class ChoiceError(ValueError):
+    """A value that is not among the allowed ones; the text lists them and the nearest."""
+
+
+def check_choice(value: object, allowed: Sequence[object], what: str) -> None:
+    """Raise ChoiceError, naming the allowed values and the nearest, unless `value` is one of them."""
+    if value in allowed:
+        return
+    texts = [str(item) for item in allowed]
+    near = difflib.get_close_matches(str(value), texts, n=1, cutoff=0.3)
+    hint = f"; nearest: {near[0]}" if near else ""
+    raise ChoiceError(f"unknown {what} {value!r}: known are {', '.join(texts)}{hint}")
+
+
 def table_rank(record: Record) -> int | None:
     """Return the rank that names a run's table: the factors', else the projection's, None for a method without one."""
     rank, projection_rank = table_ranks(record)
     return rank if rank is not None else projection_rank
+
+
+def folder_name(suite: str, profile: str, rank: int | None) -> str:
+    """Return the stem of what is written about some runs."""
+    return re.sub(r"[^\w.-]+", "-", f"{suite}-{profile}" + ("" if rank is None else f"-r{rank}"))
 
 
 def select(

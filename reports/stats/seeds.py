@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 from scipy.stats import t as student
 
+from results.catalogue import MetricEntry
+
 LEVEL = 0.95
 LEAST_SEEDS = 3
 
@@ -20,6 +22,13 @@ class Summary:
     mean: float | None
     sd: float | None
 
+    def text(self, metric: MetricEntry) -> str:
+        """Return "mean ± sd" as the metric is printed, without sd for one seed, and a dash for no value."""
+        if self.mean is None:
+            return "—"
+        spread = "" if self.sd is None else f" ± {format(metric.scale * self.sd, metric.format)}"
+        return metric.text(self.mean) + spread
+
 
 @dataclass(frozen=True)
 class Paired:
@@ -30,6 +39,11 @@ class Paired:
     sd: float | None
     low: float | None
     high: float | None
+
+    def text(self, metric: MetricEntry) -> str:
+        """Return "difference [low, high]" as the metric is printed, and a dash for no value."""
+        shown = [metric.text(value, "+") for value in (self.mean, self.low, self.high) if value is not None]
+        return (shown or ["—"])[0] + (f" [{shown[1]}, {shown[2]}]" if len(shown) == 3 else "")
 
     @property
     def excludes_zero(self) -> bool:

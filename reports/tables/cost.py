@@ -9,9 +9,7 @@ import pandas as pd
 from reports.figures.style import byte_unit, in_unit
 from reports.records.context import Context
 from reports.stats.seeds import geometric_mean
-from reports.tables.render import Entry, Table
-
-EMPTY = Entry("—")
+from reports.tables.render import EMPTY, Entry, Table
 
 # Column title -> column of the run frame. All are counted from live tensors.
 MEASURED: dict[str, str] = {
@@ -62,7 +60,7 @@ def memory_place(context: Context) -> str:
     suite with one task its title."""
     task = memory_task(context)
     assert task is not None
-    if len(context.titles) == 1:
+    if not context.by_task:
         return context.titles[task]
     runs = finished(context).dropna(subset=["tracked_peak_bytes"])
     cells = runs[runs["task"].isin(context.tasks)].groupby(["method", "task"], observed=True).ngroups
@@ -112,7 +110,8 @@ def memory_table(context: Context) -> Table | None:
     runs = finished(context)
     here = runs[runs["task"] == task]
     unit, rows = _byte_rows(context, here, MEASURED)
-    ratios = {column: _ratio_to_full(here, column) for column in ("state_bytes", "tracked_peak_bytes")}
+    sizes = ("state_bytes", "tracked_peak_bytes")
+    ratios = {column: _ratio_to_yardstick(here, column, context.yardstick) for column in sizes}
     for method, row in zip(context.methods, rows, strict=True):
         row += [_ratio_entry(ratio.get(method)) for ratio in ratios.values()]
     heads = ("Method", *MEASURED, "State ÷ full", "Peak ÷ full")
@@ -128,10 +127,10 @@ def memory_table(context: Context) -> Table | None:
     return Table("memory", caption, heads, tuple(map(tuple, rows)), notes, _range_data(context, runs, names))
 
 
-def _ratio_to_full(runs: pd.DataFrame, column: str) -> dict[str, float]:
-    """Return method -> its largest value over full fine-tuning's largest; empty without full fine-tuning."""
+def _ratio_to_yardstick(runs: pd.DataFrame, column: str, yardstick: str | None) -> dict[str, float]:
+    """Return method -> its largest value over the yardstick's largest; empty without the yardstick."""
     largest = runs.dropna(subset=[column]).groupby("method", observed=True)[column].max()
-    base = int(largest.get("full", 0))
+    base = int(largest.get(yardstick, 0))
     return {str(method): int(value) / base for method, value in largest.items()} if base else {}
 
 
@@ -141,6 +140,8 @@ def _ratio_entry(ratio: float | None) -> Entry:
 
 def peak_by_task_table(context: Context) -> Table | None:
     """Return the tracked peak (plain or refresh step, the larger) of every method on every task."""
+    if not context.by_task:
+        return None
     runs = finished(context)
     ranges = {
         method: [byte_range(runs[(runs["method"] == method) & (runs["task"] == task)], "tracked_peak_bytes")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -11,15 +12,16 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from reports.figures.lines import FAINT, INK, Plot, draw
-from reports.figures.style import GIB, KNOWN, PART_COLOURS, in_unit, method_order, method_title
+from reports.figures.style import GIB, PART_COLOURS, in_unit
 from reports.records.selection import ReportError
-from reports.tables.render import Entry, Table, to_csv, to_latex, to_markdown
-from results.lab import Cell, Parts, Verdicts, read_cells, read_verdicts
-from results.store import write_atomically
+from reports.tables.render import EMPTY, Entry, Table
+from reports.write import forms, page, write_files
+from results.catalogue import Catalogue, catalogue_of
+from results.lab import Cell, Parts, Verdicts, read_cell_file, read_verdicts
 
-EMPTY = Entry("—")
 CLAIMS = "claims.json"
 Key = tuple[str, str, int, bool, bool]
+"""Model, method, state bits, per-layer, checkpointing."""
 # Column of the overview -> (state bits, per-layer, checkpointing).
 COLUMNS: dict[str, tuple[int, bool, bool]] = {
     "Peak": (32, False, False),
@@ -29,22 +31,7 @@ COLUMNS: dict[str, tuple[int, bool, bool]] = {
     "8-bit, per-layer, checkpointing": (8, True, True),
 }
 # Rung of the ladder -> (method, state bits, per-layer, checkpointing): one thing is turned on at a time.
-LADDER: dict[str, tuple[str, int, bool, bool]] = {
-    "Dense AdamW": ("full", 32, False, False),
-    "low-rank state": ("galore", 32, False, False),
-    "factors, not dense weights": ("gradnormlorp", 32, False, False),
-    "8-bit state": ("gradnormlorp", 8, False, False),
-    "per-layer update": ("gradnormlorp", 8, True, False),
-    "checkpointing": ("gradnormlorp", 8, True, True),
-}
-REORDERED: dict[str, tuple[str, int, bool, bool]] = {
-    "Dense AdamW": ("full", 32, False, False),
-    "checkpointing": ("full", 32, False, True),
-    "per-layer update": ("full", 32, True, True),
-    "low-rank state": ("galore", 32, True, True),
-    "factors, not dense weights": ("gradnormlorp", 32, True, True),
-    "8-bit state": ("gradnormlorp", 8, True, True),
-}
+Rungs = dict[str, tuple[str, int, bool, bool]]
 RULE = "8-bit states are counted by rule: bitsandbytes' update allocates nothing beside the state"
 TRACED = "Traced over tensors without values, by torch's CPU kernels; no allocator overhead"
 PARTS: dict[str, tuple[str, ...]] = {
@@ -57,18 +44,74 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 
 
-def load(folder: Path) -> tuple[dict[Key, Cell], Verdicts | None]:
-    """Return the cells by model, method, state bits, per-layer and checkpointing, and the claims' verdicts.
+@dataclass(frozen=True)
+class Lab:
+    """The cells by `Key`, the verdicts on published claims, and what the methods are."""
+
+    cells: dict[Key, Cell]
+    verdicts: Verdicts | None
+    catalogue: Catalogue
+
+    @property
+    def methods(self) -> list[str]:
+        """The methods in the order of rows."""
+        return self.catalogue.ordered(key[1] for key in self.cells)
+
+    @property
+    def models(self) -> list[str]:
+        """The models from the smallest to the largest."""
+        sizes = {cell.setting.model: cell.parameters for cell in self.cells.values()}
+        return sorted(sizes, key=lambda model: sizes[model])
+
+    def title(self, method: str) -> str:
+        """Return what is printed for a method."""
+        return self.catalogue.method(method).title
+
+
+def load(folder: Path) -> Lab:
+    """Return what the memory lab found.
 
     Raises:
         ReportError: the folder holds no cells.
         StoreError: a file of another schema.
     """
     paths = sorted(path for path in folder.glob("*.json") if path.name != CLAIMS)
-    cells = [cell for path in paths for cell in read_cells(path)]
+    files = [read_cell_file(path) for path in paths]
+    cells = {_key(cell): cell for file in files for cell in file.cells}
     if not cells:
         raise ReportError(f"{folder}: holds no memory cells: run `python -m suites memory-matrix` first")
-    return {_key(cell): cell for cell in cells}, read_verdicts(folder / CLAIMS) if (folder / CLAIMS).exists() else None
+    verdicts = read_verdicts(folder / CLAIMS) if (folder / CLAIMS).exists() else None
+    return Lab(cells, verdicts, catalogue_of(file.catalogue for file in files))
+
+
+def ladders(catalogue: Catalogue, methods: Iterable[str]) -> tuple[Rungs, Rungs]:
+    """Return the ladder from dense AdamW to everything at once, and the same steps in another order.
+
+    Empty where the yardstick, a method with bases alone, or one with bases and factors is missing.
+    """
+    entries = [catalogue.method(name) for name in catalogue.ordered(methods)]
+    dense = next((e.name for e in entries if e.yardstick), None)
+    projected = next((e.name for e in entries if e.bases and not e.factors), None)
+    factored = next((e.name for e in entries if e.bases and e.factors), None)
+    if dense is None or projected is None or factored is None:
+        return {}, {}
+    ladder: Rungs = {
+        "Dense AdamW": (dense, 32, False, False),
+        "low-rank state": (projected, 32, False, False),
+        "factors, not dense weights": (factored, 32, False, False),
+        "8-bit state": (factored, 8, False, False),
+        "per-layer update": (factored, 8, True, False),
+        "checkpointing": (factored, 8, True, True),
+    }
+    reordered: Rungs = {
+        "Dense AdamW": (dense, 32, False, False),
+        "checkpointing": (dense, 32, False, True),
+        "per-layer update": (dense, 32, True, True),
+        "low-rank state": (projected, 32, True, True),
+        "factors, not dense weights": (factored, 32, True, True),
+        "8-bit state": (factored, 8, True, True),
+    }
+    return ladder, reordered
 
 
 def step_bytes(cell: Cell) -> int:
@@ -77,18 +120,12 @@ def step_bytes(cell: Cell) -> int:
     return max(cell.peak.total_bytes, refresh.total_bytes)
 
 
-def models_of(cells: Iterable[Cell]) -> list[str]:
-    """Return the models from the smallest to the largest."""
-    sizes = {cell.setting.model: cell.parameters for cell in cells}
-    return sorted(sizes, key=lambda model: sizes[model])
-
-
-def overview_table(cells: dict[Key, Cell], models: Sequence[str], name: str = "cells") -> Table:
+def overview_table(lab: Lab, models: Sequence[str], name: str = "cells") -> Table:
     """Return the peaks of every method at every model."""
-    methods = method_order({key[1] for key in cells})
+    cells = lab.cells
     rows, data = [], []
     for model in models:
-        for method in methods:
+        for method in lab.methods:
             entries = []
             record: dict[str, object] = {"model": model, "method": method}
             for bits in (32, 8):
@@ -101,16 +138,14 @@ def overview_table(cells: dict[Key, Cell], models: Sequence[str], name: str = "c
                 peak = None if cell is None else step_bytes(cell)
                 entries.append(_gib(peak))
                 record[f"{title}, bytes"] = peak
-            rows.append((Entry(f"{model}: {method_title(method)}"), *entries))
+            rows.append((Entry(f"{model}: {lab.title(method)}"), *entries))
             data.append(record)
     heads = ("Model and method", "State", "State, 8-bit", *COLUMNS)
     caption = f"Memory of a training step in GiB, predicted without weights. {_settings(cells, models)}"
-    return Table(name, caption, heads, tuple(rows), _notes(cells), pd.DataFrame(data))
+    return Table(name, caption, heads, tuple(rows), _notes(lab), pd.DataFrame(data))
 
 
-def ladder_table(
-    cells: dict[Key, Cell], models: Sequence[str], rungs: dict[str, tuple[str, int, bool, bool]], name: str
-) -> Table:
+def ladder_table(lab: Lab, models: Sequence[str], rungs: Rungs, name: str) -> Table:
     """Return the peak after each rung, and what the rung saved of the one before."""
     rows, data = [], []
     for model in models:
@@ -118,7 +153,7 @@ def ladder_table(
         before: int | None = None
         record: dict[str, object] = {"model": model}
         for title, rung in rungs.items():
-            cell = cells.get((model, *rung))
+            cell = lab.cells.get((model, *rung))
             now = None if cell is None else step_bytes(cell)
             saved = "" if before is None or now is None else f" ({(now - before) / GIB:+.2f})"
             entries.append(Entry(f"{in_unit(now, GIB)}{saved}") if now is not None else EMPTY)
@@ -127,9 +162,8 @@ def ladder_table(
         rows.append((Entry(model), *entries))
         data.append(record)
     caption = "What each step down saves: peak of a training step in GiB, and the change against the column before. "
-    return Table(
-        name, caption + _settings(cells, models), ("Model", *rungs), tuple(rows), _notes(cells), pd.DataFrame(data)
-    )
+    heads = ("Model", *rungs)
+    return Table(name, caption + _settings(lab.cells, models), heads, tuple(rows), _notes(lab), pd.DataFrame(data))
 
 
 def claim_table(found: Verdicts) -> Table:
@@ -157,13 +191,13 @@ def claim_table(found: Verdicts) -> Table:
     return Table("claims", caption, ("Claim", "Verdict"), tuple(rows), (note,), pd.DataFrame(data))
 
 
-def parts_plot(cells: dict[Key, Cell], model: str) -> Plot:
+def parts_plot(lab: Lab, model: str) -> Plot:
     """Draw what the peak consists of at one model: every method as it is, then with every way to save turned on."""
-    methods = method_order({key[1] for key in cells if key[0] == model})
+    cells = lab.cells
     bars = [
-        (f"{method_title(method)}{suffix}", cells[model, method, *rest].peak)
+        (f"{lab.title(method)}{suffix}", cells[model, method, *rest].peak)
         for rest, suffix in (((32, False, False), ""), ((8, True, True), ", 8-bit, per-layer, checkpointing"))
-        for method in methods
+        for method in lab.methods
         if (model, method, *rest) in cells
     ]
     caption = f"Parts of the peak of a plain training step at {model}. {_settings(cells, [model])} {TRACED}."
@@ -207,25 +241,16 @@ def build_memory_report(folder: Path, out: Path) -> list[Path]:
         ReportError: no cells.
         StoreError: a file of another schema, or a folder that cannot be written.
     """
-    cells, verdicts = load(folder)
-    models = models_of(cells.values())
-    largest = models[-1]
-    tables = [
-        overview_table(cells, models),
-        overview_table(cells, [model for model in models if model in ("roberta-base", largest)], "fits"),
-        ladder_table(cells, models, LADDER, "ladder"),
-        ladder_table(cells, models, REORDERED, "ladder-reordered"),
-        *([claim_table(verdicts)] if verdicts is not None else []),
-    ]
-    plot = parts_plot(cells, largest)
-    files: dict[str, bytes] = {}
-    forms: dict[str, Callable[[Table], str]] = {"md": to_markdown, "csv": to_csv, "tex": to_latex}
-    for table in tables:
-        files |= {f"{table.name}.{ending}": write(table).encode() for ending, write in forms.items()}
-    files |= {"parts.png": plot.png, "parts.svg": plot.svg}
-    page = ["# Memory\n", *(to_markdown(table) for table in tables), f"![{plot.title}](parts.png)\n\n{plot.caption}\n"]
-    files["report.md"] = "\n".join(page).encode()
-    return [write_atomically(out / "memory" / name, content) for name, content in files.items()]
+    lab = load(folder)
+    largest = lab.models[-1]
+    shown = [model for model in lab.models if model in ("roberta-base", largest)]
+    tables = [overview_table(lab, lab.models), overview_table(lab, shown, "fits")]
+    for rungs, name in zip(ladders(lab.catalogue, lab.methods), ("ladder", "ladder-reordered"), strict=True):
+        tables += [ladder_table(lab, lab.models, rungs, name)] if rungs else []
+    tables += [claim_table(lab.verdicts)] if lab.verdicts is not None else []
+    plots = [parts_plot(lab, largest)]
+    files = forms(tables, plots) | {"report.md": page("Memory", tables, plots).encode()}
+    return write_files(out / "memory", files)
 
 
 def _key(cell: Cell) -> Key:
@@ -247,6 +272,7 @@ def _settings(cells: dict[Key, Cell], models: Sequence[str]) -> str:
     return " ".join(f"{words}: {', '.join(names)}." for words, names in kinds.items())
 
 
-def _notes(cells: dict[Key, Cell]) -> tuple[str, ...]:
-    projected = f"{KNOWN['gradnormlorp'].title} projects on half its rank"
-    return (TRACED, RULE, "Peaks include a step that refreshes bases", projected)
+def _notes(lab: Lab) -> tuple[str, ...]:
+    halved = [lab.title(m) for m in lab.methods if (e := lab.catalogue.method(m)).bases and e.factors]
+    projected = [f"{', '.join(halved)} projects on half its rank"] if halved else []
+    return (TRACED, RULE, "Peaks include a step that refreshes bases", *projected)

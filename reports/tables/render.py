@@ -28,6 +28,9 @@ class Entry:
     bold: bool = False
 
 
+EMPTY = Entry("—")
+
+
 @dataclass(frozen=True)
 class Table:
     """A table as it is printed, with the machine values behind it.

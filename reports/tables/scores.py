@@ -1,96 +1,170 @@
-"""Tables of scores: per task with the average, paired differences, and the status of every run."""
+"""Tables of scores: by task with the average or by metric, paired differences, and the status of every run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from reports.averages.glue import NOT_RUN, TASKS, UNDEFINED, Cell, check_choice
-from reports.figures.style import seed_words
-from reports.records.context import Context
+from reports.figures.style import byte_unit, in_unit, seed_words
+from reports.records.context import Column, Context
 from reports.records.frames import STATUSES
-from reports.stats.seeds import LEAST_SEEDS, LEVEL, Summary, clear_best, paired_difference, summarise
-from reports.tables.render import Entry, Table
+from reports.records.selection import check_choice
+from reports.stats.outcomes import NOT_RUN, UNDEFINED, Outcomes
+from reports.stats.seeds import LEAST_SEEDS, LEVEL, Summary, clear_best, paired_difference
+from reports.tables.cost import byte_range, finished
+from reports.tables.render import EMPTY, Entry, Table
+from results.catalogue import MetricEntry
 
-EMPTY = Entry("—")
 SHOWN_ERRORS = 20
-CONSTANT_RULE = (
-    "Constant prediction: the most frequent class of the evaluated rows for every row; undefined for correlations"
-)
+AVERAGE = "average"
 LEVEL_WORDS = f"{100 * LEVEL:.0f} %"
 BOLD_RULE = (
-    f"Bold: highest mean of its column, if the paired {LEVEL_WORDS} t interval over seeds against every other mean "
+    f"Bold: {{}} mean of its column, if the paired {LEVEL_WORDS} t interval over seeds against every other mean "
     f"excludes zero ({LEAST_SEEDS} seeds at least; not corrected for the number of comparisons)"
+)
+COST_NOTE = (
+    "Peak memory: the larger of a plain and a refresh step. Tokens/s: training alone, filling not counted; comparable "
+    "only within one machine and load"
 )
 
 
 def score_table(context: Context) -> Table:
-    """Return methods by tasks: mean ± sd in percent, and the average under the convention.
+    """Return a row a method and a column a task, mean ± sd, with the average; of a lone task a column a metric.
 
-    A cell with a run that brought no score shows only the outcome, as "diverged 1/3": a mean over the survivors would
+    A place with a run that brought no score shows only the outcome, as "diverged 1/3": a mean over the survivors would
     flatter the method; it stands in the notes and in the data.
     """
-    columns = {task: {m: context.grid.get((m, task), Cell()) for m in context.methods} for task in context.tasks}
-    best = {
-        task: clear_best({m: cell.scores for m, cell in column.items() if not cell.broken})
-        for task, column in columns.items()
-    }
+    columns = context.columns
+    best = {c.name: clear_best({m: c.gains(m) for m in context.methods if not c.place(m).broken}) for c in columns}
     best_average = clear_best({m: found.scores for m, found in context.averages.items()})
+    cost_heads, costs = ((), {}) if context.by_task else _cost_columns(context)
     rows = []
     for method in context.methods:
-        entries = [score_entry(columns[task][method], context.seeds, best[task] == method) for task in context.tasks]
-        summary = context.averages[method].summary
-        entries.append(Entry(_with_n(summary, context.seeds), best_average == method) if summary.n else EMPTY)
-        rows.append((Entry(context.title(method)), *entries))
-    rows += _constant_rows(context)
-    heads = ("Method", *(TASKS[task] for task in context.tasks), "Average")
-    constant = [CONSTANT_RULE] if context.constants else []
-    reasons = (*_survivors(context), *_no_average(context))
-    notes = (_seed_note(context), *constant, BOLD_RULE, *reasons, *context.provenance())
-    caption = context.caption("scores in percent, mean ± standard deviation over seeds", scores=True)
+        entries = [_score_entry(context, c.place(method), c.metric, best[c.name] == method) for c in columns]
+        if context.averages:
+            entries.append(_average_entry(context, method, best_average == method))
+        rows.append((Entry(context.title(method)), *entries, *costs.get(method, ())))
+    rows += _reference_rows(context, len(rows[0]))
+    heads = ("Method", *_heads(context), *([AVERAGE.capitalize()] if context.averages else []), *cost_heads)
+    notes = (
+        f"n = {len(context.seeds)} ({seed_words(context.seeds)}) where a cell says nothing else{_ways(columns)}",
+        *context.entry.notes, *_reference_notes(context), BOLD_RULE.format(_best_word(columns)), *context.average_note,
+        *_survivors(context), *_no_average(context), *([COST_NOTE] if cost_heads else []), *context.provenance(),
+    )  # fmt: skip
+    what = f"scores{_unit_words(columns)}" if context.by_task else "every measure at the last evaluation"
+    caption = context.caption(f"{what}, mean ± standard deviation over seeds", scores=context.by_task)
     return Table("scores", caption, heads, tuple(rows), notes, _score_data(context))
 
 
-def _constant_rows(context: Context) -> list[tuple[Entry, ...]]:
-    if not context.constants:
-        return []
-    entries = [
-        Entry(percent(summarise([context.constants[task]]))) if task in context.constants else EMPTY
-        for task in context.tasks
-    ]
-    return [(Entry("Constant prediction"), *entries, EMPTY)]
+def _units(columns: Sequence[Column]) -> set[str]:
+    return {column.metric.words for column in columns}
 
 
-def percent(summary: Summary) -> str:
-    """Return "mean ± sd" in percent with one decimal; without sd for one seed."""
-    assert summary.mean is not None
-    text = f"{100 * summary.mean:.1f}".replace("-", "−")
-    return text if summary.sd is None else f"{text} ± {100 * summary.sd:.1f}"
+def _unit_words(columns: Sequence[Column]) -> str:
+    """Return " in UNIT" where all columns share one; else heads say it."""
+    return f" in {_units(columns).pop()}" if len(_units(columns)) == 1 else ""
 
 
-def score_entry(cell: Cell, seeds: Sequence[int], bold: bool) -> Entry:
+def _heads(context: Context) -> list[str]:
+    """Return the heads of the columns; of tasks in different units with metric and unit."""
+    mixed = context.by_task and len(_units(context.columns)) > 1
+    return [f"{c.head}: {c.metric.head}" if mixed else c.head for c in context.columns]
+
+
+def _best_word(columns: Sequence[Column]) -> str:
+    ways = {column.metric.better for column in columns}
+    return "best" if len(ways) != 1 else {"higher": "highest", "lower": "lowest"}[ways.pop()]
+
+
+def _ways(columns: Sequence[Column]) -> str:
+    """Return which columns are better when lower; nothing where higher is better everywhere."""
+    lower = [column.head for column in columns if column.metric.better == "lower"]
+    if not lower:
+        return ""
+    return "; lower is better" + ("" if len(lower) == len(columns) else f" for {', '.join(lower)}")
+
+
+def _score_entry(context: Context, place: Outcomes, metric: MetricEntry, bold: bool) -> Entry:
     """Return the printed cell: its mean, its n where seeds are missing, or what went wrong in how many of its runs."""
-    if cell.broken:
-        return Entry(cell.trouble(seeds))
-    return Entry(_with_n(cell.summary, seeds), bold) if cell.scores else EMPTY
+    if place.broken:
+        return Entry(place.trouble(context.seeds))
+    return Entry(_with_n(context, place.summary, metric), bold) if place.scores else EMPTY
 
 
-def _with_n(summary: Summary, seeds: Sequence[int]) -> str:
-    return percent(summary) + (f" (n={summary.n})" if summary.n != len(seeds) else "")
+def _average_entry(context: Context, method: str, bold: bool) -> Entry:
+    summary = context.averages[method].summary
+    return Entry(_with_n(context, summary, context.averaged_metric), bold) if summary.n else EMPTY
 
 
-def _seed_note(context: Context) -> str:
-    return f"n = {len(context.seeds)} ({seed_words(context.seeds)}) where a cell says nothing else"
+def _with_n(context: Context, summary: Summary, metric: MetricEntry) -> str:
+    return summary.text(metric) + (f" (n={summary.n})" if summary.n != len(context.seeds) else "")
+
+
+def _cost_columns(context: Context) -> tuple[tuple[str, ...], Mapping[str, Sequence[Entry]]]:
+    """Return the heads of state, peak and speed, and method -> its entries."""
+    runs = finished(context)
+    names = ("state_bytes", "tracked_peak_bytes")
+    ranges = {m: [byte_range(runs[runs["method"] == m], name) for name in names] for m in context.methods}
+    unit, size = byte_unit(max((found[1] for row in ranges.values() for found in row if found), default=0))
+    costs = {}
+    for method, row in ranges.items():
+        speeds = runs.loc[runs["method"] == method, "tokens_per_s"].dropna()
+        sizes = [EMPTY if found is None else Entry(in_unit(found[1], size)) for found in row]
+        costs[method] = [*sizes, Entry(f"{speeds.mean():,.0f}") if len(speeds) else EMPTY]
+    return (f"Optimizer state, {unit}", f"Peak memory, {unit}", "Tokens/s"), costs
+
+
+def _reference_rows(context: Context, width: int) -> list[tuple[Entry, ...]]:
+    """Return the rows of what needs no training: the prediction that looks at nothing, and the floor of the source."""
+    rows = []
+    for title, values in ((context.constant or ("",))[0], context.constants), ("Floor of the source", _floor(context)):
+        if values:
+            found = [Entry(c.metric.text(values[c.name])) if c.name in values else EMPTY for c in context.columns]
+            rows.append((Entry(title), *found, *[EMPTY] * (width - 1 - len(found))))
+    return rows
+
+
+def floors(context: Context) -> set[float]:
+    """Return the floors of the source in nats a token; empty where none is known."""
+    return {value for record in context.records if record.data for value in record.data.floor_nats.values()}
+
+
+def _floor(context: Context) -> dict[str, float]:
+    """Return metric -> its value where the loss is the floor; empty where no or several floors are known."""
+    if len(floors(context)) != 1 or context.by_task:
+        return {}
+    (floor,) = floors(context)
+    bits = {
+        floor * record.data.eval_tokens[split] / math.log(2) / record.data.eval_bytes[split]
+        for record in context.records
+        if record.data is not None
+        for split in record.data.floor_nats
+    }
+    values = {"loss": floor, "perplexity": math.exp(floor), "excess": 0.0, "perplexity_ratio": 1.0}
+    return values | ({"bits_per_byte": bits.pop()} if len(bits) == 1 else {})
+
+
+def _reference_notes(context: Context) -> list[str]:
+    notes = []
+    if floors(context):
+        values = ", ".join(f"{value:.4f}" for value in sorted(floors(context)))
+        notes.append(
+            f"Floor: mean -log p of the same tokens under the source that generated them, {values} nats; no loss is "
+            "expected below it"
+        )
+    return notes + ([": ".join(context.constant)] if context.constants and context.constant else [])
 
 
 def _survivors(context: Context) -> list[str]:
     """Return a sentence for each cell whose mean is not printed because some of its runs brought no score."""
     return [
-        f"{context.title(method)}, {TASKS[task]}: {percent(cell.summary)} over the {cell.summary.n} that finished"
-        for (method, task), cell in context.grid.items()
-        if cell.broken and cell.scores
+        f"{context.title(method)}, {c.head}: {place.summary.text(c.metric)} over the {place.summary.n} that finished"
+        for c in context.columns
+        for method in context.methods
+        if (place := c.place(method)).broken and place.scores
     ]
 
 
@@ -111,87 +185,72 @@ def _no_average(context: Context) -> list[str]:
 def _score_data(context: Context) -> pd.DataFrame:
     rows: list[dict[str, Any]] = []
     for method in context.methods:
-        for task in context.tasks:
-            cell = context.grid.get((method, task), Cell())
-            rows.append(_score_row(context, method, task, cell.scores, cell.outcomes))
-        rows.append(_score_row(context, method, "average", context.averages[method].scores, {}))
+        for column in context.columns:
+            place = column.place(method)
+            counts = {status: list(place.outcomes.values()).count(status) for status in (*STATUSES, UNDEFINED)}
+            counts["not_run"] = len(set(context.seeds) - set(place.outcomes))
+            keys = " ".join(column.keys)
+            rows.append({**_score_row(context, method, column.task, keys, place.scores), **counts})
+        if context.averages:
+            scores = context.averages[method].scores
+            rows.append(_score_row(context, method, AVERAGE, context.convention.words(), scores))
     frame = pd.DataFrame(rows)
     whole = [name for name in frame.columns if name in ("n", "not_run", UNDEFINED, *STATUSES)]
     return frame.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(["mean", "sd"], "Float64"))
 
 
-def _score_row(
-    context: Context, method: str, task: str, scores: dict[int, float], outcomes: dict[int, str]
-) -> dict[str, Any]:
-    summary = summarise(scores.values())
-    counts = {status: list(outcomes.values()).count(status) for status in (*STATUSES, UNDEFINED)}
-    counts["not_run"] = len(set(context.seeds) - set(outcomes))
-    keys = " ".join(context.convention.keys(task)) if task in TASKS else context.convention.words()
+def _score_row(context: Context, method: str, task: str, metric: str, scores: dict[int, float]) -> dict[str, Any]:
+    summary = Outcomes(scores=scores).summary
     return {
-        **{"method": method, "title": context.title(method), "task": task, "metric": keys},
+        **{"method": method, "title": context.title(method), "task": task, "metric": metric},
         **{"n": summary.n, "mean": summary.mean, "sd": summary.sd},
         "seeds": " ".join(map(str, scores)),
         "scores": " ".join(map(repr, scores.values())),
-        **(counts if task in TASKS else dict.fromkeys(counts)),
     }
 
 
 def difference_table(context: Context, against: str | None = None) -> Table | None:
-    """Return paired differences to one method, in points, with their t interval; None if it has no other to face.
+    """Return paired differences to one method with their t interval; None if it has no other to face.
 
     Args:
-        against: a method of the report; None takes full fine-tuning, or the first row where that was not run.
+        against: a method of the report; None takes the yardstick, or the first row where that was not run.
 
     Raises:
         ChoiceError: `against` is not among the methods of the report.
     """
-    against = against or ("full" if "full" in context.methods else context.methods[0])
+    against = against or context.yardstick or context.methods[0]
     check_choice(against, tuple(context.methods), "method to compare with")
     others = [method for method in context.methods if method != against]
-    if not others:
+    if not others or not context.compared:
         return None
     rows, data = [], []
     for method in others:
         entries = [Entry(context.title(method))]
-        for task in (*context.tasks, "average"):
-            found = paired_difference(_by_seed(context, method, task), _by_seed(context, against, task))
-            broken = _trouble(context, task, (method, against))
-            entries.append(Entry(broken) if broken else _difference_entry(found.mean, found.low, found.high))
-            data.append({"method": method, "against": against, "task": task, "n": found.n, "mean": found.mean,
-                         "sd": found.sd, "low": found.low, "high": found.high, "level": LEVEL})  # fmt: skip
+        for column in context.compared:
+            mine, theirs = column.place(method), column.place(against)
+            found = paired_difference(mine.scores, theirs.scores)
+            broken = "; ".join(place.trouble(context.seeds) for place in (mine, theirs) if place.broken)
+            entries.append(Entry(broken or found.text(column.metric)))
+            place = {"task": column.task, "metric": " ".join(column.keys)}
+            data.append({"method": method, "against": against, **place, **vars(found), "level": LEVEL})
+        if context.averages:
+            found = paired_difference(context.averages[method].scores, context.averages[against].scores)
+            entries.append(Entry(found.text(context.averaged_metric)))
+            data.append(
+                {"method": method, "against": against, "task": AVERAGE, "metric": "", **vars(found), "level": LEVEL}
+            )
         rows.append(tuple(entries))
-    heads = ("Method", *(TASKS[task] for task in context.tasks), "Average")
+    units = _units(context.compared)
+    unit = "" if len(units) != 1 else " in points" if units == {"percent"} else f" in {units.pop()}"
+    names = [c.head if context.by_task else f"{c.metric.title.capitalize()} difference" for c in context.compared]
+    heads = ("Method", *names, *([AVERAGE.capitalize()] if context.averages else []))
     what = (
-        f"difference to {context.title(against)} in points, mean over shared seeds [{LEVEL_WORDS} t interval of the "
+        f"difference to {context.title(against)}{unit}, mean over shared seeds [{LEVEL_WORDS} t interval of the "
         "paired differences]"
     )
     note = "Without an interval: one shared seed. Not corrected for the number of comparisons"
     frame = pd.DataFrame(data).astype({"n": "Int64", **dict.fromkeys(["mean", "sd", "low", "high"], "Float64")})
-    return Table("differences", context.caption(what, scores=True), heads, tuple(rows), (note,), frame)
-
-
-def _by_seed(context: Context, method: str, task: str) -> dict[int, float]:
-    return context.averages[method].scores if task == "average" else context.grid.get((method, task), Cell()).scores
-
-
-def _trouble(context: Context, task: str, methods: Sequence[str]) -> str:
-    """Return what went wrong on one task with either method; empty if nothing did."""
-    found = [context.grid.get((method, task), Cell()) for method in methods]
-    return "; ".join(cell.trouble(context.seeds) for cell in found if cell.broken)
-
-
-def _difference_entry(mean: float | None, low: float | None, high: float | None) -> Entry:
-    if mean is None:
-        return EMPTY
-    if low is None or high is None:
-        return Entry(signed(mean))
-    return Entry(f"{signed(mean)} [{signed(low)}, {signed(high)}]")
-
-
-def signed(value: float) -> str:
-    """Return a difference in points with its sign; zero has none."""
-    text = f"{100 * value:+.1f}"
-    return "0.0" if float(text) == 0 else text.replace("-", "−")
+    return Table("differences", context.caption(what, context.by_task), heads, tuple(rows), (note,), frame)
 
 
 def status_table(context: Context) -> Table:
@@ -216,11 +275,6 @@ def _errors(context: Context) -> list[str]:
     lines = []
     for run in bad.head(SHOWN_ERRORS).itertuples(index=False):
         error = "no error text" if pd.isna(run.error) or not run.error.strip() else run.error.strip().splitlines()[0]
-        where = f"{context.title(run.method)}, {TASKS.get(run.task, run.task)}, seed {run.seed}"
+        where = f"{context.title(run.method)}, {context.entry.task_title(run.task)}, seed {run.seed}"
         lines.append(f"{where}: {run.status.replace('_', ' ')}: {error}")
     return [*lines, *([f"and {len(bad) - SHOWN_ERRORS} more"] if len(bad) > SHOWN_ERRORS else [])]
-
-
-def runs_csv(context: Context) -> str:
-    """Return every run with every column, as CSV."""
-    return str(context.runs.to_csv(index=False, lineterminator="\n"))

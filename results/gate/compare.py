@@ -7,16 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
+from results.catalogue import Catalogue, CatalogueError, catalogue_of
 from results.differences import plan_differences
 from results.gate.cause import Cause, Judged, cause_of
 from results.gate.comparable import check_comparable
 from results.gate.quantities import KINDS, Kind, Quantity, cell_of, quantities
 from results.gate.tolerances import Tolerances, deviation, of_mean
-from results.metrics import higher_is_better
 from results.schema import Plan, Record
-
-BASELINE = "full"
-"""Method whose time the others' is put over."""
 
 Sort = Literal["regression", "improvement", "change", "vanished", "appeared"]
 
@@ -98,6 +95,7 @@ def compare(
     Raises:
         Refusal: the two sides are of different stacks, profiles or data.
     """
+    catalogue = catalogue_of(record.catalogue for record in (*reference, *current))
     check_comparable(reference, current)
     old, new = ({record.plan_hash: record for record in side} for side in (reference, current))
     both = [key for key in old if key in new]
@@ -105,11 +103,12 @@ def compare(
     counts: dict[Kind, int] = dict.fromkeys(KINDS, 0)
     pairs = [_Pair(old[key], new[key], quantities(old[key]), quantities(new[key])) for key in both]
     for pair in pairs:
-        findings += _run_findings(pair, tolerances, counts)
-    findings += _score_findings(pairs, tolerances, counts)
-    times = _times([old[key] for key in both], [new[key] for key in both])
+        findings += _run_findings(pair, tolerances, counts, catalogue)
+    findings += _score_findings(pairs, tolerances, counts, catalogue)
+    yardstick = catalogue.yardstick(record.plan.method for record in reference)
+    times = _times([old[key] for key in both], [new[key] for key in both], yardstick)
     if time_factor is not None:
-        findings += _time_findings(times, time_factor)
+        findings += _time_findings(times, time_factor, catalogue.method(yardstick or "").title)
     made = {record.environment.commit for record in reference if not record.environment.dirty}
     commit = made.pop() if len(made) == 1 else None
     return Verdict(sorted(findings, key=_order), len(both), counts, times, commit)
@@ -147,7 +146,7 @@ def _presence(sort: Literal["vanished", "appeared"], record: Record) -> Finding:
     )  # fmt: skip
 
 
-def _run_findings(pair: _Pair, tolerances: Tolerances, counts: dict[Kind, int]) -> list[Finding]:
+def _run_findings(pair: _Pair, tolerances: Tolerances, counts: dict[Kind, int], catalogue: Catalogue) -> list[Finding]:
     old, new = pair.old, pair.new
     judged: list[Judged] = []
     for name, one in pair.before.items():
@@ -158,7 +157,8 @@ def _run_findings(pair: _Pair, tolerances: Tolerances, counts: dict[Kind, int]) 
         if found is not None:
             judged.append(found)
     return [
-        _finding(each, old, old.plan.seed, *cause_of(each, judged, old.environment, new.environment)) for each in judged
+        _finding(each, old, old.plan.seed, catalogue, *cause_of(each, judged, old.environment, new.environment))
+        for each in judged
     ]
 
 
@@ -176,7 +176,9 @@ def _judge(plan: Plan, before: Quantity, after: Quantity | None, tolerances: Tol
     return None if moved <= bound else Judged(before, before.value, after.value, moved, bound)
 
 
-def _score_findings(pairs: Iterable[_Pair], tolerances: Tolerances, counts: dict[Kind, int]) -> list[Finding]:
+def _score_findings(
+    pairs: Iterable[_Pair], tolerances: Tolerances, counts: dict[Kind, int], catalogue: Catalogue
+) -> list[Finding]:
     """Return findings on scores, each averaged over the seeds of a cell."""
     cells: dict[str, list[_Pair]] = defaultdict(list)
     for pair in pairs:
@@ -205,18 +207,19 @@ def _score_findings(pairs: Iterable[_Pair], tolerances: Tolerances, counts: dict
             cheapest = min((pair.old for pair in members), key=_wall)
             seed = old.plan.seed if len(members) == 1 else None
             cause, why = cause_of(judged, [judged], old.environment, new.environment)
-            findings.append(_finding(judged, cheapest, seed, cause, why))
+            findings.append(_finding(judged, cheapest, seed, catalogue, cause, why))
     return findings
 
 
-def _finding(judged: Judged, record: Record, seed: int | None, cause: Cause, why: str) -> Finding:
+def _finding(judged: Judged, record: Record, seed: int | None, catalogue: Catalogue, cause: Cause, why: str) -> Finding:
+    plan, quantity = record.plan, judged.quantity
     return Finding(
-        _sort(judged), cell_of(record.plan), seed, judged.quantity.name, judged.quantity.kind, judged.before,
-        judged.after, judged.deviation, judged.bound, cause, why, record.plan.label,
+        _sort(judged, plan.suite, catalogue), cell_of(plan), seed, quantity.name, quantity.kind, judged.before,
+        judged.after, judged.deviation, judged.bound, cause, why, plan.label,
     )  # fmt: skip
 
 
-def _sort(judged: Judged) -> Sort:
+def _sort(judged: Judged, suite: str, catalogue: Catalogue) -> Sort:
     before, after, quantity = judged.before, judged.after, judged.quantity
     if quantity.name == "status":
         return "regression" if before == "ok" else "change"
@@ -224,24 +227,28 @@ def _sort(judged: Judged) -> Sort:
     if not numbers or quantity.kind == "gradient":
         return "change"
     if quantity.kind == "score":
-        return "improvement" if (after > before) == higher_is_better(quantity.name) else "regression"
+        try:
+            metric = catalogue.suite(suite).metric(quantity.name)
+        except CatalogueError:
+            return "change"
+        return "improvement" if metric.gain(after) > metric.gain(before) else "regression"
     if quantity.kind in ("loss", "peak") or quantity.name.endswith("_bytes"):
         return "improvement" if after < before else "regression"
     return "change"
 
 
-def _times(old: Sequence[Record], new: Sequence[Record]) -> list[TimeRatio]:
+def _times(old: Sequence[Record], new: Sequence[Record], yardstick: str | None) -> list[TimeRatio]:
     before, after = _step_seconds(old), _step_seconds(new)
     found = []
     for suite, method in sorted(before):
-        if method != BASELINE:
-            ratios = [_over(side, suite, method) for side in (before, after)]
+        if method != yardstick:
+            ratios = [_over(side, suite, method, yardstick) for side in (before, after)]
             found.append(TimeRatio(suite, method, *ratios))
     return found
 
 
-def _over(seconds: dict[tuple[str, str], float], suite: str, method: str) -> float | None:
-    one, other = seconds.get((suite, method)), seconds.get((suite, BASELINE))
+def _over(seconds: dict[tuple[str, str], float], suite: str, method: str, yardstick: str | None) -> float | None:
+    one, other = seconds.get((suite, method)), seconds.get((suite, yardstick or ""))
     return None if one is None or not other else one / other
 
 
@@ -256,15 +263,15 @@ def _step_seconds(records: Sequence[Record]) -> dict[tuple[str, str], float]:
     return {key: seconds / steps for key, (seconds, steps) in sums.items()}
 
 
-def _time_findings(times: Sequence[TimeRatio], factor: float) -> list[Finding]:
+def _time_findings(times: Sequence[TimeRatio], factor: float, yardstick: str) -> list[Finding]:
     found = []
     for each in times:
         if each.before and each.after and each.after > factor * each.before:
-            why = f"seconds a step over {BASELINE}'s grew {each.after / each.before:.2f} times, allowed are {factor}"
+            why = f"seconds a step over {yardstick}'s grew {each.after / each.before:.2f} times, allowed are {factor}"
             cell, grown = f"{each.suite}/*/{each.method}", each.after / each.before
             found.append(
                 Finding(
-                    "regression", cell, None, f"time a step over {BASELINE}'s", "exact", round(each.before, 3),
+                    "regression", cell, None, f"time a step over {yardstick}'s", "exact", round(each.before, 3),
                     round(each.after, 3), grown - 1, factor - 1, "code", why, "",
                 )
             )  # fmt: skip

@@ -42,7 +42,10 @@ class GlueSuite:
 
     name: str = "glue"
     tasks: tuple[str, ...] = tuple(TASKS)
-    entry: SuiteEntry = SuiteEntry(name="glue", title="GLUE", average="glue", metrics=metrics.ENTRIES, tasks=entries())
+    entry: SuiteEntry = SuiteEntry(
+        name="glue", title="GLUE", average="glue", metrics=metrics.ENTRIES, tasks=entries(),
+        notes=["Scored on validation, since the labels of the test split are hidden"],
+    )  # fmt: skip
     work: Work = "fine-tuning"
     settings: type[GlueSettings] = GlueSettings
 

@@ -18,7 +18,7 @@ def main(store: Path, out: Path) -> None:
     start = time.perf_counter()
     gathered = gather([store])
     loaded = time.perf_counter()
-    write_paper(paper(gathered, published_cells()), (), out)
+    write_paper(paper(gathered, published_cells()), out)
     found = {
         "records": len(gathered.found),
         "load_s": loaded - start,

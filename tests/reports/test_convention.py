@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pytest
 
-from reports.averages.glue import TASKS, Cell, ChoiceError, Convention, scores_frame
+from reports.averages.convention import Convention, convention_of
 from reports.records.context import Context
 from reports.records.frames import metrics_frame, runs_frame
+from reports.records.selection import ChoiceError
+from reports.stats.outcomes import Outcomes, scores_frame
+from results.catalogue import committed
 from results.schema import Evaluation, Record
 
+GLUE = committed().suite("glue")
 Make = Callable[..., Record]
 Grid = Callable[..., list[Record]]
+
+
+def glue(**choices: Any) -> Convention:
+    """Return a convention of GLUE."""
+    return convention_of(GLUE, **choices)
 
 
 def with_metrics(make_record: Make, task: str, *points: Mapping[str, float | None]) -> Record:
@@ -35,21 +45,21 @@ def test_mnli_rules(make_record: Make, rule: str, expected: float) -> None:
     record = with_metrics(
         make_record, "mnli", {"validation_matched/accuracy": 0.8, "validation_mismatched/accuracy": 0.7}
     )
-    assert score_of(record, Convention(mnli=rule))[0] == pytest.approx(expected)  # type: ignore[arg-type]
+    assert score_of(record, glue(mnli=rule))[0] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("f1", 0.9), ("accuracy", 0.8), ("mean", 0.85)])
 @pytest.mark.parametrize("task", ["mrpc", "qqp"])
 def test_f1_and_accuracy_rules(make_record: Make, task: str, rule: str, expected: float) -> None:
     record = with_metrics(make_record, task, {"validation/accuracy": 0.8, "validation/f1": 0.9})
-    assert score_of(record, Convention(**{task: rule}))[0] == pytest.approx(expected)  # type: ignore[arg-type]
+    assert score_of(record, glue(**{task: rule}))[0] == pytest.approx(expected)
 
 
 def test_last_or_best_evaluation(make_record: Make) -> None:
     points = [{"validation/accuracy": value} for value in (0.5, 0.7, 0.6)]
     record = with_metrics(make_record, "rte", *points)
-    assert score_of(record, Convention(epoch="last"))[0] == 0.6
-    assert score_of(record, Convention(epoch="best"))[0] == 0.7
+    assert score_of(record, glue(epoch="last"))[0] == 0.6
+    assert score_of(record, glue(epoch="best"))[0] == 0.7
 
 
 def test_mean_of_two_metrics_is_taken_at_one_evaluation(make_record: Make) -> None:
@@ -58,16 +68,16 @@ def test_mean_of_two_metrics_is_taken_at_one_evaluation(make_record: Make) -> No
         {"validation/pearson": 0.4, "validation/spearman": 0.8},
     ]
     record = with_metrics(make_record, "stsb", *points)
-    assert score_of(record, Convention(stsb="mean", epoch="best"))[0] == pytest.approx(0.6)
+    assert score_of(record, glue(stsb="mean", epoch="best"))[0] == pytest.approx(0.6)
 
 
 def test_undefined_and_missing_metrics_are_no_scores(make_record: Make) -> None:
     undefined = with_metrics(make_record, "stsb", {"validation/pearson": None, "validation/spearman": 0.5})
-    assert score_of(undefined, Convention()) == (None, "undefined")
-    assert score_of(undefined, Convention(stsb="mean")) == (None, "undefined")
-    assert score_of(undefined, Convention(stsb="spearman")) == (0.5, "ok")
-    assert score_of(with_metrics(make_record, "stsb", {"validation/r2": 0.5}), Convention()) == (None, "not recorded")
-    assert score_of(make_record("stsb", status="diverged"), Convention()) == (None, "diverged")
+    assert score_of(undefined, glue()) == (None, "undefined")
+    assert score_of(undefined, glue(stsb="mean")) == (None, "undefined")
+    assert score_of(undefined, glue(stsb="spearman")) == (0.5, "ok")
+    assert score_of(with_metrics(make_record, "stsb", {"validation/r2": 0.5}), glue()) == (None, "not recorded")
+    assert score_of(make_record("stsb", status="diverged"), glue()) == (None, "diverged")
 
 
 def test_average_is_the_plain_mean_over_nine_tasks(make_grid: Grid) -> None:
@@ -79,7 +89,7 @@ def test_average_is_the_plain_mean_over_nine_tasks(make_grid: Grid) -> None:
     ]
     assert len(by_hand) == 9
     assert found.scores[1] == pytest.approx(sum(value for value in by_hand if value is not None) / 9)
-    eight = Context(records, "micro", 8, Convention(tasks=8)).averages["full"]
+    eight = Context(records, "micro", 8, glue(tasks=8)).averages["full"]
     wnli = context.grid["full", "wnli"].scores[1]
     assert eight.scores[1] == pytest.approx((9 * found.scores[1] - wnli) / 8)
 
@@ -89,7 +99,7 @@ def test_one_missing_seed_leaves_no_average_and_is_named(make_grid: Grid) -> Non
     found = Context(records, "micro", 8).averages["lora"]
     assert found.scores == {}
     assert found.missing == ("RTE seed 2 (not run)",)
-    shared = Context(records, "micro", 8, Convention(seeds="shared")).averages["lora"]
+    shared = Context(records, "micro", 8, glue(seeds="shared")).averages["lora"]
     assert sorted(shared.scores) == [0, 1]
 
 
@@ -97,13 +107,13 @@ def test_a_broken_run_leaves_no_average_under_any_rule(make_record: Make, make_g
     records = [r for r in make_grid(methods=("lora",)) if not (r.plan.task == "rte" and r.plan.seed == 2)]
     records.append(make_record("rte", "lora", 2, status="diverged"))
     for seeds in ("same", "shared"):
-        found = Context(records, "micro", 8, Convention(seeds=seeds)).averages["lora"]
+        found = Context(records, "micro", 8, glue(seeds=seeds)).averages["lora"]
         assert found.scores == {}
         assert found.missing == ("RTE seed 2 (diverged)",)
 
 
 def test_words_name_every_choice() -> None:
-    words = Convention(epoch="best", tasks=8, mnli="mean", mrpc="mean", stsb="spearman").words()
+    words = glue(epoch="best", tasks=8, mnli="mean", mrpc="mean", stsb="spearman").words()
     for part in (
         "eight tasks",
         "optimistic",
@@ -119,14 +129,14 @@ def test_unknown_choices_name_the_nearest() -> None:
     with pytest.raises(
         ChoiceError, match=r"unknown stsb 'pearsn': known are pearson, spearman, mean; nearest: pearson"
     ):
-        Convention(stsb="pearsn")  # type: ignore[arg-type]
+        glue(stsb="pearsn")
     with pytest.raises(ChoiceError, match="unknown tasks 7: known are 8, 9"):
-        Convention(tasks=7)  # type: ignore[arg-type]
-    with pytest.raises(ChoiceError, match="unknown task 'mlni'.*nearest: mnli"):
-        Convention().keys("mlni")
+        glue(tasks=7)
+    with pytest.raises(ChoiceError, match="unknown task with several readings in GLUE 'mlni'.*nearest: mnli"):
+        glue(mlni="matched")
 
 
 def test_every_task_has_keys_and_trouble_counts_over_all_seeds() -> None:
-    assert all(Convention().keys(task) for task in TASKS)
-    cell = Cell({0: "ok", 1: "out_of_memory"}, {0: 0.5})
+    assert all(glue().keys(task.name) for task in GLUE.tasks)
+    cell = Outcomes({0: "ok", 1: "out_of_memory"}, {0: 0.5})
     assert cell.trouble([0, 1, 2]) == "not run 1/3, out of memory 1/3"

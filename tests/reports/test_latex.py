@@ -25,7 +25,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, make_grid: Callable[..., li
     store, out = tmp_path_factory.mktemp("store"), tmp_path_factory.mktemp("out")
     for record in make_grid(methods=("full", "gradnormlorp"), seeds=(0, 1)):
         write_record(store, record)
-    write_paper(paper(gather([store]), published_cells()), (), out)
+    write_paper(paper(gather([store]), published_cells()), out)
     return out / "paper"
 
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from reports.averages.glue import Convention
-from reports.averages.switchboard import all_conventions, switchboard, switchboard_table
+from reports.averages.convention import convention_of
+from reports.averages.glue import all_conventions, switchboard, tables
 from reports.records.context import Context
-from reports.tables.profiles import Group, groups, metric_table, scores_of, standing_table, state_table
+from reports.records.groups import Group, groups
 from reports.tables.render import to_markdown
+from reports.tables.standing import scores_of, standing_table, state_table
 from results.schema import Evaluation, Record
 
 Make = Callable[..., Record]
@@ -49,7 +50,7 @@ def test_runs_that_share_a_place_make_trouble_and_no_table(make_record: Make) ->
     (group,) = groups([make_record(learning_rate=1e-3), make_record(learning_rate=2e-3)])
     assert "learning_rate" in group.trouble
     assert group.context is None
-    assert metric_table(group) is None
+    assert standing_table(group) is None
 
 
 def test_standing_has_ranks_front_and_chance(glue: Group) -> None:
@@ -78,27 +79,18 @@ def test_perplexity_ranks_the_lower_first(make_record: Make) -> None:
     records = [c4(make_record, "lora", seed, 30.0 + seed) for seed in range(3)]
     records += [c4(make_record, "full", seed, 20.0 + seed) for seed in range(3)]
     (group,) = groups(records)
-    assert scores_of(group, None)["full"]["c4"][0] == -20.0
+    assert group.context is not None
+    assert scores_of(group.context)["full"]["c4"][0] == -20.0
     standing = standing_table(group)
     assert standing is not None
     assert standing.data.set_index("method")["mean_rank"].to_dict() == {"full": 1.0, "lora": 2.0}
-    table = metric_table(group)
-    assert table is not None
-    text = to_markdown(table)
-    assert (
-        "| Full fine-tuning | 21.000 ± 1.000 (n=3) | 0.000 [0.000, 0.000] |".replace("0.000 [", "+0.000 [+").replace(
-            ", 0.000]", ", +0.000]"
-        )
-        in text
-    )
-    assert "+10.000 [+10.000, +10.000]" in text
-    assert "lower is better" in text
 
 
 def test_a_cell_with_a_broken_run_has_no_mean(make_record: Make) -> None:
     records = [c4(make_record, "lora", 0, 30.0), make_record("c4", "lora", 1, score=0.5, status="diverged", suite="c4")]
     (group,) = groups(records)
-    assert scores_of(group, None) == {"lora": {}}
+    assert group.context is not None
+    assert scores_of(group.context) == {"lora": {}}
 
 
 def test_state_reduction_is_counted_by_profile(make_record: Make) -> None:
@@ -123,9 +115,9 @@ def test_the_switchboard_holds_every_convention_and_agrees_with_the_score_table(
 def test_each_convention_is_what_a_report_under_it_says(glue: Group, changes: dict[str, Any]) -> None:
     assert glue.context is not None
     board = switchboard(glue.context)
-    convention = Convention(**changes)
+    convention = convention_of(glue.context.entry, **changes)
     alone = Context(glue.records, "micro", 8, convention)
-    found = board.averages[all_conventions("same").index(convention)]
+    found = board.averages[all_conventions(glue.context.entry, "same").index(convention)]
     assert {m: s.mean for m, s in found.items()} == {
         m: pytest.approx(a.summary.mean) for m, a in alone.averages.items()
     }
@@ -133,8 +125,7 @@ def test_each_convention_is_what_a_report_under_it_says(glue: Group, changes: di
 
 def test_the_switchboard_table_moves_by_the_choice(glue: Group) -> None:
     assert glue.context is not None
-    table = switchboard_table(glue.context)
-    assert table is not None
+    (table,) = tables(glue.context)
     text = to_markdown(table)
     assert "| tasks: 8 | +" in text
     assert "| mrpc: accuracy | −" in text
@@ -144,4 +135,4 @@ def test_the_switchboard_table_moves_by_the_choice(glue: Group) -> None:
 def test_no_average_no_switchboard(make_grid: Grid) -> None:
     (group,) = groups(make_grid(tasks=("rte",), curve=False))
     assert group.context is not None
-    assert switchboard_table(group.context) is None
+    assert tables(group.context) == []

@@ -16,14 +16,14 @@ from typing import Any
 
 import pytest
 
-from reports.averages.glue import Convention
-from reports.averages.switchboard import switchboard
+from reports.averages.convention import convention_of
+from reports.averages.glue import switchboard
 from reports.page.html import page_html
 from reports.paper.build import Paper, paper
 from reports.records.gather import gather
 from reports.records.peft_results import read_foreign
 from reports.stats.significance import front_probability
-from reports.tables.profiles import averages_of, peaks_of, scores_of
+from reports.tables.standing import averages_of, peaks_of
 from results.published import published_cells
 from results.schema import DataPlan, Evaluation, ModelPlan, Record
 from results.store import write_record
@@ -209,7 +209,7 @@ def test_scores_and_averages_are_those_of_the_python_tables(visit: Visit, made: 
     for changes in ({}, {"mrpc": "accuracy"}, {"mrpc": "accuracy", "tasks": 8, "epoch": "best", "stsb": "mean"}):
         for name, value in changes.items():
             visit.page.select_option(f"#choice-{name}", str(value))
-        want = board.averages[board.conventions.index(Convention(**changes))]
+        want = board.averages[board.conventions.index(convention_of(group.context.entry, **changes))]
         shown = dict(zip(column(visit, "scores", 0), column(visit, "scores", 10), strict=True))
         for name, found in zip(names, want.values(), strict=True):
             assert shown[name] == f"{100 * found.mean:.1f} ± {100 * found.sd:.1f}"  # type: ignore[operator]
@@ -221,7 +221,7 @@ def test_scores_and_averages_are_those_of_the_python_tables(visit: Visit, made: 
 def test_the_chance_of_the_front_agrees_with_the_python_table(visit: Visit, made: Paper) -> None:
     (group,) = [g for g in made.groups if (g.suite, g.profile) == ("glue", "micro")]
     peaks = {m: float(peak) for m, peak in peaks_of(group.records).items()}
-    want = front_probability(peaks, averages_of(scores_of(group, group.context), group.context))
+    want = front_probability(peaks, averages_of(group.context))
     for method, chance in want.items():
         label = visit.page.locator(f'#front .point[data-method="{method}"]').get_attribute("aria-label")
         shown = float(label.split("chance of being on it: ")[1].split(" %")[0])

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reports.__main__ import app
-from reports.paper.build import glue_reports, link_from, paper, trouble_lines, write_paper
+from reports.paper.build import link_from, paper, trouble_lines, write_paper, write_reports
 from reports.records.gather import gather
 from results.published import published_cells
 from results.schema import Record
@@ -43,7 +43,7 @@ def run(*arguments: object) -> tuple[int, str, str]:
 
 def build(store: Path, out: Path) -> dict[str, bytes]:
     """Build without figures and return relative path -> content."""
-    write_paper(paper(gather([store]), published_cells()), (), out)
+    write_paper(paper(gather([store]), published_cells()), out)
     return {path.relative_to(out).as_posix(): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
 
 
@@ -118,12 +118,11 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     assert "nowhere does not exist" in err
 
 
-def test_glue_reports_take_the_curves_from_the_files(tmp_path: Path, make_grid: Grid) -> None:
+def test_every_group_has_a_report_whose_curves_come_from_the_files(tmp_path: Path, make_grid: Grid) -> None:
     for record in make_grid(methods=("full", "lora"), tasks=("rte",), seeds=(0,)):
-        write_record(tmp_path, record)
-    (report,) = glue_reports(paper(gather([tmp_path]), published_cells()))
-    assert report.folder == "glue-micro-r8"
-    assert "curves" in {plot.name for plot in report.plots}
+        write_record(tmp_path / "runs", record)
+    paths = write_reports(paper(gather([tmp_path / "runs"]), published_cells()), [tmp_path / "runs"], tmp_path / "out")
+    assert tmp_path / "out" / "glue-micro-r8" / "curves.png" in paths
 
 
 def test_a_link_leaves_the_page_only_inside_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,9 +150,9 @@ def test_the_committed_records_give_the_snapshot(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(ROOT)
     snapshot = ROOT / "reports" / "snapshot" / "paper"
     files = build(Path("results/reference"), tmp_path)
-    kept = {path.name: path.read_bytes() for path in snapshot.iterdir() if path.name != "index.html"}
+    kept = {path.name: path.read_bytes() for path in snapshot.glob("*.md")}
     assert {f"paper/{name}": content for name, content in kept.items()} == {
-        name: content for name, content in files.items() if name != "paper/index.html"
+        name: content for name, content in files.items() if name.endswith(".md")
     }
 
 
@@ -163,8 +162,7 @@ def test_one_command_rebuilds_everything_that_the_readme_shows(tmp_path: Path, m
     done = CliRunner().invoke(app, ["paper", "--out", str(tmp_path)])
     assert done.exit_code == 0, done.output
     snapshot = ROOT / "reports" / "snapshot"
-    kept = [path.relative_to(snapshot) for path in snapshot.rglob("*") if path.is_file() and path.parent != snapshot]
-    assert len(kept) > 100
-    # The page links to the records from where it lies, so that it differs from folder to folder.
-    differing = [name for name in kept if (tmp_path / name).read_bytes() != (snapshot / name).read_bytes()]
-    assert [str(name) for name in differing if name.name != "index.html"] == []
+    kept = [path.relative_to(snapshot) for path in snapshot.rglob("*") if path.suffix in (".md", ".png")]
+    kept = [path for path in kept if path.parent.name]
+    assert len(kept) > 60
+    assert [str(name) for name in kept if (tmp_path / name).read_bytes() != (snapshot / name).read_bytes()] == []

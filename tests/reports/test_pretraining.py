@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from reports.__main__ import app
 from reports.documents import filled
+from reports.figures.validation import validation_points
+from reports.records.context import Context
 from reports.records.frames import runs_frame
 from reports.records.selection import ReportError
-from reports.tables.pretraining import Pretraining, validation_points
-from reports.write import c4_report, write_report
+from reports.write import suite_report, write_report
 from results.schema import DataFacts, DataPlan, Evaluation, ModelPlan, Record
 from results.store import write_record
 
@@ -76,7 +77,7 @@ def cells(report: Any, name: str, row: str) -> dict[str, str]:
 
 
 def test_scores_are_means_over_seeds_beside_floor_and_unigram(grid: list[Record]) -> None:
-    report = c4_report(grid, None, None)
+    report = suite_report(grid, "c4")
     full = cells(report, "scores", "Full training")
     assert full["Loss, nats"] == "1.7010 ± 0.0010"
     assert full["Over the floor, nats"] == "0.1010 ± 0.0010"
@@ -88,7 +89,7 @@ def test_scores_are_means_over_seeds_beside_floor_and_unigram(grid: list[Record]
 
 
 def test_the_lowest_is_the_best(grid: list[Record]) -> None:
-    table = c4_report(grid, None, None).table("scores")
+    table = suite_report(grid, "c4").table("scores")
     assert table is not None
     bold = {row[0].text for row in table.rows for entry in row if entry.bold}
     assert bold == {"Full training"}
@@ -97,22 +98,22 @@ def test_the_lowest_is_the_best(grid: list[Record]) -> None:
 
 
 def test_differences_are_paired(grid: list[Record]) -> None:
-    report = c4_report(grid, None, None)
+    report = suite_report(grid, "c4")
     assert cells(report, "differences", "LoRA")["Loss difference"] == "+0.1000 [+0.1000, +0.1000]"
-    other = c4_report(grid, None, None, against="galore")
+    other = suite_report(grid, "c4", against="galore")
     assert cells(other, "differences", "Full training")["Loss difference"].startswith("−0.0200")
 
 
 def test_a_broken_run_is_named_not_averaged_away(grid: list[Record], make: Make) -> None:
     broken = [*grid[:-1], make("gradnormlorp", 2, status="diverged")]
-    report = c4_report(broken, None, None)
+    report = suite_report(broken, "c4")
     assert cells(report, "scores", "GradNormLoRP")["Perplexity"] == "diverged 1/3"
     assert cells(report, "status", "GradNormLoRP")["diverged"] == "1"
     assert cells(report, "differences", "GradNormLoRP")["Loss difference"] == "diverged 1/3"
 
 
 def test_without_a_floor_its_columns_are_left_out(make: Make) -> None:
-    report = c4_report([make(method, 0, floor=False) for method in LOSS], None, None)
+    report = suite_report([make(method, 0, floor=False) for method in LOSS], "c4")
     heads = report.table("scores").heads
     assert "Bits per byte" in heads
     assert not any("floor" in head for head in heads)
@@ -120,7 +121,8 @@ def test_without_a_floor_its_columns_are_left_out(make: Make) -> None:
 
 
 def test_validation_points_are_over_seeds(grid: list[Record]) -> None:
-    points = validation_points(Pretraining(grid, "micro", 8))
+    context = Context(grid, "micro", 8)
+    points = validation_points(context, context.compared[0])
     assert list(points["full"]) == [30, 60]
     assert points["full"][60].n == 3
     assert points["full"][60].mean == pytest.approx(1.701)
@@ -129,11 +131,11 @@ def test_validation_points_are_over_seeds(grid: list[Record]) -> None:
 def test_ranks_and_models_that_mix_are_refused(grid: list[Record], make: Make) -> None:
     other = make("lora", 0, method_config={"rank": 4})
     with pytest.raises(ReportError, match="several ranks, choose one with --rank: 4, 8"):
-        c4_report([*grid, other], None, None)
+        suite_report([*grid, other], "c4")
     bigger = make("lora", 0, model=ModelPlan(name="9m", source="config", vocabulary=188))
     with pytest.raises(ReportError, match="differ in model.name"):
-        c4_report([*grid, bigger], None, 8)
-    assert c4_report([*grid, bigger], None, 8, where=["model.name=9m"]).context.methods == ["lora"]
+        suite_report([*grid, bigger], "c4", None, 8)
+    assert suite_report([*grid, bigger], "c4", None, 8, where=["model.name=9m"]).context.methods == ["lora"]
 
 
 def test_command_writes_the_folder_the_readme_takes_its_table_from(grid: list[Record], tmp_path: Path) -> None:
@@ -153,7 +155,7 @@ def test_command_writes_the_folder_the_readme_takes_its_table_from(grid: list[Re
 
 
 def test_what_an_earlier_report_left_is_removed(grid: list[Record], tmp_path: Path) -> None:
-    report = c4_report(grid, None, None)
+    report = suite_report(grid, "c4")
     folder = tmp_path / report.folder
     folder.mkdir()
     (folder / "dots.png").write_bytes(b"old")

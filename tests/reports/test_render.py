@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from reports.figures.style import GIB, KIB, MIB, byte_unit, in_unit, looks, seed_words
+from reports.figures.style import FREE_COLOURS, GIB, KIB, MIB, SLOTS, byte_unit, in_unit, looks, seed_words
 from reports.tables.render import Entry, Table, latex_document, latex_escape, to_csv, to_latex, to_markdown, to_screen
+from results.catalogue import Catalogue, MethodEntry, SuiteEntry, committed, joined
 
 NASTY = r"50% of a_b & {c} #1 $x$ ~ ^ \d <e> |f| ± × ÷ − – — é → 数"
 
@@ -112,8 +113,17 @@ def test_many_seeds_in_a_row_are_shortened() -> None:
 
 def test_looks_are_fixed_and_unknown_methods_get_their_own() -> None:
     strangers = [f"method{index}" for index in range(20)]
-    found = looks(["gradnormlorp", *strangers, "full"])
+    found = looks(["gradnormlorp", *strangers, "full"], committed())
     assert list(found)[:2] == ["full", "gradnormlorp"]
     assert len({(look.colour, look.marker) for look in found.values()}) == 22
-    assert found["full"] == looks(["full"])["full"]
+    assert found["full"] == looks(["full"], committed())["full"]
     assert found["method0"].title == "method0"
+
+
+def test_a_title_comes_from_the_catalogue_and_a_slot_is_given_once() -> None:
+    entries = [MethodEntry(name=f"m{place}", title=f"Method {place}", order=place, slot=1) for place in (2, 1)]
+    suite = SuiteEntry(name="s", title="S", yardstick_title="Full training")
+    found = looks(["m2", "m1", "full"], joined([committed(), Catalogue(methods=entries)]), suite)
+    assert [look.title for look in found.values()] == ["Full training", "Method 1", "Method 2"]
+    assert found["m1"].colour == SLOTS[1][0]
+    assert found["m2"].colour in FREE_COLOURS

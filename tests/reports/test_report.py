@@ -14,8 +14,7 @@ from typer.testing import CliRunner
 
 from reports.__main__ import app
 from reports.records.frames import metrics_frame, runs_frame
-from reports.records.selection import ReportError
-from reports.write import build_glue_report, glue_report, write_report
+from reports.write import suite_report, write_report
 from results.schema import Record
 from results.store import write_record
 
@@ -47,16 +46,21 @@ def store(tmp_path_factory: pytest.TempPathFactory, make_grid: Grid) -> Path:
     return folder
 
 
+def written(records: list[Record], out: Path) -> list[Path]:
+    """Write the report of GLUE's micro runs at rank 8."""
+    return write_report(suite_report(records, "glue", "micro", 8), out)
+
+
 def test_second_run_writes_the_same_bytes_in_any_order(tmp_path: Path, make_grid: Grid) -> None:
     records = make_grid(tasks=("rte", "cola"), seeds=(0, 1, 2))
-    paths = build_glue_report(records, tmp_path / "a", "micro", 8)
-    again = build_glue_report(records[::-1], tmp_path / "b", "micro", 8)
+    paths = written(records, tmp_path / "a")
+    again = written(records[::-1], tmp_path / "b")
     assert [path.name for path in paths] == [path.name for path in again]
     assert [path.read_bytes() for path in paths] == [path.read_bytes() for path in again]
 
 
 def test_report_has_every_form_and_the_page_names_them(tmp_path: Path, make_grid: Grid) -> None:
-    paths = build_glue_report(make_grid(), tmp_path, "micro", 8)
+    paths = written(make_grid(), tmp_path)
     names = {path.name for path in paths}
     tables = ("scores", "differences", "status", "memory", "peaks", "process", "estimates", "time")
     assert {f"{table}.{form}" for table in tables for form in ("md", "csv", "tex")} <= names
@@ -71,11 +75,11 @@ def test_report_has_every_form_and_the_page_names_them(tmp_path: Path, make_grid
 
 
 def test_what_an_earlier_report_left_is_removed(tmp_path: Path, make_grid: Grid) -> None:
-    build_glue_report(make_grid(methods=("full", "lora"), seeds=(0,)), tmp_path, "micro", 8)
+    written(make_grid(methods=("full", "lora"), seeds=(0,)), tmp_path)
     folder = tmp_path / "glue-micro-r8"
     assert (folder / "front.png").is_file()
     (folder / "mine.txt").write_text("kept", encoding="utf-8")
-    paths = build_glue_report(make_grid(tasks=("rte",), seeds=(0,), measured=False), tmp_path, "micro", 8)
+    paths = written(make_grid(tasks=("rte",), seeds=(0,), measured=False), tmp_path)
     assert {path.name for path in folder.iterdir()} == {path.name for path in paths} | {"mine.txt"}
     assert not (folder / "front.png").exists()
     text = (folder / "report.md").read_text(encoding="utf-8")
@@ -85,7 +89,7 @@ def test_what_an_earlier_report_left_is_removed(tmp_path: Path, make_grid: Grid)
 def test_only_failed_runs_still_make_a_report(tmp_path: Path, make_grid: Grid) -> None:
     records = make_grid(methods=("lora",), tasks=("rte",), status="failed", curve=False)
     records = [r.model_copy(update={"data": None, "main_metric": None}) for r in records]
-    report = glue_report(records, "micro", 8)
+    report = suite_report(records, "glue", "micro", 8)
     write_report(report, tmp_path)
     scores = report.table("scores")
     assert scores is not None
@@ -93,11 +97,14 @@ def test_only_failed_runs_still_make_a_report(tmp_path: Path, make_grid: Grid) -
     assert report.plots == ()
 
 
-def test_task_that_is_not_glue(make_record: Make) -> None:
-    odd = make_record()
-    records = [odd.model_copy(update={"plan": odd.plan.model_copy(update={"task": "snli"})})]
-    with pytest.raises(ReportError, match="no run of a GLUE task"):
-        glue_report(records, "micro", 8)
+def test_a_task_that_no_catalogue_has_stands_under_its_own_name(make_record: Make) -> None:
+    odd = make_record(score=0.5)
+    renamed = odd.plan.model_copy(update={"task": "snli"})
+    report = suite_report([odd.model_copy(update={"plan": renamed, "plan_hash": renamed.hash()})], "glue", "micro", 8)
+    scores = report.table("scores")
+    assert scores is not None
+    assert dict(zip(scores.heads, (entry.text for entry in scores.rows[0]), strict=True))["snli"] == "50.0"
+    assert scores.heads[-1] == "Average"
 
 
 def run(*arguments: str | Path) -> tuple[int, str, str]:
@@ -192,6 +199,6 @@ def test_a_thousand_records_in_seconds(make_grid: Grid) -> None:
     start = time.process_time()
     runs_frame(records)
     metrics_frame(records)
-    report = glue_report(records, "micro", 8)
+    report = suite_report(records, "glue", "micro", 8)
     assert time.process_time() - start < 20
     assert len(report.tables) == 8

@@ -8,12 +8,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from reports.averages.glue import ChoiceError, Convention
+from reports.averages.convention import convention_of
 from reports.records.context import MICRO, Context
+from reports.records.selection import ChoiceError
 from reports.stats.seeds import summarise
 from reports.tables.cost import estimate_table, memory_table, peak_by_task_table, process_table, time_table
 from reports.tables.render import Table
-from reports.tables.scores import difference_table, percent, score_table, signed, status_table
+from reports.tables.scores import difference_table, score_table, status_table
+from results.catalogue import committed
 from results.schema import DataFacts, Record
 
 Make = Callable[..., Record]
@@ -190,7 +192,7 @@ def test_unofficial_tasks_are_named(make_record: Make) -> None:
 def test_convention_changes_the_average_and_the_caption(make_grid: Grid) -> None:
     records = make_grid()
     plain = score_table(context_of(records))
-    other = score_table(context_of(records, convention=Convention(mrpc="accuracy")))
+    other = score_table(context_of(records, chosen=convention_of(committed().suite("glue"), mrpc="accuracy")))
     assert plain.rows[0][-1] != other.rows[0][-1]
     assert "MRPC F1" in plain.caption
     assert "MRPC accuracy" in other.caption
@@ -212,8 +214,9 @@ def test_settings_are_said_once_where_tasks_agree_and_by_task_where_they_do_not(
 
 
 def test_numbers_are_printed_with_care() -> None:
-    assert percent(summarise([-0.012])) == "−1.2"
-    assert (signed(0.0004), signed(-0.0004), signed(-0.012), signed(0.012)) == ("0.0", "0.0", "−1.2", "+1.2")
+    metric = committed().suite("glue").metric("validation/accuracy")
+    assert summarise([-0.012]).text(metric) == "−1.2"
+    assert [metric.text(v, "+") for v in (0.0004, -0.0004, -0.012, 0.012)] == ["0.0", "0.0", "−1.2", "+1.2"]
 
 
 def test_status_counts_add_up_to_the_grid(make_grid: Grid) -> None:

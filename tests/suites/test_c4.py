@@ -15,7 +15,6 @@ from torch import nn
 from torch.nn import functional
 from typer.testing import CliRunner
 
-from results.metrics import gain, higher_is_better
 from results.schema import Plan
 from results.store import read_records
 from suites.__main__ import app
@@ -223,13 +222,6 @@ def test_tuning_looks_at_train_alone_and_takes_the_lowest_perplexity(tmp_path: P
         write_record(store, record)
     assert scores[1] < scores[0]
     assert choose(plans, store)["full"] == {"learning_rate": 3e-2}
-
-
-def test_the_direction_of_a_metric_stands_in_one_place() -> None:
-    assert higher_is_better("validation/accuracy")
-    assert not higher_is_better("validation/perplexity")
-    assert not higher_is_better("held_out/loss")
-    assert gain("validation/loss", 2.0) < gain("validation/loss", 1.0)
 
 
 def test_ranks_and_settings_follow_the_models_size() -> None:

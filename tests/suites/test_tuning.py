@@ -13,6 +13,7 @@ import torch
 
 from baselines.method import Work
 from baselines.registry import methods
+from results.catalogue import Catalogue, MetricEntry, SuiteEntry
 from results.schema import DataPlan, ModelPlan, Plan, Record, Status
 from results.store import StoreError, write_record
 from suites import config, models, plan, tuning
@@ -44,6 +45,7 @@ LORA = [{"learning_rate": rate} for rate in (1e-3, 2e-3, 5e-3)]
 GALORE = [
     {"learning_rate": rate, "config": {"scale": scale}} for rate, scale in ((1e-4, 2.0), (3e-4, 2.0), (1e-4, 8.0))
 ]
+ACCURACY = MetricEntry(name="acc", title="accuracy", better="higher")
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,7 @@ def put(store: Path, run: Plan, score: float | None, status: Status = "ok", earl
     record = {
         "plan": run.model_dump(), "plan_hash": run.hash(), "status": status, "started_at": "", "finished_at": "",
         "environment": environment, "evaluations": evaluations, "main_metric": "held_out/acc",
+        "catalogue": Catalogue(suites=[SuiteEntry(name="toy", title="Toy", metrics=[ACCURACY])]),
     }  # fmt: skip
     write_record(store, Record.model_validate(record))
 

@@ -1,0 +1,80 @@
+"""The result runs by suite, profile and rank: what one report each is about."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from reports.averages.convention import convention_of
+from reports.records.context import Context
+from reports.records.frames import described
+from reports.records.selection import ReportError, folder_name, select, table_rank
+from results.catalogue import Catalogue
+from results.schema import Record
+
+
+@dataclass(frozen=True)
+class Group:
+    """The result runs of one suite, profile and rank; `trouble` says why they cannot be told apart, "" if they can."""
+
+    suite: str
+    profile: str
+    rank: int | None
+    records: tuple[Record, ...]
+    trouble: str = ""
+
+    @property
+    def name(self) -> str:
+        """Stem of its files."""
+        return folder_name(self.suite, self.profile, self.rank)
+
+    @cached_property
+    def catalogue(self) -> Catalogue:
+        """What the records say of methods and suites."""
+        return described(self.records)
+
+    @property
+    def title(self) -> str:
+        """What is printed."""
+        title = self.catalogue.suite(self.suite).title
+        return f"{title}, profile {self.profile}" + ("" if self.rank is None else f", rank {self.rank}")
+
+    @cached_property
+    def context(self) -> Context | None:
+        """The group as a report reads it; None where its runs cannot be told apart.
+
+        Averages need equal seeds on all tasks; where no method has such an average, the seeds that all tasks have are
+        used.
+        """
+        return None if self.trouble else self.context_of(self.records)
+
+    def context_of(self, records: Sequence[Record]) -> Context:
+        """Return the context of the same runs, read with or without their curves."""
+        context = Context(records, self.profile, self.rank)
+        if not context.averages or any(found.scores for found in context.averages.values()):
+            return context
+        return Context(records, self.profile, self.rank, convention_of(context.entry, seeds="shared"))
+
+    @property
+    def is_micro(self) -> bool:
+        """Whether the numbers say nothing about a paper."""
+        return self.profile == "micro" or any(r.plan.data.source == "micro" for r in self.records)
+
+
+def groups(records: Sequence[Record]) -> list[Group]:
+    """Return the groups of the result runs; methods without a rank belong to every rank of their profile."""
+    results = [record for record in records if record.plan.purpose == "result"]
+    places = sorted({(record.plan.suite, record.plan.profile) for record in results})
+    found = []
+    for suite, profile in places:
+        here = [r for r in results if (r.plan.suite, r.plan.profile) == (suite, profile)]
+        ranks = sorted({rank for r in here if (rank := table_rank(r)) is not None})
+        for rank in ranks or [None]:
+            mine = [r for r in here if table_rank(r) in (rank, None)]
+            try:
+                chosen, trouble = select(mine, suite, profile, rank), ""
+            except ReportError as error:
+                chosen, trouble = mine, str(error)
+            found.append(Group(suite, profile, rank, tuple(chosen), trouble))
+    return found

@@ -17,6 +17,7 @@ from reports.paper.build import trouble_lines, write_paper, write_reports
 from reports.records.gather import gather
 from reports.records.peft_results import read_foreign
 from reports.suite_command import SuiteCommands
+from reports.suite_command import register as register_suites
 from reports.tables.lab import build_memory_report
 from reports.tables.render import to_screen
 from reports.write import BENCH, CAPABILITIES, TRIAL
@@ -31,6 +32,9 @@ def main() -> None:
 
     Start with: python -m reports glue --records results/runs
     """
+
+
+register_suites(app)
 
 
 def _print_paths(paths: list[Path]) -> None:

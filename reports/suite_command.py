@@ -36,9 +36,11 @@ class SuiteCommands(TyperGroup):
         """Return the command of that name."""
         return super().get_command(ctx, cmd_name) or _as_click(cmd_name)
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Return the commands and the suites of the committed catalogue."""
-        return [*(suite.name for suite in committed().suites), *super().list_commands(ctx)]
+
+def register(app: typer.Typer) -> None:
+    """Add a command for each suite of the committed catalogue to the command line of the reports."""
+    for suite in committed().suites:
+        app.command(suite.name)(suite_command(suite))
 
 
 def _as_click(suite: str) -> Any:

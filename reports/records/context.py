@@ -136,9 +136,15 @@ class Context:
 
     @cached_property
     def columns(self) -> list[Column]:
-        """The columns of scores; of a lone task the metrics that some run has."""
+        """The columns of scores; of a lone task the metrics that some run has.
+
+        Raises:
+            CatalogueError: nobody says what a task's main metric is.
+        """
         if not self.by_task:
             (task,) = self.tasks
+            for key in self._main_keys(task):
+                self.entry.metric(key)
             known = set(self.metrics.dropna(subset=["value"])["metric"])
             return [self._of_metric(task, metric) for metric in self.entry.metrics if metric.name in known]
         found = []

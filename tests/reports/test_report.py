@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 from reports.__main__ import app
 from reports.records.frames import metrics_frame, runs_frame
 from reports.write import suite_report, write_report
-from results.schema import Record
+from results.catalogue import Catalogue, MethodEntry, MetricEntry, SuiteEntry, TaskEntry
+from results.schema import Evaluation, Record
 from results.store import write_record
 
 Grid = Callable[..., list[Record]]
@@ -202,3 +203,47 @@ def test_a_thousand_records_in_seconds(make_grid: Grid) -> None:
     report = suite_report(records, "glue", "micro", 8)
     assert time.process_time() - start < 20
     assert len(report.tables) == 8
+
+
+def test_any_suite_that_describes_itself_has_a_report(tmp_path: Path, make_record: Make) -> None:
+    for name, score in (("full", 3.0), ("rslora", 2.0)):
+        write_record(tmp_path / "runs", toy_record(make_record, name, score))
+    code, out, err = run("toy", "--records", tmp_path / "runs", "--out", tmp_path / "out")
+    assert code == 0, err
+    page = (tmp_path / "out" / "toy-micro-r8" / "report.md").read_text(encoding="utf-8")
+    assert page.startswith("# Toy suite, profile micro, rank 8\n")
+    assert "| rank-stabilised LoRA | 2.00 |" in page
+    assert "| Full fine-tuning | 3.00 |" in page
+    assert "lower is better" in page
+    assert "No average: Toy suite names the average 'median', known here: glue" in page
+    assert "--mrpc" not in run("toy", "--help")[1]
+
+
+def test_a_word_that_is_no_suite_of_the_records_is_bad_input(tmp_path: Path, make_record: Make) -> None:
+    write_record(tmp_path / "runs", toy_record(make_record, "full", 1.0))
+    code, _, err = run("tyo", "--records", tmp_path / "runs", "--out", tmp_path / "out")
+    assert code == 2
+    assert "unknown suite (of the records) 'tyo': known are toy; nearest: toy" in err
+
+
+def test_a_metric_that_nobody_describes_is_bad_input(tmp_path: Path, make_record: Make) -> None:
+    record = toy_record(make_record, "full", 1.0)
+    assert record.catalogue is not None
+    nobody = record.catalogue.model_copy(update={"suites": []})
+    write_record(tmp_path / "runs", record.model_copy(update={"catalogue": nobody}))
+    code, _, err = run("toy", "--records", tmp_path / "runs", "--out", tmp_path / "out")
+    assert code == 2
+    assert "metric 'error' of suite 'toy' is in no catalogue" in err
+
+
+def toy_record(make_record: Make, method: str, score: float) -> Record:
+    """Return a record of a suite and of a method that are described by the record alone."""
+    error = MetricEntry(name="error", title="error", better="lower", format=".2f")
+    task = TaskEntry(name="one", title="Task one", main_metric="validation/error", metrics=["error"])
+    said = Catalogue(
+        methods=[MethodEntry(name="rslora", title="rank-stabilised LoRA", factors=True)],
+        suites=[SuiteEntry(name="toy", title="Toy suite", average="median", metrics=[error], tasks=[task])],
+    )
+    at = [Evaluation(step=60, epoch=None, rows={}, metrics={"validation/error": score})]
+    parts = {"evaluations": at, "main_metric": "validation/error", "catalogue": said}
+    return make_record("one", method, 0, score=0.5, parts=parts, suite="toy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 import shlex
@@ -13,6 +14,7 @@ from typing import Any
 
 import nox
 import pytest
+import torch
 import typer
 import yaml
 
@@ -222,6 +224,32 @@ def test_links_lead_somewhere(path: Path) -> None:
 def test_files_named_in_the_text_are_there(path: Path) -> None:
     code = re.findall(rf"`((?:{'|'.join(ROOMS)})/[\w./-]*)`", prose(path.read_text()))
     assert not [name for name in code if not name.startswith(MADE) and not (ROOT / name).exists()]
+
+
+def python_blocks(path: Path) -> list[str]:
+    """Return the Python code blocks of a document."""
+    return re.findall(r"^```python\n(.*?)^```$", path.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", named(TYPED))
+def test_python_blocks_import_what_is_there(path: Path) -> None:
+    for block in python_blocks(path):
+        tree = ast.parse(block)
+        imports = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        exec(compile(ast.Module(imports, []), str(path), "exec"), {})
+
+
+def test_the_code_of_the_readme_runs() -> None:
+    names = ("query", "value", "key", "intermediate.dense", "output.dense")
+    blocks = {name.partition(".")[0]: torch.nn.Linear(16, 16) for name in names}
+    nested = {name: torch.nn.ModuleDict({"dense": layer}) for name, layer in blocks.items() if f"{name}.dense" in names}
+    model = torch.nn.ModuleDict({**blocks, **nested})
+    before = {name: type(module) for name, module in model.named_modules()}
+    (code,) = python_blocks(ROOT / "README.md")
+    space: dict[str, Any] = {"model": model}
+    exec(code, space)
+    assert isinstance(space["optimizer"], torch.optim.Optimizer)
+    assert {name: type(module) for name, module in model.named_modules()} == before
 
 
 def test_the_architecture_names_every_room() -> None:

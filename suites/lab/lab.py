@@ -30,6 +30,7 @@ from suites.measure.ledger import outside_formula
 from suites.measure.predict import without_values
 from suites.measure.tracker import Category, Phase, Trace, peak_of, track, track_load
 from suites.models import checkpoint_activations
+from suites.run.loop import apply_gradients
 from suites.run.per_layer import PerLayer
 from suites.suite import Batch
 
@@ -222,7 +223,7 @@ class Lab:
 
     def _track_finish(self, model: nn.Module, optimizer: Optimizer) -> Trace:
         step.give_gradients(optimizer)
-        return track(model, optimizer, lambda: step.finish(optimizer), look_into_foreign=False)
+        return track(model, optimizer, lambda: apply_gradients(optimizer), look_into_foreign=False)
 
     def _half(self, setting: Setting) -> Half:
         bits = setting.state_bits if setting.per_layer else None

@@ -1,8 +1,7 @@
-"""A training step in its two halves, so that each can be traced alone; together they are the loop's `train_step`."""
+"""The first half of a training step, traced alone: with `loop.apply_gradients` after it, it is `loop.train_step`."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -21,17 +20,6 @@ def forward_backward(model: nn.Module, batches: Sequence[Batch], loss: Loss) -> 
         value = loss(model, batch)
         (value * (count / sum(rows))).backward()
     return value
-
-
-def finish(optimizer: Optimizer, clip_norm: float | None = None) -> None:
-    """Take the gradients' norm, clip by it, step, and let the gradients go."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if math.isfinite(float(norm)):
-        if clip_norm is not None:
-            nn.utils.clip_grads_with_norm_(parameters, clip_norm, norm)
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def give_gradients(optimizer: Optimizer) -> None:

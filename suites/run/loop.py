@@ -135,16 +135,28 @@ def train_step(
         if per_layer is not None:
             norm, applied = per_layer.finish()
             return loss, norm, applied
-        parameters = [parameter for each in optimizer.param_groups for parameter in each["params"]]
-        group.sum_(parameter.grad for parameter in parameters if parameter.grad is not None)
-        total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        applied = math.isfinite(loss) and bool(torch.isfinite(total))
-        if applied:
-            if plan.clip_norm is not None:
-                nn.utils.clip_grads_with_norm_(parameters, plan.clip_norm, total)
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return loss, float(total), applied
+        norm, applied = apply_gradients(optimizer, plan.clip_norm, math.isfinite(loss), group)
+    return loss, norm, applied
+
+
+def apply_gradients(
+    optimizer: Optimizer, clip_norm: float | None = None, wanted: bool = True, group: Group = ALONE
+) -> tuple[float, bool]:
+    """Take the gradients' norm, clip by it, step if all is finite and `wanted`, and let the gradients go.
+
+    Returns the norm before clipping, and whether the step was taken.
+    """
+    parameters = [parameter for each in optimizer.param_groups for parameter in each["params"]]
+    group.sum_(parameter.grad for parameter in parameters if parameter.grad is not None)
+    total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = float(total)
+    applied = wanted and math.isfinite(norm)
+    if applied:
+        if clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, clip_norm, total)
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return norm, applied
 
 
 def train(

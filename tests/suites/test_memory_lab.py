@@ -187,6 +187,7 @@ from suites.measure.ledger import cell_ledger
 from suites.lab.lab import Lab
 from suites.lab.networks import find_network
 from suites.measure.tracker import peak_of, track
+from suites.run.loop import apply_gradients
 
 torch.set_num_threads(1)
 def one(name, rows, length):
@@ -196,7 +197,7 @@ def one(name, rows, length):
     batch = [lab.network.batch(rows, length)]
     def run():
         step.forward_backward(model, batch, lab.loss)
-        step.finish(optimizer)
+        apply_gradients(optimizer)
     return model, optimizer, run
 
 one("9m", 1, 4)[2]()

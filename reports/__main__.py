@@ -52,11 +52,11 @@ def bench(
 
 
 @app.command()
-def contract(
-    record: Annotated[Path, typer.Option(help="Record of `python -m suites contract`.")] = Path(
-        "results/reference/contract.json"
+def capabilities(
+    record: Annotated[Path, typer.Option(help="Record of `python -m suites capabilities`.")] = Path(
+        "results/reference/capabilities.json"
     ),
-    out: Annotated[Path, typer.Option(help="Folder for the report: OUT/contract/.")] = Path("reports/build"),
+    out: Annotated[Path, typer.Option(help="Folder for the report: OUT/capabilities/.")] = Path("reports/build"),
 ) -> None:
     """Write the capability matrix with the reason of every answer."""
     with one_line_errors():

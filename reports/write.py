@@ -15,12 +15,12 @@ from reports.gate.trial import trial_table
 from reports.records.context import Context
 from reports.records.selection import folder_name, select, table_rank
 from reports.tables.bench import bench_plot, claims_table, measurements_table, targets_table
-from reports.tables.capabilities import contract_table
+from reports.tables.capabilities import capabilities_table
 from reports.tables.cost import estimate_table, memory_table, peak_by_task_table, process_table, time_table
 from reports.tables.render import Table, latex_document, to_csv, to_latex, to_markdown
 from reports.tables.scores import difference_table, score_table, status_table
 from results.bench import Bench
-from results.capabilities import Matrix
+from results.capabilities import CapabilityMatrix
 from results.gate.trial import Trial
 from results.schema import Record
 from results.single import read_single
@@ -185,5 +185,5 @@ class OneFile:
 BENCH = OneFile(
     "bench", Bench, lambda found: [targets_table(found), claims_table(found), measurements_table(found)], bench_plot
 )
-CAPABILITIES = OneFile("contract", Matrix, lambda found: [contract_table(found)])
+CAPABILITIES = OneFile("capabilities", CapabilityMatrix, lambda found: [capabilities_table(found)])
 TRIAL = OneFile("trial", Trial, lambda found: [trial_table(found)])

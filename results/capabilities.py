@@ -1,4 +1,4 @@
-"""The record of the contract pack: what each method, or one optimizer, can do, each answer found by a check."""
+"""The record of the capability pack: what each method, or one optimizer, can do, each answer found by a check."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Answer = Literal["yes", "no", "refused", "not applicable"]
 """`no`: the check failed. `refused`: a clear error when asked. `not applicable`: there is nothing to ask for."""
 
 
-class Cell(Strict):
+class Answered(Strict):
     """What one check found."""
 
     check: str
@@ -18,19 +18,20 @@ class Cell(Strict):
     reason: str
 
 
-class Row(Strict):
+class Capabilities(Strict):
     """All answers about one method or optimizer."""
 
     name: str
     title: str
-    cells: list[Cell]
+    cells: list[Answered]
 
     @property
     def passed(self) -> bool:
-        """Whether no check failed."""
-        return all(cell.answer != "no" for cell in self.cells)
+        """Whether no check failed and one at least was answered yes: what refuses everything has shown nothing."""
+        answers = {cell.answer for cell in self.cells}
+        return "yes" in answers and "no" not in answers
 
-    def cell(self, check: str) -> Cell:
+    def cell(self, check: str) -> Answered:
         """Return what `check` found.
 
         Raises:
@@ -48,7 +49,7 @@ class Row(Strict):
         )
 
 
-class Matrix(Strict):
+class CapabilityMatrix(Strict):
     """The capability matrix: a row a method."""
 
     schema_version: Literal[1] = 1
@@ -57,15 +58,4 @@ class Matrix(Strict):
     environment: Environment
     networks: list[str]
     compile_backend: str
-    rows: list[Row]
-
-    def row(self, name: str) -> Row:
-        """Return the row of one method.
-
-        Raises:
-            KeyError: there is none.
-        """
-        for row in self.rows:
-            if row.name == name:
-                return row
-        raise KeyError(f"{name!r}: rows are {', '.join(row.name for row in self.rows)}")
+    rows: list[Capabilities]

@@ -14,7 +14,9 @@ from results.migrate import VersionError, migrated
 from results.schema import SCHEMA_VERSION, Record
 
 FINAL: frozenset[str] = frozenset({"ok", "diverged", "out_of_memory"})
-SINGLE: frozenset[str] = frozenset({"bench.json", "catalogue.json", "contract.json", "tolerances.json", "trial.json"})
+SINGLE: frozenset[str] = frozenset(
+    {"bench.json", "catalogue.json", "capabilities.json", "tolerances.json", "trial.json"}
+)
 """Files of another kind, see `results.single`, that may lie among the records of runs."""
 MEMORY = "memory"
 """Folder of the memory lab below a folder of records; it holds no runs."""

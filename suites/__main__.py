@@ -150,18 +150,19 @@ def crosscheck(options: Options) -> None:
 
 
 @app.command()
-def contract(
+def capabilities(
     method: Annotated[str, typer.Option(help="comma-joined methods; default: all")] = "",
     backend: Annotated[str, typer.Option(help="of torch.compile: inductor (needs a C++ compiler) or aot_eager")] = (
         "inductor"
     ),
-    out: Annotated[Path | None, typer.Option(help="file for the record, e.g. results/reference/contract.json")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="default: by kind of method")] = None,
+    out: Annotated[Path | None, typer.Option(help="file for the record, results/reference/capabilities.json")] = None,
 ) -> None:
     """Check what every method can do (accumulation, clipping, resume, merge, ...) and print the matrix."""
     with one_line_errors():
         from suites.capabilities.command import print_matrix
 
-        failed = print_matrix(console, split(method), backend, out)
+        failed = print_matrix(console, split(method), backend, learning_rate, out)
     raise typer.Exit(1 if failed else 0)
 
 

@@ -22,7 +22,7 @@ from results.published import Cell
 FOLDER = "paper"
 SHOWN_FILES = 20
 ONE_FILE: dict[str, Callable[[Path, Path], list[Path]]] = {
-    "bench.json": BENCH.write, "contract.json": CAPABILITIES.write, "gate/trial.json": TRIAL.write,
+    "bench.json": BENCH.write, "capabilities.json": CAPABILITIES.write, "gate/trial.json": TRIAL.write,
     "memory": build_memory_report,
 }  # fmt: skip
 """Place below a folder of records -> what writes its report."""

@@ -5,19 +5,19 @@ from __future__ import annotations
 import pandas as pd
 
 from reports.tables.render import Entry, Table
-from results.capabilities import Matrix
+from results.capabilities import CapabilityMatrix
 
 SHORT = {"yes": "yes", "no": "NO", "refused": "refused", "not applicable": "n/a"}
 
 
-def contract_table(found: Matrix) -> Table:
+def capabilities_table(found: CapabilityMatrix) -> Table:
     """Return the matrix; the notes hold every reason, the data one line an answer.
 
     Raises:
         ValueError: the record holds no row.
     """
     if not found.rows:
-        raise ValueError("the contract record holds no method")
+        raise ValueError("the capabilities record holds no method")
     checks = [cell.check for cell in found.rows[0].cells]
     rows = tuple(
         (Entry(row.title), *(Entry(SHORT[row.cell(check).answer], row.cell(check).answer == "no") for check in checks))
@@ -33,10 +33,10 @@ def contract_table(found: Matrix) -> Table:
         f"n/a: there is nothing to ask for. torch {found.environment.packages.get('torch', 'unknown')}, peft "
         f"{found.environment.packages.get('peft', 'unknown')}, torch.compile with {found.compile_backend}."
     )
-    return Table("contract", caption, ("Method", *checks), rows, _notes(found, checks), pd.DataFrame(lines))
+    return Table("capabilities", caption, ("Method", *checks), rows, _notes(found, checks), pd.DataFrame(lines))
 
 
-def _notes(found: Matrix, checks: list[str]) -> tuple[str, ...]:
+def _notes(found: CapabilityMatrix, checks: list[str]) -> tuple[str, ...]:
     """Return for each check its reasons, each once with the methods that share it."""
     notes = []
     for check in checks:

@@ -1,4 +1,4 @@
-"""The contract pack: what every method can do, found by checks; an optimizer goes through it with `check_optimizer`."""
+"""The capability pack: what every method can do, found by checks; `check_optimizer` puts any optimizer through it."""
 
 from suites.capabilities.pack import check_optimizer
 

@@ -26,14 +26,15 @@ LEARNED = 0.9
 STEPS = 12
 
 
-class Verdict(NamedTuple):
-    """An answer and why."""
+class Found(NamedTuple):
+    """An answer and why; `slow` where nothing else was wrong than that the loss did not fall far enough."""
 
     answer: Answer
     reason: str
+    slow: bool = False
 
 
-Find = Callable[[Subject, str], Verdict]
+Find = Callable[[Subject, str], Found]
 
 
 class Check(NamedTuple):
@@ -43,9 +44,9 @@ class Check(NamedTuple):
     networks: tuple[str, ...] = ()
 
 
-def verdict(holds: bool, yes: str, no: str) -> Verdict:
+def either(holds: bool, yes: str, no: str) -> Found:
     """Return yes with one reason, or no with the other."""
-    return Verdict("yes", yes) if holds else Verdict("no", no)
+    return Found("yes", yes) if holds else Found("no", no)
 
 
 def step(trained: Trained, parts: int = 1, share: float = 1.0, clip: float | None = None) -> float:
@@ -83,7 +84,7 @@ def logits(model: nn.Module, network: str) -> Tensor:
     return result
 
 
-def check_accumulation(subject: Subject, network: str) -> Verdict:
+def check_accumulation(subject: Subject, network: str) -> Found:
     """Three micro-batches give the step of one batch."""
     whole, split = (made(subject, network, dtype=torch.float64) for _ in range(2))
     start = weights(whole.model)
@@ -91,12 +92,10 @@ def check_accumulation(subject: Subject, network: str) -> Verdict:
         step(whole)
         step(split, parts=3)
     gap = apart(whole.model, split.model, start)
-    return verdict(
-        gap < SAME, "3 micro-batches = one batch", f"3 micro-batches end {gap:.1e} of the way from one batch"
-    )
+    return either(gap < SAME, "3 micro-batches = one batch", f"3 micro-batches end {gap:.1e} of the way from one batch")
 
 
-def check_clipping(subject: Subject, network: str) -> Verdict:
+def check_clipping(subject: Subject, network: str) -> Found:
     """A gradient clipped by the common norm gives the step of the loss scaled by the same factor."""
     clipped, scaled, free = (made(subject, network, dtype=torch.float64) for _ in range(3))
     start = weights(clipped.model)
@@ -109,12 +108,12 @@ def check_clipping(subject: Subject, network: str) -> Verdict:
         step(free)
     gap, effect = apart(clipped.model, scaled.model, start), apart(clipped.model, free.model, start)
     if effect < SAME:
-        return Verdict("no", "a clipped gradient trains like one that was not")
+        return Found("no", "a clipped gradient trains like one that was not")
     # torch's clipping divides by the norm plus 1e-6.
-    return verdict(gap < CLOSE * effect, "clipped by the common norm", f"clipping ends {gap:.1e} of the way off")
+    return either(gap < CLOSE * effect, "clipped by the common norm", f"clipping ends {gap:.1e} of the way off")
 
 
-def check_rate(subject: Subject, network: str) -> Verdict:
+def check_rate(subject: Subject, network: str) -> Found:
     """At learning rate 0 nothing moves; at half the rate the first step is half as long."""
     whole, half, still = (made(subject, network, dtype=torch.float64) for _ in range(3))
     start = weights(whole.model)
@@ -124,15 +123,15 @@ def check_rate(subject: Subject, network: str) -> Verdict:
         step(trained)
     moved = [name for name, value in still.model.named_parameters() if not torch.equal(value, start[name])]
     if moved:
-        return Verdict("no", f"{len(moved)} parameters move at learning rate 0")
+        return Found("no", f"{len(moved)} parameters move at learning rate 0")
     off = abs(apart(whole.model, half.model, start) - 0.5)
-    return verdict(off < SAME, "follows each group's rate", f"half the rate moves {0.5 + off:.3f} less, not half")
+    return either(off < SAME, "follows each group's rate", f"half the rate moves {0.5 + off:.3f} less, not half")
 
 
-def check_eight_bit(subject: Subject, network: str) -> Verdict:
+def check_eight_bit(subject: Subject, network: str) -> Found:
     """With 8 bits asked for, the moments are kept in bytes, and training still works."""
     if not subject.eight_bit:
-        return Verdict("not applicable", "no 8-bit variant was given")
+        return Found("not applicable", "no 8-bit variant was given")
     wide, narrow = made(subject, network, 32), made(subject, network, 8)
     step(wide)
     losses = [step(narrow) for _ in range(STEPS)]
@@ -140,22 +139,22 @@ def check_eight_bit(subject: Subject, network: str) -> Verdict:
     packed = [tensor for _, tensor in live.held_tensors(narrow.optimizer, narrow.model) if tensor.itemsize == 1]
     size, full = (live.state_bytes(each.optimizer, each.model) for each in (narrow, wide))
     if not packed or size >= full:
-        return Verdict("no", f"asked for 8 bits, keeps {size:,} bytes of state; with 32 bits {full:,}")
+        return Found("no", f"asked for 8 bits, keeps {size:,} bytes of state; with 32 bits {full:,}")
     return _learned(losses, f"state {size / full:.2f} of 32-bit")
 
 
-def check_bf16(subject: Subject, network: str) -> Verdict:
+def check_bf16(subject: Subject, network: str) -> Found:
     """A network in bfloat16 trains, and every weight of it stays bfloat16."""
     trained = made(subject, network, dtype=torch.bfloat16)
     before = {name: value.dtype for name, value in trained.model.named_parameters()}
     losses = [step(trained) for _ in range(STEPS)]
     changed = [name for name, value in trained.model.named_parameters() if value.dtype != before[name]]
     if changed:
-        return Verdict("no", f"{changed[0]} changed its dtype")
+        return Found("no", f"{changed[0]} changed its dtype")
     return _learned(losses, "weights in bfloat16")
 
 
-def check_per_layer(subject: Subject, network: str) -> Verdict:
+def check_per_layer(subject: Subject, network: str) -> Found:
     """Updating inside backward gives the ordinary step bit for bit, frees each gradient, and refuses accumulation."""
     plain, inside = (made(subject, network) for _ in range(2))
     per_layer = PerLayer(inside.optimizer)
@@ -163,21 +162,21 @@ def check_per_layer(subject: Subject, network: str) -> Verdict:
         step(plain)
         inside.model(**make_batch(network)).loss.backward()
         if any(parameter.grad is not None for parameter in inside.model.parameters()):
-            return Verdict("no", "a gradient is still there after backward")
+            return Found("no", "a gradient is still there after backward")
         per_layer.finish()
     other = dict(inside.model.named_parameters())
     if not all(torch.equal(value, other[name]) for name, value in plain.model.named_parameters()):
-        return Verdict("no", "differs from the ordinary step")
+        return Found("no", "differs from the ordinary step")
     try:
         step(inside, parts=2)
     except RuntimeError as error:
         if "accumulat" in str(error):
-            return Verdict("yes", "bit-equal to the ordinary step; gradients freed; accumulation refused")
+            return Found("yes", "bit-equal to the ordinary step; gradients freed; accumulation refused")
         raise
-    return Verdict("no", "takes two backward passes in one step without a word")
+    return Found("no", "takes two backward passes in one step without a word")
 
 
-def check_resume(subject: Subject, network: str) -> Verdict:
+def check_resume(subject: Subject, network: str) -> Found:
     """Stop, save, load with `weights_only=True` into fresh objects, go on: bit-equal to never having stopped."""
     widths = (32, 8) if subject.eight_bit else (32,)
     for bits in widths:
@@ -200,48 +199,48 @@ def check_resume(subject: Subject, network: str) -> Verdict:
             other = dict(resumed.model.named_parameters())
             wrong = [name for name, value in straight.model.named_parameters() if not torch.equal(value, other[name])]
             if wrong:
-                return Verdict("no", f"stopped after {stop} steps, {bits} bit: {len(wrong)} parameters end differently")
-    return Verdict("yes", f"bit-equal, weights_only, {' and '.join(map(str, widths))} bit")
+                return Found("no", f"stopped after {stop} steps, {bits} bit: {len(wrong)} parameters end differently")
+    return Found("yes", f"bit-equal, weights_only, {' and '.join(map(str, widths))} bit")
 
 
-def check_merge(subject: Subject, network: str) -> Verdict:
+def check_merge(subject: Subject, network: str) -> Found:
     """Folding leaves the base network: same outputs, module tree and parameters, also through `from_pretrained`."""
     if subject.merge is None:
-        return Verdict("not applicable", "an optimizer puts nothing into the model")
+        return Found("not applicable", "an optimizer puts nothing into the model")
     base, trained = make_network(network).eval(), made(subject, network)
     for _ in range(4):
         step(trained)
     before = logits(trained.model, network)
     if float((before - logits(base, network)).abs().max()) < 1e-2:
-        return Verdict("no", "four steps change no output")
+        return Found("no", "four steps change no output")
     merged = subject.merge(trained.model)
     off = float((logits(merged, network) - before).abs().max())
     if off > 1e-4:
-        return Verdict("no", f"outputs change by {off:.1e}")
+        return Found("no", f"outputs change by {off:.1e}")
     if _tree(merged) != _tree(base) or set(vars(merged)) != set(vars(base)):
-        return Verdict("no", "module tree or parameters differ from the base network's")
+        return Found("no", "module tree or parameters differ from the base network's")
     same = torch.equal(logits(_loaded_again(merged), network), logits(merged, network))
-    return verdict(same, "same outputs and tree, loads again", "from_pretrained gives other outputs")
+    return either(same, "same outputs and tree, loads again", "from_pretrained gives other outputs")
 
 
-def check_tied(subject: Subject, network: str) -> Verdict:
+def check_tied(subject: Subject, network: str) -> Found:
     """A head that is the embedding stays it, is held once, and the network trains."""
     trained = made(subject, network)
     losses = [step(trained) for _ in range(STEPS)]
     held = [id(parameter) for group in trained.optimizer.param_groups for parameter in group["params"]]
     if len(held) != len(set(held)):
-        return Verdict("no", "the optimizer holds a tied weight twice")
+        return Found("no", "the optimizer holds a tied weight twice")
     model = trained.model if subject.merge is None else subject.merge(trained.model)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()  # type: ignore[operator]
     if head.weight is not embedding.weight:
-        return Verdict("no", "head and embedding came apart")
+        return Found("no", "head and embedding came apart")
     return _learned(losses, "stay one parameter")
 
 
 def compile_check(backend: str) -> Find:
     """Return the check that a compiled model trains like the eager one; how many graphs it fell into is the reason."""
 
-    def check(subject: Subject, network: str) -> Verdict:
+    def check(subject: Subject, network: str) -> Found:
         eager, compiled = (made(subject, network) for _ in range(2))
         start = weights(eager.model)
         torch._dynamo.reset()
@@ -255,10 +254,10 @@ def compile_check(backend: str) -> Find:
         breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
         torch._dynamo.reset()
         if graphs == 0:
-            return Verdict("no", "nothing was compiled")
+            return Found("no", "nothing was compiled")
         gap = apart(eager.model, model, start)
         whole = "one graph" if graphs == 1 and not breaks else f"{graphs} graphs, {breaks} breaks"
-        return verdict(gap < 1e-2, f"{whole}, {backend}", f"ends {gap:.1e} of the way from the eager model")
+        return either(gap < 1e-2, f"{whole}, {backend}", f"ends {gap:.1e} of the way from the eager model")
 
     return check
 
@@ -279,32 +278,30 @@ def checks(backend: str = "aot_eager") -> dict[str, Check]:
     }
 
 
-def run_check(check: Check, subject: Subject, networks: Sequence[str]) -> Verdict:
+def run_check(check: Check, subject: Subject, networks: Sequence[str]) -> Found:
     """Return what the check finds on each network, the worst answer where they differ, named."""
     found = [(network, _guarded(check.find, subject, network)) for network in check.networks or networks]
     if len({each.answer for _, each in found}) == 1:
         return found[-1][1]
     order: tuple[Answer, ...] = ("no", "refused", "not applicable", "yes")
     network, worst = min(found, key=lambda item: order.index(item[1].answer))
-    return Verdict(worst.answer, f"{network}: {worst.reason}")
+    return worst._replace(reason=f"{network}: {worst.reason}")
 
 
-def _guarded(find: Find, subject: Subject, network: str) -> Verdict:
+def _guarded(find: Find, subject: Subject, network: str) -> Found:
     try:
         return find(subject, network)
     except Refused as error:
-        return Verdict("refused", str(error))
+        return Found("refused", str(error))
     except Exception as error:  # noqa: BLE001  what a check breaks on is its answer; the others go on
         text = " ".join(str(error).split())
-        return Verdict("no", f"{type(error).__name__}: {text[:160]}")
+        return Found("no", f"{type(error).__name__}: {text[:160]}")
 
 
-def _learned(losses: Sequence[float], yes: str) -> Verdict:
-    return verdict(
-        losses[-1] < LEARNED * losses[0],
-        f"{yes}; learns",
-        f"the loss goes from {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses)} steps",
-    )
+def _learned(losses: Sequence[float], yes: str) -> Found:
+    if losses[-1] < LEARNED * losses[0]:
+        return Found("yes", f"{yes}; learns")
+    return Found("no", f"the loss goes from {losses[0]:.3f} to {losses[-1]:.3f} in {len(losses)} steps", slow=True)
 
 
 def _loaded_again(model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""`python -m suites contract`: runs the pack over the registry, prints the matrix, writes the record."""
+"""`python -m suites capabilities`: runs the pack over the registry, prints the matrix, writes the record."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ from results.single import write_single
 from results.store import check_writable
 from suites.capabilities.checks import checks
 from suites.capabilities.pack import matrix, matrix_table, reasons
+from suites.capabilities.subject import checked_rate
 
 BACKENDS = ("inductor", "aot_eager", "eager")
 
 
-def print_matrix(console: Console, names: Sequence[str], backend: str, out: Path | None) -> int:
+def print_matrix(
+    console: Console, names: Sequence[str], backend: str, learning_rate: float | None, out: Path | None
+) -> int:
     """Print the capability matrix of the named methods, or of all, and return how many checks failed.
 
     Raises:
-        ValueError: an unknown method or backend; a file that cannot be written.
+        ValueError: an unknown method or backend, a learning rate that is not above 0, a file that cannot be written.
     """
     checked_name(backend, BACKENDS, "backend")
     chosen = [get_method(name).name for name in names] or list(methods())
+    if learning_rate is not None:
+        checked_rate(learning_rate)
     if out is not None:
         check_writable(out.parent)
     console.print(
         f"{len(chosen)} methods, {len(checks())} checks; about a minute, with inductor some seconds more a method"
     )
     with console.status("starting") as status:
-        found = matrix(chosen, backend, status.update)
+        found = matrix(chosen, backend, status.update, learning_rate)
     console.print(matrix_table(found))
     for line in reasons(found):
         console.print(line, markup=False)

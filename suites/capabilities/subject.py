@@ -1,7 +1,8 @@
-"""What is put through the contract pack: a method of the registry, or somebody's optimizer."""
+"""What is put through the capability pack: a method of the registry, or somebody's optimizer."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,7 @@ def made(subject: Subject, network: str, bits: int = 32, dtype: torch.dtype = to
     return Trained(network, model.eval(), optimizer)
 
 
-def contract_config(method: Method[Any]) -> MethodConfig:
+def pack_config(method: Method[Any]) -> MethodConfig:
     """Return the settings at rank 8, with a basis refreshed every third step where there is one."""
     config: MethodConfig = method.configure(RANK)
     return config.model_copy(update={"refresh_gap": 3}) if "refresh_gap" in type(config).model_fields else config
@@ -74,34 +75,61 @@ def contract_config(method: Method[Any]) -> MethodConfig:
 
 def is_adapter(method: Method[Any]) -> bool:
     """Whether the method trains factors of a rank, beside a frozen weight."""
-    return method.ranks((64, 64), contract_config(method)).rank is not None
+    return method.ranks((64, 64), pack_config(method)).rank is not None
 
 
-def contract_rate(method: Method[Any]) -> float:
+def pack_rate(method: Method[Any]) -> float:
     """Return a learning rate: factors start at zero and take larger steps than whole weights bear."""
     return 5e-3 if is_adapter(method) else 2e-3
 
 
-def method_subject(method: Method[Any]) -> Subject:
-    """Return a method of the registry as a subject."""
+def method_subject(method: Method[Any], learning_rate: float | None = None) -> Subject:
+    """Return a method of the registry as a subject, at `pack_rate` unless another rate is given.
+
+    Raises:
+        ValueError: a learning rate that is not above 0.
+    """
+    chosen = pack_rate(method) if learning_rate is None else checked_rate(learning_rate)
 
     def make(model: nn.Module, bits: int, rate: float) -> Optimizer:
-        placement, config = place(model, "attention+mlp", train_rest=False), contract_config(method)
+        placement, config = place(model, "attention+mlp", train_rest=False), pack_config(method)
         method.attach(model, placement, config)
         optimizer = method.optimizer(model, placement, AdamSettings(rate, state_bits=bits), config)
         check_optimizer_covers(model, optimizer)
         return optimizer
 
-    return Subject(method.name, method.title, contract_rate(method), make, method.merge)
+    return Subject(method.name, method.title, chosen, make, method.merge)
 
 
 def optimizer_subject(
     make_optimizer: MakeOptimizer, learning_rate: float, eight_bit: MakeOptimizer | None, name: str
 ) -> Subject:
-    """Return an optimizer as a subject that trains every parameter; see `suites.capabilities.check_optimizer`."""
+    """Return an optimizer as a subject that trains every parameter; see `suites.capabilities.check_optimizer`.
+
+    Raises:
+        TypeError: what makes the optimizer cannot be called.
+        ValueError: a learning rate that is not above 0.
+    """
+    for what, value in (("make_optimizer", make_optimizer), ("eight_bit", eight_bit)):
+        if value is not None and not callable(value):
+            raise TypeError(f"{what}: must be called as (parameters, learning_rate), got {type(value).__name__}")
 
     def make(model: nn.Module, bits: int, rate: float) -> Optimizer:
         chosen = make_optimizer if bits == 32 or eight_bit is None else eight_bit
-        return chosen(list(model.parameters()), rate)
+        found = chosen(list(model.parameters()), rate)
+        if not isinstance(found, Optimizer):
+            raise TypeError(f"make_optimizer returned {type(found).__name__}: must be a torch.optim.Optimizer")
+        return found
 
-    return Subject(name, name, learning_rate, make, None, eight_bit is not None)
+    return Subject(name, name, checked_rate(learning_rate), make, None, eight_bit is not None)
+
+
+def checked_rate(rate: float) -> float:
+    """Return `rate`.
+
+    Raises:
+        ValueError: it is not a number above 0.
+    """
+    if not 0 < rate < math.inf:
+        raise ValueError(f"learning_rate {rate:g}: must be a number above 0")
+    return rate

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from torch import Tensor, nn
 
-from results.capabilities import Matrix
+from results.capabilities import CapabilityMatrix
 from results.single import read_single
 from suites.capabilities import networks
 from suites.measure.environment import ROOT
@@ -26,6 +26,6 @@ def make_batch() -> Callable[[str], dict[str, Tensor]]:
 
 
 @pytest.fixture(scope="session")
-def contract_matrix() -> Matrix:
+def capability_matrix() -> CapabilityMatrix:
     """Return the committed capability matrix."""
-    return read_single(ROOT / "results" / "reference" / "contract.json", Matrix)
+    return read_single(ROOT / "results" / "reference" / "capabilities.json", CapabilityMatrix)

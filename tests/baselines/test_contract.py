@@ -27,10 +27,10 @@ from baselines.method import (
 from baselines.registry import methods
 from baselines.shared.targets import place, shapes
 from gnlorp import GradNormLoRPAdamW
-from results.capabilities import Matrix
+from results.capabilities import CapabilityMatrix
 from results.schema import DataPlan, ModelPlan, Plan, TrainingPlan
 from suites.capabilities.checks import checks, run_check
-from suites.capabilities.subject import contract_config, contract_rate, is_adapter, method_subject
+from suites.capabilities.subject import is_adapter, method_subject, pack_config, pack_rate
 from suites.measure import live
 from suites.measure.formula import trains_everything
 from suites.run.execute import Built, build
@@ -50,9 +50,9 @@ both_widths = pytest.mark.parametrize("bits", [32, 8])
 def plan_of(method: Method[Any], bits: int) -> Plan:
     return Plan(
         suite="toy", task="toy", profile="toy", method=method.name, targets="attention+mlp", seed=0,
-        method_config=contract_config(method).model_dump(mode="json"),
+        method_config=pack_config(method).model_dump(mode="json"),
         model=ModelPlan(name="toy", source="config"), data=DataPlan(source="micro", name="toy", max_length=10),
-        training=TrainingPlan(steps=1, batch_size=6, learning_rate=contract_rate(method), state_bits=bits),
+        training=TrainingPlan(steps=1, batch_size=6, learning_rate=pack_rate(method), state_bits=bits),
     )  # fmt: skip
 
 
@@ -89,7 +89,7 @@ def test_trains_exactly_what_it_documents(method_name: str, network: str, make_n
     before = dict(model.named_parameters())
     placement = place(model, "attention+mlp", train_rest=False)
     dense = shapes(model, placement.targets)
-    config = contract_config(method)
+    config = pack_config(method)
     method.attach(model, placement, config)
     now = trainable(model)
     kept = {name for name in now if any(now[name] is old for old in before.values())}
@@ -122,7 +122,7 @@ def test_trained_values_of_one_layer(method_name: str, values: int, make_network
 def test_optimizer_covers_exactly_the_trainable(method_name: str, network: str, bits: int, make_network: Make) -> None:
     method, model = methods()[method_name], make_network(network)
     placement = place(model, "attention+mlp", train_rest=False)
-    config = contract_config(method)
+    config = pack_config(method)
     method.attach(model, placement, config)
     optimizer = method.optimizer(model, placement, AdamSettings(1e-3, state_bits=bits), config)
     check_optimizer_covers(model, optimizer)
@@ -231,7 +231,7 @@ def test_bases_and_factors_are_as_it_says(
     method_name: str, network: str, make_network: Make, make_batch: MakeBatch
 ) -> None:
     method, built = methods()[method_name], built_on(make_network(network), method_name)
-    parts = method.layer_parts(built.layers[0].shape, contract_config(method))
+    parts = method.layer_parts(built.layers[0].shape, pack_config(method))
     assert method.bases == any(part.basis_values for part in parts)
     assert method.factors == any(
         part.added and part.trained and min(part.shape) > 1 for part in parts if len(part.shape) == 2
@@ -327,13 +327,13 @@ def test_a_merged_network_takes_a_method_again(method_name: str, make_network: M
 @pytest.mark.parametrize(
     "check", [pytest.param(name, marks=[pytest.mark.slow] * (name == "compile")) for name in checks()]
 )
-def test_it_passes_the_contract_pack(method_name: str, check: str, contract_matrix: Matrix) -> None:
+def test_it_passes_the_capability_pack(method_name: str, check: str, capability_matrix: CapabilityMatrix) -> None:
     subject = method_subject(methods()[method_name])
     found = run_check(checks()[check], subject, ("roberta",))
     assert found.answer != "no", found.reason
-    recorded = {row.name: row for row in contract_matrix.rows}.get(method_name)
+    recorded = {row.name: row for row in capability_matrix.rows}.get(method_name)
     if recorded is None:
-        # A new method passes as well as any; the record of what it can do is renewed by `suites contract --out`.
+        # A new method passes as well as any; the record of what it can do is renewed by `suites capabilities --out`.
         print(f"{method_name}: not recorded yet")
     else:
         assert found.answer == recorded.cell(check).answer, found.reason
@@ -346,7 +346,7 @@ def test_same_seed_gives_the_same_adapters(method_name: str, network: str, make_
         model = make_network(network)
         torch.manual_seed(seed)
         method = methods()[method_name]
-        method.attach(model, place(model, "attention+mlp", False), contract_config(method))
+        method.attach(model, place(model, "attention+mlp", False), pack_config(method))
         return trainable(model)
 
     first, same, other = attached(3), attached(3), attached(4)
@@ -375,7 +375,7 @@ def test_pretraining_placement_trains_embeddings_and_norms_too(
 ) -> None:
     model = make_network("llama-tied")
     method, placement = methods()[method_name], place(model, "attention+mlp", train_rest=True)
-    config = contract_config(method)
+    config = pack_config(method)
     outside = {name: model.get_parameter(name).detach().clone() for name in placement.trained}
     assert {"model.embed_tokens.weight", "model.norm.weight"} <= set(outside)
     method.attach(model, placement, config)

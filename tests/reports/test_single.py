@@ -10,10 +10,10 @@ from typer.testing import CliRunner
 from reports.__main__ import app
 from reports.documents import filled
 from reports.tables.bench import bench_plot, claims_table, measurements_table, targets_table
-from reports.tables.capabilities import contract_table
+from reports.tables.capabilities import capabilities_table
 from reports.tables.render import to_markdown
 from results.bench import Bench, BenchCell, Candidate, Claim
-from results.capabilities import Cell, Matrix, Row
+from results.capabilities import Answered, Capabilities, CapabilityMatrix
 from results.schema import Environment
 from results.single import read_single, write_single
 
@@ -116,26 +116,28 @@ def test_the_figure_needs_layer_and_refresh_and_repeats_to_the_byte() -> None:
     assert bench_plot(bench(layer_cell("a", 1.0))) is None
 
 
-def matrix(answer: str = "yes") -> Matrix:
+def matrix(answer: str = "yes") -> CapabilityMatrix:
     cells = [
-        Cell(check="resume", answer=answer, reason="because"),
-        Cell(check="per-layer", answer="not applicable", reason="r"),
+        Answered(check="resume", answer=answer, reason="because"),
+        Answered(check="per-layer", answer="not applicable", reason="r"),
     ]  # type: ignore[arg-type]
-    rows = [Row(name="lora", title="LoRA", cells=cells), Row(name="dora", title="DoRA", cells=cells)]
-    return Matrix(started_at="", finished_at="", environment=MACHINE, networks=["bert"], compile_backend="x", rows=rows)
+    rows = [Capabilities(name="lora", title="LoRA", cells=cells), Capabilities(name="dora", title="DoRA", cells=cells)]
+    return CapabilityMatrix(
+        started_at="", finished_at="", environment=MACHINE, networks=["bert"], compile_backend="x", rows=rows
+    )
 
 
 def test_the_matrix_shows_each_answer_and_its_reason_once() -> None:
-    text = to_markdown(contract_table(matrix()))
+    text = to_markdown(capabilities_table(matrix()))
     assert "| LoRA | yes | n/a |" in text
     assert text.count("because") == 1
-    assert "| DoRA | **NO** | n/a |" in to_markdown(contract_table(matrix("no")))
+    assert "| DoRA | **NO** | n/a |" in to_markdown(capabilities_table(matrix("no")))
 
 
 def test_the_snapshot_of_the_matrix_is_what_the_committed_record_gives() -> None:
-    record = read_single(ROOT / "results" / "reference" / "contract.json", Matrix)
-    snapshot = ROOT / "reports" / "snapshot" / "contract" / "contract.md"
-    assert snapshot.read_text() == to_markdown(contract_table(record))
+    record = read_single(ROOT / "results" / "reference" / "capabilities.json", CapabilityMatrix)
+    snapshot = ROOT / "reports" / "snapshot" / "capabilities" / "capabilities.md"
+    assert snapshot.read_text() == to_markdown(capabilities_table(record))
     assert all(row.passed for row in record.rows)
 
 
@@ -150,7 +152,7 @@ def test_the_snapshot_of_the_bench_is_what_the_committed_record_gives() -> None:
 def test_commands_write_what_the_readme_takes(tmp_path: Path) -> None:
     write_single(tmp_path / "b.json", bench(layer_cell("a", 1.0, 1.1), refresh_cell([50.0])))
     write_single(tmp_path / "c.json", matrix())
-    for name in ("bench", "contract"):
+    for name in ("bench", "capabilities"):
         record = str(tmp_path / f"{name[0]}.json")
         result = CliRunner().invoke(app, [name, "--record", record, "--out", str(tmp_path)])
         assert result.exit_code == 0, result.output
@@ -162,7 +164,7 @@ def test_commands_write_what_the_readme_takes(tmp_path: Path) -> None:
     assert (tmp_path / "bench" / "bench.svg").is_file()
 
 
-@pytest.mark.parametrize("name", ["bench", "contract"])
+@pytest.mark.parametrize("name", ["bench", "capabilities"])
 def test_a_missing_record_is_one_line(name: str, tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [name, "--record", str(tmp_path / "x.json"), "--out", str(tmp_path)])
     assert result.exit_code == 2

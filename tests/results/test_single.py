@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from results.bench import Bench, BenchCell, Claim
-from results.capabilities import Cell, Matrix, Row
+from results.capabilities import Answered, Capabilities, CapabilityMatrix
 from results.schema import Environment
 from results.single import read_single, write_single
 from results.store import SINGLE, StoreError, read_records
@@ -16,24 +16,24 @@ MACHINE = Environment(
     commit=None, dirty=None, python="3", platform="x", packages={}, device="cpu", device_name="x",
     device_memory_bytes=None, cpu_count=2, threads=2, workers=1, ram_bytes=1,
 )  # fmt: skip
-ROWS = [Row(name="a", title="A", cells=[Cell(check="resume", answer="yes", reason="bit-equal")])]
-MATRIX = Matrix(
+ROWS = [Capabilities(name="a", title="A", cells=[Answered(check="resume", answer="yes", reason="bit-equal")])]
+MATRIX = CapabilityMatrix(
     started_at="", finished_at="", environment=MACHINE, networks=["bert"], compile_backend="eager", rows=ROWS
 )
 
 
 def test_round_trip_with_a_line_a_row(tmp_path: Path) -> None:
-    path = write_single(tmp_path / "contract.json", MATRIX)
-    assert read_single(path, Matrix) == MATRIX
+    path = write_single(tmp_path / "capabilities.json", MATRIX)
+    assert read_single(path, CapabilityMatrix) == MATRIX
     assert sum('"title"' in line for line in path.read_text().splitlines()) == 1
 
 
 def test_another_kind_and_a_missing_file_are_named(tmp_path: Path) -> None:
-    path = write_single(tmp_path / "contract.json", MATRIX)
+    path = write_single(tmp_path / "capabilities.json", MATRIX)
     with pytest.raises(StoreError, match="not a bench record"):
         read_single(path, Bench)
     with pytest.raises(StoreError, match="cannot be read"):
-        read_single(tmp_path / "none.json", Matrix)
+        read_single(tmp_path / "none.json", CapabilityMatrix)
 
 
 @pytest.mark.parametrize("name", sorted(SINGLE))
@@ -43,11 +43,11 @@ def test_they_are_no_records_of_runs(name: str, tmp_path: Path) -> None:
 
 
 def test_a_row_fails_with_one_failed_check() -> None:
-    failed = Row(name="a", title="A", cells=[*ROWS[0].cells, Cell(check="merge", answer="no", reason="x")])
+    failed = Capabilities(name="a", title="A", cells=[*ROWS[0].cells, Answered(check="merge", answer="no", reason="x")])
     assert (ROWS[0].passed, failed.passed) == (True, False)
     assert "merge   no: x" in str(failed)
-    with pytest.raises(KeyError, match="rows are a"):
-        MATRIX.row("b")
+    refusing = [Answered(check=name, answer="refused", reason="x") for name in ("resume", "merge")]
+    assert not Capabilities(name="a", title="A", cells=refusing).passed
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The contract pack on optimizers from outside: it passes a sound one and names what is wrong with a broken one."""
+"""The capability pack on optimizers from outside: it passes a sound one and names what is wrong with a broken one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from results.capabilities import Matrix, Row
+from results.capabilities import Capabilities, CapabilityMatrix
 from results.single import read_single
 from suites.__main__ import app
 from suites.capabilities import check_optimizer, command, pack
@@ -146,8 +146,32 @@ def test_galore_torch_trains_but_does_not_load_safely() -> None:
     assert found == {"accumulation": "yes", "learning rate": "yes", "resume": "no"}
 
 
+def test_one_that_refuses_everything_does_not_pass() -> None:
+    report = check_optimizer(lambda p, lr: torch.optim.AdamW(p, lr=-lr), name="wrong sign")
+    assert {cell.answer for cell in report.cells} <= {"refused", "not applicable"}
+    assert not report.passed
+
+
+def test_one_that_fails_for_its_rate_alone_is_told_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {name: checks()[name] for name in ("bf16", "learning rate")}
+    monkeypatch.setattr(pack, "checks", lambda backend: few)
+    report = check_optimizer(lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9), learning_rate=1e-3)
+    assert not report.passed
+    assert report.cell("bf16").reason.endswith("at a rate of 0.001; learns with learning_rate=0.01")
+    assert check_optimizer(lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9), learning_rate=1e-2).passed
+
+
+def test_what_makes_no_optimizer_is_named() -> None:
+    with pytest.raises(TypeError, match="make_optimizer: must be called"):
+        check_optimizer(torch.optim.AdamW([nn.Parameter(torch.zeros(1))]))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="learning_rate -1: must be a number above 0"):
+        check_optimizer(adamw, learning_rate=-1)
+    subject = optimizer_subject(lambda p, lr: None, 2e-3, None, "x")  # type: ignore[arg-type, return-value]
+    assert "make_optimizer returned NoneType" in run_check(checks()["bf16"], subject, ("llama-lm",)).reason
+
+
 def test_a_row_names_its_checks() -> None:
-    row = Row(name="x", title="x", cells=[])
+    row = Capabilities(name="x", title="x", cells=[])
     with pytest.raises(KeyError, match="'resume'"):
         row.cell("resume")
 
@@ -156,13 +180,13 @@ def test_the_command_prints_the_matrix_and_writes_the_record(tmp_path: Path, mon
     few = {name: check for name, check in checks().items() if name in ("per-layer", "learning rate")}
     for module in (pack, command):
         monkeypatch.setattr(module, "checks", lambda backend="aot_eager": few)
-    path = tmp_path / "contract.json"
-    result = CliRunner().invoke(app, ["contract", "--method", "lora", "--backend", "eager", "--out", str(path)])
+    path = tmp_path / "capabilities.json"
+    result = CliRunner().invoke(app, ["capabilities", "--method", "lora", "--backend", "eager", "--out", str(path)])
     assert result.exit_code == 0, result.output
     assert (
         "LoRA, per-layer: yes: bit-equal to the ordinary step; gradients freed; accumulation refused" in result.output
     )
-    found = read_single(path, Matrix)
+    found = read_single(path, CapabilityMatrix)
     assert [row.name for row in found.rows] == ["lora"]
     assert [cell.check for cell in found.rows[0].cells] == list(few)
     assert found.compile_backend == "eager"
@@ -170,10 +194,14 @@ def test_the_command_prints_the_matrix_and_writes_the_record(tmp_path: Path, mon
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [(["--method", "lorra"], "nearest: lora"), (["--backend", "inductr"], "nearest: inductor")],
+    [
+        (["--method", "lorra"], "nearest: lora"),
+        (["--backend", "inductr"], "nearest: inductor"),
+        (["--learning-rate", "0"], "learning_rate 0: must be a number above 0"),
+    ],
 )
 def test_bad_input_to_the_command_is_one_line(arguments: list[str], says: str) -> None:
-    result = CliRunner().invoke(app, ["contract", *arguments])
+    result = CliRunner().invoke(app, ["capabilities", *arguments])
     assert result.exit_code == 2
     assert says in result.output
     assert len(result.output.strip().splitlines()) == 1

@@ -17,8 +17,8 @@ from pydantic import Field, ValidationError, model_validator
 from results.schema import Strict
 
 FOLDER = Path(__file__).parent / "published"
-# Claims recomputed under several accountings: another schema, read by its own command.
-OTHER_SCHEMAS = frozenset({"memory_claims.json"})
+# Claims recomputed under several accountings, and protocols: other schemas, read by their own functions.
+OTHER_SCHEMAS = frozenset({"memory_claims.json", "protocols.json"})
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 Benchmark = Literal["glue", "c4", "c4-7b", "commonsense", "metamathqa", "alpaca", "claims"]
@@ -83,6 +83,40 @@ class Series(Strict):
     scope: str | None = Field(default=None, description="what a memory figure counts, as stated")
     notes: list[str] = []
     rows: list[Row] = Field(min_length=1)
+
+
+class FineTuning(Strict):
+    """How a paper's fine-tuning runs were made; `batches` are those of tasks with another batch size."""
+
+    source: str
+    model: str
+    epochs: int
+    length: int
+    batch: int
+    batches: dict[str, int]
+
+
+class Size(Strict):
+    """How a paper's pre-training run at one size was made; `rank` is that of the projection."""
+
+    steps: int
+    rank: int
+    batch: int
+    length: int
+
+
+class PreTraining(Strict):
+    """How a paper's pre-training runs were made, by size."""
+
+    source: str
+    sizes: dict[str, Size]
+
+
+class Protocols(Strict):
+    """The protocols that runs are held against before their numbers are."""
+
+    glue: FineTuning
+    c4: PreTraining
 
 
 class Published(Strict):
@@ -152,6 +186,11 @@ def read_published(path: Path) -> Published:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise PublishedError(f"{path}: not a file of published numbers: {where}: {first['msg']}") from error
+
+
+def read_protocols(path: Path = FOLDER / "protocols.json") -> Protocols:
+    """Return the published protocols."""
+    return Protocols.model_validate_json(path.read_bytes())
 
 
 def published_cells(folder: Path = FOLDER) -> list[Cell]:

@@ -33,7 +33,7 @@ const unique = (values) => [...new Set(values)];
 function settle() {
   const results = DATA.runs.filter((run) => run.purpose === "result");
   const pick = (key, options) => { if (!options.includes(state[key])) state[key] = options.length ? options[0] : null; return options; };
-  const suites = pick("suite", unique(results.map((run) => run.suite)).sort((a, b) => (b === DATA.glue.suite) - (a === DATA.glue.suite) || a.localeCompare(b)));
+  const suites = pick("suite", unique(results.map((run) => run.suite)).sort((a, b) => (b === DATA.average.suite) - (a === DATA.average.suite) || a.localeCompare(b)));
   const inSuite = results.filter((run) => run.suite === state.suite);
   const known = ["paper", "small", "micro"];
   const place = (profile) => (known.includes(profile) ? known.indexOf(profile) : known.length);

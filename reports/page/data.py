@@ -77,7 +77,7 @@ def page_data(
         "looks": [{"method": m, **vars(look)} for m, look in looks(methods, catalogue).items()],
         "parts": PART_COLOURS, "tasks": {task.name: task.title for task in _averaged(catalogue).tasks},
         "lower": sorted({m.name for suite in catalogue.suites for m in suite.metrics if m.better == "lower"}),
-        "glue": average_rules(catalogue),
+        "average": average_rules(catalogue),
         "runs": runs, "pools": {name: pool.table() for name, pool in pools.items()},
         "troubles": [{"suite": g.suite, "profile": g.profile, "rank": g.rank, "text": g.trouble}
                      for g in groups if g.trouble],

@@ -133,7 +133,7 @@ const CHOICE_WORDS = { epoch: "Evaluation", tasks: "Tasks", mnli: "MNLI", mrpc: 
 
 /** The protocol switchboard: the same runs under another convention. */
 function conventionControls() {
-  const values = { epoch: ["last", "best"], tasks: ["9", "8"], ...Object.fromEntries(Object.entries(DATA.glue.choices).map(([name, all]) => [name, Object.keys(all)])) };
+  const values = { epoch: ["last", "best"], tasks: ["9", "8"], ...Object.fromEntries(Object.entries(DATA.average.choices).map(([name, all]) => [name, Object.keys(all)])) };
   return el("fieldset", { class: "switchboard" }, el("legend", {}, "Convention"), Object.entries(values).map(([name, options]) =>
     el("label", {}, CHOICE_WORDS[name], el("select", { id: `choice-${name}`, onchange: (event) => { state.convention[name] = event.target.value; redraw(["front", "scores"]); } },
       options.map((option) => el("option", { value: option, selected: state.convention[name] === option }, name === "tasks" ? (option === "9" ? "nine" : "eight, no WNLI") : option))))));

@@ -9,12 +9,12 @@ function summarise(values) {
 }
 
 const keyNumber = new Map(POOLS.keys.map((key, index) => [key, index]));
-const isGlue = (run) => run.task in TASKS && run.suite === DATA.glue.suite;
+const isGlue = (run) => run.task in TASKS && run.suite === DATA.average.suite;
 
 /** The "split/metric" keys whose mean is the score of a task. */
 function keysOf(run, convention) {
   if (!isGlue(run)) return run.main === null ? [] : [run.main];
-  const rules = DATA.glue;
+  const rules = DATA.average;
   const name = Object.keys(rules.of_task).find((choice) => rules.of_task[choice] === run.task);
   return name ? rules.choices[name][convention[name]] : rules.fixed[run.task];
 }
@@ -133,7 +133,7 @@ function frontChance(list, draws = 2000) {
 function allConventions() {
   let all = [{}];
   const choices = { epoch: ["last", "best"], tasks: ["9", "8"], ...Object.fromEntries(
-    Object.entries(DATA.glue.choices).map(([name, values]) => [name, Object.keys(values)])) };
+    Object.entries(DATA.average.choices).map(([name, values]) => [name, Object.keys(values)])) };
   for (const [name, values] of Object.entries(choices)) {
     all = all.flatMap((one) => values.map((value) => ({ ...one, [name]: value })));
   }
@@ -144,7 +144,7 @@ function allConventions() {
 function conventionRange(runs) {
   const memo = new Map();
   const cellAt = (convention, task) => {
-    const name = Object.keys(DATA.glue.of_task).find((choice) => DATA.glue.of_task[choice] === task);
+    const name = Object.keys(DATA.average.of_task).find((choice) => DATA.average.of_task[choice] === task);
     const key = `${task} ${convention.epoch} ${name ? convention[name] : ""}`;
     if (!memo.has(key)) memo.set(key, cellsOf(runs.filter((run) => run.task === task), convention));
     return memo.get(key);

@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from baselines.registry import get_method, methods
-from results.lab import Cell, Precision, Setting, read_cells, write_cells
+from results.catalogue import joined
+from results.lab import Cell, Precision, Setting, read_cell_file, write_cells
 from suites.c4.sizes import SIZES
+from suites.catalogue import catalogue
 from suites.lab.lab import Lab
 from suites.lab.networks import Network, find_network
 from suites.run.launch import in_processes
@@ -59,7 +61,8 @@ def run_matrix(models: Iterable[str], names: Iterable[str], out: Path, said: Sai
     networks = [find_network(name) for name in models]
     chosen = [get_method(name).name for name in names] or list(methods())
     order = {network.name: [s for method in chosen for s in settings_of(network, method)] for network in networks}
-    made = {name: {cell.setting: cell for cell in read_cells(out / f"{name}.json")} for name in order}
+    files = {name: read_cell_file(path) for name in order if (path := out / f"{name}.json").exists()}
+    made = {name: {c.setting: c for c in files[name].cells} if name in files else {} for name in order}
     total = sum(len(settings) for settings in order.values())
     done = sum(1 for name, settings in order.items() for setting in settings if setting in made[name])
     shares = [
@@ -71,7 +74,8 @@ def run_matrix(models: Iterable[str], names: Iterable[str], out: Path, said: Sai
         name = cells[0].setting.model
         made[name] |= {cell.setting: cell for cell in cells}
         rest = [cell for setting, cell in made[name].items() if setting not in order[name]]
-        write_cells(out / f"{name}.json", [made[name][s] for s in order[name] if s in made[name]] + rest)
+        known = joined([files[name].catalogue if name in files else None, catalogue(chosen)])
+        write_cells(out / f"{name}.json", [made[name][s] for s in order[name] if s in made[name]] + rest, known)
         for cell in cells:
             done += 1
             said(cell, done, total)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from results.lab import Cell, Setting, read_cells, write_cells
+from results.lab import Cell, Setting, read_cell_file, read_cells, write_cells
 from suites.lab import matrix
 from suites.lab.networks import Network
 
@@ -52,6 +52,9 @@ def test_only_missing_cells_are_made_and_others_stay(tmp_path: Path) -> None:
     matrix.run_matrix(["micro"], METHODS, tmp_path, lambda *words: said.append(words))
     assert [(cell.setting, done, total) for cell, done, total in said] == [(cells[2].setting, 4, 4)]
     assert without_time(read_cells(path)) == without_time([*cells, elsewhere])
+    known = read_cell_file(path).catalogue
+    assert known is not None
+    assert [method.title for method in known.methods] == ["Full fine-tuning", "LoRA"]
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,7 @@ def capabilities(
 
 @app.command("gate-trial")
 def gate_trial(
-    record: Annotated[Path, typer.Option(help="Record of `python -m suites gate trial`.")] = Path(
+    record: Annotated[Path, typer.Option(help="Record of `python -m nox -s gate_trial`.")] = Path(
         "results/reference/gate/trial.json"
     ),
     out: Annotated[Path, typer.Option(help="Folder for the report: OUT/trial/.")] = Path("reports/build"),

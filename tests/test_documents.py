@@ -17,6 +17,7 @@ import pytest
 import torch
 import typer
 import yaml
+from trial import run_trial
 
 from reports.__main__ import app as reports_app
 from reports.documents import BLOCK, documents, filled
@@ -36,7 +37,9 @@ MADE = ("results/runs", "reports/build")
 MADE_ONLY = (".csv", ".tex", ".svg")
 """Forms of a report that a repository does not keep: the command makes them."""
 README_LINES = 150
-APPS = {"suites": suites_app, "reports": reports_app}
+TRIAL = typer.Typer()
+TRIAL.command()(run_trial)
+APPS = {"suites": suites_app, "reports": reports_app, "tests/gate_trial/trial.py": TRIAL}
 
 
 def named(paths: list[Path]) -> list[Any]:
@@ -176,6 +179,8 @@ def parse(sessions: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
     def words_of_a_command(words: list[str]) -> None:
         if words[:2] in (["python", "-m"], [sys.executable, "-m"]):
             module(words[2], words[3:])
+        elif words[0] == "python" and words[1] in APPS:
+            parse_app(words[1], words[2:])
         elif words[0] == "torchrun":
             at = words.index("-m")
             module(words[at + 1], words[at + 2 :])
@@ -289,7 +294,9 @@ def test_commands_of_workflows_and_hooks_parse(parse: Callable[[str], None]) -> 
         ("python -m nox -s glue_rank8 -- --profil small", False),
         ("python -m suites plan glue --seeds 0", True),
         ("python -m suites plan glue --seed 0", False),
-        ("python -m suites gate trial --fault NAME", True),
+        ("python -m suites gate replicate --name NAME", True),
+        ("python -m nox -s gate_trial -- --fault NAME", True),
+        ("python -m nox -s gate_trial -- --faults NAME", False),
         ("python -m suites gate", False),
         ("python -m reports nothing", False),
         ("python -m reports glue --rank eight", False),

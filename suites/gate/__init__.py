@@ -1,1 +1,1 @@
-"""The gate's own runs: which plans it runs, its replicates, and the trial with seeded faults."""
+"""The gate's own runs: which plans it runs, and its replicates."""

@@ -1,4 +1,4 @@
-"""The gate's commands: `python -m suites gate run`, `folder`, `replicate` and `trial`."""
+"""The gate's commands: `python -m suites gate run`, `folder` and `replicate`."""
 
 from __future__ import annotations
 
@@ -86,17 +86,3 @@ def register(
                 each = known[checked_name(chosen, known, "replicate")]
                 console.print(f"replicate {each.name}", style="bold", markup=False)
                 run_replicate(each, out, only or ())
-
-    @gate.command()
-    def trial(
-        fault: Annotated[list[str] | None, typer.Option(help="name of a fault; repeatable; default: all")] = None,
-        out: Annotated[Path, typer.Option(help="file for the record, written after every fault")] = RUNS / "trial.json",
-        reference: Annotated[Path, typer.Option(help="folder of the reference")] = REFERENCE,
-        fresh: Annotated[bool, typer.Option("--fresh", help="try again what the record holds already")] = False,
-    ) -> None:
-        """Put seeded faults into copies of the tree, one at a time, and say which of them the gate sees."""
-        with one_line_errors():
-            from suites.gate.trial import run_trial
-
-            unseen = run_trial(console, fault or [], reference, out, fresh)
-        raise typer.Exit(1 if unseen else 0)

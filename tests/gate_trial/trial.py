@@ -1,17 +1,31 @@
-"""The mutation trial: put one fault into a copy of the tree, run a few of the gate's plans, ask the gate."""
+"""The mutation trial of the gate: one fault at a time in a copy of the tree, a few of the gate's runs, and its verdict.
+
+A fault is a patch under `faults/KIND/NAME.patch` with four lines before it:
+
+    What: what is wrong, in a sentence
+    Expected: the first kind, in the order of `results.gate.quantities.KINDS`, that has a finding; or none
+    Cells: parts of the cells in which it is wrong, with "; " between them; nothing for a change that changes nothing
+    Runs: which of the gate's runs show it, as `python -m suites gate run --only` takes them
+
+A run beyond the cells belongs to a method or a setting that the fault does not touch.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal, get_args
 
 import torch
+import typer
 from rich.console import Console
 
 from baselines.registry import checked_name
@@ -23,35 +37,76 @@ from results.gate.trial import Shown, Trial, TrialRow
 from results.schema import Plan, Record
 from results.single import read_single, write_single
 from results.store import StoreError, read_records
-from suites.gate.faults import FAULTS, NO_OPS, Fault
+from suites.gate.command import REFERENCE, RUNS
 from suites.gate.runs import chosen, fingerprint, gate_plans, gate_runtime
 from suites.measure.environment import ROOT, environment
 
+FAULTS = Path(__file__).parent / "faults"
 TREE = ("gnlorp", "baselines", "suites", "results")
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "runs", "reference", "published")
 SHORT = 120
 WANTED = 23
 SECONDS_A_RUN = 5.0
 SECONDS_A_FAULT = 20.0
+HEADER = ("What", "Expected", "Cells", "Runs")
+Kind = Literal["bytes", "numbers", "both", "unseen", "nothing"]
+"""What a fault changes; `unseen`: not seen by the gate, its limits; `nothing`: the gate must stay quiet."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One patch with its header, and the files that it changes."""
+
+    path: Path
+    kind: str
+    what: str
+    expected: str
+    cells: tuple[str, ...]
+    only: tuple[str, ...]
+    files: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Return the name, that of the file."""
+        return self.path.stem
+
+
+def read_fault(path: Path) -> Fault:
+    """Return the fault in `path`.
+
+    Raises:
+        ValueError: a line of the header is missing.
+    """
+    text = path.read_text()
+    header = dict(re.findall(r"^(\w+): ?(.*)$", text.partition("\ndiff ")[0], re.MULTILINE))
+    for name in HEADER:
+        if name not in header:
+            raise ValueError(f"{path}: has no line {name!r}; a fault begins with {', '.join(HEADER)}")
+    cells, only = (tuple(filter(None, header[name].split("; "))) for name in ("Cells", "Runs"))
+    files = tuple(re.findall(r"^\+\+\+ b/(.*)$", text, re.MULTILINE))
+    return Fault(path, path.parent.name, header["What"], header["Expected"], cells, only, files)
+
+
+def faults() -> dict[str, Fault]:
+    """Return all faults by name, kind after kind."""
+    return {path.stem: read_fault(path) for kind in get_args(Kind) for path in sorted((FAULTS / kind).glob("*.patch"))}
 
 
 def apply(fault: Fault, root: Path) -> None:
-    """Make the fault's edits in the tree at `root`.
+    """Put the fault into the tree at `root`.
 
     Raises:
-        ValueError: an edit's text does not stand in its file exactly once: the code has moved on, mend the fault.
+        ValueError: the patch does not fit: the code has moved on, mend the fault.
     """
-    for edit in fault.edits:
-        path = root / edit.file
-        text = path.read_text()
-        if (count := text.count(edit.old)) != 1:
-            raise ValueError(f"fault {fault.name}: its text stands {count} times in {edit.file}, must be once")
-        path.write_text(text.replace(edit.old, edit.new))
+    # Where a folder of temporary files lies in a checkout, git would pass over all of it without a word.
+    bounds = {**os.environ, "GIT_CEILING_DIRECTORIES": str(root.resolve().parent)}
+    command = ["git", "apply", "--whitespace=nowarn", str(fault.path)]
+    done = subprocess.run(command, cwd=root, env=bounds, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"fault {fault.name}: its patch does not fit, mend it: {done.stderr.strip()}")
 
 
-def try_fault(
-    fault: Fault, no_op: bool, plans: Sequence[Plan], reference: Sequence[Record], tolerances: Tolerances
-) -> TrialRow:
+def try_fault(fault: Fault, plans: Sequence[Plan], reference: Sequence[Record], tolerances: Tolerances) -> TrialRow:
     """Return what the gate says of a tree with `fault` in it.
 
     Args:
@@ -77,8 +132,8 @@ def try_fault(
     return TrialRow(
         name=fault.name,
         what=fault.what,
-        files=[edit.file for edit in fault.edits],
-        no_op=no_op,
+        files=list(fault.files),
+        no_op=fault.kind == "nothing",
         runs=[plan.label for plan in plans],
         caught=error is not None or (first is not None and _within(first.cell, fault)),
         fired=error is not None or first is not None,
@@ -123,34 +178,40 @@ def _shown(finding: Finding) -> Shown:
     )  # fmt: skip
 
 
-def run_trial(console: Console, names: Sequence[str], reference: Path, out: Path, fresh: bool) -> bool:
-    """Try the faults that the record in `out` lacks; return whether too few were caught or a no-op fired.
+def run_trial(
+    fault: Annotated[list[str] | None, typer.Option(help="name of a fault; repeatable; default: all")] = None,
+    out: Annotated[Path, typer.Option(help="file for the record, written after every fault")] = RUNS / "trial.json",
+    reference: Annotated[Path, typer.Option(help="folder of the reference")] = REFERENCE,
+    fresh: Annotated[bool, typer.Option("--fresh", help="try again what the record holds already")] = False,
+) -> None:
+    """Put seeded faults into copies of the tree, one at a time, and say which of them the gate sees.
 
-    Raises:
-        ValueError: an unknown fault, no reference, or a fault whose text the code no longer holds.
-        KeyboardInterrupt: Ctrl-C; the faults tried so far are kept.
+    Ends with 1 where too few are caught or a change that changes nothing fires.
     """
-    known = {fault.name: (fault, fault in NO_OPS) for fault in (*FAULTS, *NO_OPS)}
-    for name in names:
-        checked_name(name, known, "fault")
-    records, tolerances = load(reference, "reference"), read_tolerances(reference / FILE)
-    mark = fingerprint()
-    commit = environment(torch.device("cpu"), 1, 1).commit
-    rows = {} if fresh else _kept(out, mark)
-    todo = [known[name] for name in names or known if name not in rows]
+    known = faults()
+    try:
+        todo = [known[checked_name(name, known, "fault")] for name in fault or known]
+        records, tolerances = load(reference, "reference"), read_tolerances(reference / FILE)
+        mark = fingerprint()
+        rows = {} if fresh else _kept(out, mark)
+    except (ValueError, StoreError) as problem:
+        print(f"error: {problem}", file=sys.stderr)
+        raise typer.Exit(2) from None
+    todo = [each for each in todo if each.name not in rows]
     plans = gate_plans(gate_runtime())
-    minutes = _minutes([len(chosen(plans, fault.only)) for fault, _ in todo])
+    minutes = _minutes([len(chosen(plans, each.only)) for each in todo])
+    commit = environment(torch.device("cpu"), 1, 1).commit
+    console = Console()
     console.print(f"{len(todo)} to try, {len(rows)} in {out} already; about {minutes} min", markup=False)
-    for number, (fault, no_op) in enumerate(todo, 1):
-        row = try_fault(fault, no_op, chosen(plans, fault.only), records, tolerances)
-        rows[fault.name] = row
+    for number, each in enumerate(todo, 1):
+        rows[each.name] = row = try_fault(each, chosen(plans, each.only), records, tolerances)
         ordered = [rows[name] for name in known if name in rows]
         write_single(out, Trial(commit=commit, fingerprint=mark, rows=ordered))
         console.print(f"[{number:>2}/{len(todo)}] {_line(row)}", markup=False)
-    faults = [row for row in rows.values() if not row.no_op]
-    caught, fired = sum(row.caught for row in faults), [row.name for row in rows.values() if row.no_op and row.fired]
-    console.print(f"{caught} of {len(faults)} faults caught; no-ops that fired: {', '.join(fired) or 'none'}; {out}")
-    return bool(fired) or (not names and caught < WANTED)
+    tried = [row for row in rows.values() if not row.no_op]
+    caught, fired = sum(row.caught for row in tried), [row.name for row in rows.values() if row.no_op and row.fired]
+    console.print(f"{caught} of {len(tried)} faults caught; no-ops that fired: {', '.join(fired) or 'none'}; {out}")
+    raise typer.Exit(1 if fired or (not fault and caught < WANTED) else 0)
 
 
 def _kept(out: Path, mark: str) -> dict[str, TrialRow]:
@@ -171,3 +232,7 @@ def _line(row: TrialRow) -> str:
         return f"{sign:>6}  {row.name}  {row.error or ''}  {row.seconds:.0f} s"
     first = row.first
     return f"{sign:>6}  {row.name}  {first.cell}: {first.quantity} {first.before} -> {first.after}  {row.seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    typer.run(run_trial)

@@ -127,8 +127,7 @@ def tables(context: Context) -> list[Table]:
             if wanted != context.convention.choices():
                 at = next(i for i, each in enumerate(board.conventions) if each.choices() == wanted)
                 found = board.averages[at]
-                label = Entry(f"{name}: {value}")
-                rows.append((label, *(_change(found[m], base[m], metric) for m in context.methods)))
+                rows.append((Entry(f"{name}: {value}"), *(_change(found[m], base[m], metric) for m in context.methods)))
     for label, pick in (("lowest of all", min), ("highest of all", max)):
         rows.append((Entry(label), *(_extreme(board, m, pick, metric) for m in context.methods)))
     heads = ("Convention", *(context.title(method) for method in context.methods))

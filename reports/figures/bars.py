@@ -47,7 +47,7 @@ def memory_bars(context: Context) -> list[Bar]:
         for peak in ("step_peak", "refresh_peak"):
             known = mine.dropna(subset=[f"{peak}_total_bytes"])
             if len(known):
-                worst = known.loc[known[f"{peak}_total_bytes"].idxmax()]
+                worst = known.sort_values(f"{peak}_total_bytes", kind="stable", ascending=False).iloc[0]
                 bars.append(Bar(method, peak == "refresh_peak", split_parts(worst, peak)))
     return bars
 

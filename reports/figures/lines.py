@@ -241,7 +241,7 @@ def _draw_curves(ax: Axes, curves: pd.DataFrame, look: Look, shift: float) -> No
     for (seed, status), run in curves.groupby(["seed", "status"], observed=True):
         line = smooth(run.set_index("step")["loss"].sort_index())
         if status == "ok":
-            smoothed[int(seed)] = line
+            smoothed[int(str(seed))] = line
             continue
         known = line.dropna()
         if len(known):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -67,7 +67,7 @@ class Shape:
     what: str
     columns: dict[str, str]
     benchmark: str
-    answer: dict[str, Answer]
+    answer: Mapping[str, Answer]
     rank: int | None = None
     only_ours: bool = False
 

@@ -139,12 +139,14 @@ def published_fields(cell: Cell) -> dict[str, Any]:
 def verdict_table(tables: Sequence[PaperTable]) -> Table:
     """Return how many cells of each table got which verdict."""
     words = [word for word in MEANINGS]
-    rows, data = [], []
+    rows = []
+    total = dict.fromkeys(words, 0)
+    data: list[dict[str, Any]] = []
     for paper in tables:
         counts = {word: sum(judged.verdict.word == word for judged in paper.cells) for word in words}
         rows.append((Entry(paper.title), *(Entry(str(count)) for count in counts.values())))
         data.append({"table": paper.name, **counts})
-    total = {word: sum(int(row[word]) for row in data) for word in words}
+        total = {word: total[word] + counts[word] for word in words}
     rows.append((Entry("All"), *(Entry(str(count)) for count in total.values())))
     notes = (*(f"{word[0].upper()}{word[1:]}: {text}" for word, text in MEANINGS.items()), INEQUALITY)
     caption = "Published cells by verdict. Only runs of the profile paper are compared; others have own tables."

@@ -199,7 +199,8 @@ def _row(record: Record, catalogue: Catalogue) -> Row:
 
 def typed(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> pd.DataFrame:
     """Return `rows` as a frame of exactly `columns` (name -> dtype); a missing value is `<NA>`."""
-    data = {name: pd.array([row.get(name) for row in rows], dtype=dtype) for name, dtype in columns.items()}
+    kinds: Mapping[str, Any] = columns
+    data = {name: pd.array([row.get(name) for row in rows], dtype=kind) for name, kind in kinds.items()}
     return pd.DataFrame(data, columns=list(columns))
 
 
@@ -235,7 +236,7 @@ def with_step_ratio(runs: pd.DataFrame, yardstick: str | None) -> pd.DataFrame:
     mean = base.groupby(keys, dropna=False, observed=True)["step_s"].mean().rename("base_s").reset_index()
     joined = runs[[*keys, "step_s"]].merge(mean, on=keys, how="left")
     ratio = joined["step_s"] / joined["base_s"]
-    return runs.assign(step_ratio=pd.array(ratio.astype(REAL), dtype=REAL))
+    return runs.assign(step_ratio=ratio.astype(pd.Float64Dtype()))
 
 
 def metrics_frame(records: Sequence[Record]) -> pd.DataFrame:
@@ -274,8 +275,8 @@ def curves_frame(records: Sequence[Record]) -> pd.DataFrame:
     for name in CURVE_LABELS:
         values = [_label(record, name) for record in ordered]
         place = {value: index for index, value in enumerate(sorted(set(values)))}
-        codes = np.repeat(np.array([place[value] for value in values], dtype=np.int64), counts)
-        frame[name] = pd.Categorical.from_codes(codes, categories=list(place))
+        codes = np.repeat([place[value] for value in values], counts).tolist()
+        frame[name] = pd.Categorical.from_codes(codes, categories=pd.Index(list(place)))
     frame["seed"] = np.repeat(np.array([record.plan.seed for record in ordered], dtype=np.int64), counts)
     points = [point for record in ordered for point in record.curve]
     frame["step"] = np.array([point.step for point in points], dtype=np.int64)

@@ -69,7 +69,7 @@ def groups(records: Sequence[Record]) -> list[Group]:
     found = []
     for suite, profile in places:
         here = [r for r in results if (r.plan.suite, r.plan.profile) == (suite, profile)]
-        ranks = sorted({rank for r in here if (rank := table_rank(r)) is not None})
+        ranks: list[int | None] = [*sorted({rank for r in here if (rank := table_rank(r)) is not None})]
         for rank in ranks or [None]:
             mine = [r for r in here if table_rank(r) in (rank, None)]
             try:

@@ -87,8 +87,9 @@ def _of_rank(records: list[Record], rank: int | None) -> list[Record]:
     if rank is None and len(known) > 1:
         raise ReportError(f"the records hold several ranks, choose one with --rank: {', '.join(map(str, known))}")
     rank = rank if rank is not None or not known else known[0]
-    if known and rank not in known:
-        near = min(known, key=lambda other: abs(other - rank))
+    wanted = rank or 0
+    if known and rank is not None and rank not in known:
+        near = min(known, key=lambda other: abs(other - wanted))
         raise ReportError(f"no run of rank {rank}: known are {', '.join(map(str, known))}; nearest: {near}")
     return [r for r in records if table_rank(r) in (rank, None)]
 

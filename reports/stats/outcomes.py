@@ -98,9 +98,9 @@ def _gain(convention: Convention, keys: Sequence[str]) -> Callable[[pd.Series], 
 def outcomes(scores: pd.DataFrame) -> dict[tuple[str, str], Outcomes]:
     """Return (method, task) -> outcomes."""
     found: dict[tuple[str, str], Outcomes] = {}
-    for row in scores.sort_values("seed").itertuples(index=False):
-        place = found.setdefault((row.method, row.task), Outcomes())
-        place.outcomes[int(row.seed)] = row.outcome
-        if row.outcome == "ok":
-            place.scores[int(row.seed)] = float(row.score)
+    for row in scores.sort_values("seed").to_dict("records"):
+        place = found.setdefault((row["method"], row["task"]), Outcomes())
+        place.outcomes[int(row["seed"])] = row["outcome"]
+        if row["outcome"] == "ok":
+            place.scores[int(row["seed"])] = float(row["score"])
     return found

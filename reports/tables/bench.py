@@ -174,7 +174,7 @@ def _layer_panel(axes: Axes, cells: Sequence[BenchCell], what: str, title: str) 
 
 def _refresh_panel(axes: Axes, cells: Sequence[BenchCell]) -> None:
     """Draw a line a refresh, names at the side: they are too long to stand below one another's marks."""
-    names = []
+    names: list[str] = []
     for cell in cells:
         for claim in cell.claims:
             if claim.what == "times faster" and claim.median is not None:

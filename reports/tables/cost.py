@@ -49,10 +49,10 @@ def memory_task(context: Context) -> str | None:
     if runs.empty:
         return None
     rank = {
-        task: (group["method"].nunique(), int(group["tracked_peak_bytes"].max()), -context.tasks.index(task))
+        str(task): (group["method"].nunique(), int(group["tracked_peak_bytes"].max()), -context.tasks.index(str(task)))
         for task, group in runs.groupby("task", observed=True)
     }
-    return str(max(rank, key=lambda task: rank[task]))
+    return max(rank, key=lambda task: rank[task])
 
 
 def memory_place(context: Context) -> str:

@@ -273,8 +273,8 @@ def _errors(context: Context) -> list[str]:
     """Return one line for each run that ended badly, with the first line of its error."""
     bad = context.runs[context.runs["status"] != "ok"]
     lines = []
-    for run in bad.head(SHOWN_ERRORS).itertuples(index=False):
-        error = "no error text" if pd.isna(run.error) or not run.error.strip() else run.error.strip().splitlines()[0]
-        where = f"{context.title(run.method)}, {context.entry.task_title(run.task)}, seed {run.seed}"
-        lines.append(f"{where}: {run.status.replace('_', ' ')}: {error}")
+    for run in bad.head(SHOWN_ERRORS).fillna({"error": ""}).to_dict("records"):
+        error = next(iter(run["error"].strip().splitlines()), "no error text")
+        where = f"{context.title(run['method'])}, {context.entry.task_title(run['task'])}, seed {run['seed']}"
+        lines.append(f"{where}: {run['status'].replace('_', ' ')}: {error}")
     return [*lines, *([f"and {len(bad) - SHOWN_ERRORS} more"] if len(bad) > SHOWN_ERRORS else [])]

@@ -36,97 +36,97 @@ Reference = Annotated[Path, typer.Option(metavar="DIR", help="Folder of the refe
 
 def register(app: typer.Typer) -> None:
     """Add the gate's commands to the command line of the reports."""
+    app.command()(gate)
+    app.command("gate-tolerances")(derive_tolerances)
 
-    @app.command()
-    def gate(
-        records: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the records to judge.")],
-        reference: Reference = Path(REFERENCE),
-        only: Annotated[
-            list[str] | None,
-            typer.Option(help="Judge the reference's runs whose label or cell holds this alone; repeatable."),
-        ] = None,
-        everything: Annotated[bool, typer.Option("--all", help="A line a finding instead of a line a cell.")] = False,
-        out: Annotated[
-            Path | None, typer.Option(metavar="DIR", help="Also write gate.txt, gate.md and gate.xml (JUnit) there.")
-        ] = None,
-        github: Annotated[
-            bool, typer.Option(help="Print annotations, and add the Markdown to the job's summary.")
-        ] = bool(os.environ.get("GITHUB_ACTIONS")),
-        time_factor: Annotated[
-            float | None, typer.Option(help="Fail where a method's time over full training's grew by this factor.")
-        ] = None,
-        update: Annotated[
-            bool, typer.Option("--update", help="Make the records the new reference, and write a changelog entry.")
-        ] = False,
-        bisect: Annotated[
-            bool, typer.Option("--bisect", help=f"Exit code {SKIP} in place of {BAD_INPUT}, for `git bisect run`.")
-        ] = False,
-        changelog: Annotated[Path, typer.Option(help="Changelog for --update.")] = Path("CHANGELOG.md"),
-    ) -> None:
-        """Compare records with the reference: exit code 0 as it was, 1 something changed, 2 not comparable.
 
-        Counts, shapes and bytes must be equal; curves and scores must lie in the bands of tolerances.json, derived from
-        replicate runs. Improvements are findings too: an update of the reference makes them the rule.
+def gate(
+    records: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the records to judge.")],
+    reference: Reference = Path(REFERENCE),
+    only: Annotated[
+        list[str] | None,
+        typer.Option(help="Judge the reference's runs whose label or cell holds this alone; repeatable."),
+    ] = None,
+    everything: Annotated[bool, typer.Option("--all", help="A line a finding instead of a line a cell.")] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write gate.txt, gate.md and gate.xml (JUnit) there.")
+    ] = None,
+    github: Annotated[bool, typer.Option(help="Print annotations, and add the Markdown to the job's summary.")] = bool(
+        os.environ.get("GITHUB_ACTIONS")
+    ),
+    time_factor: Annotated[
+        float | None, typer.Option(help="Fail where a method's time over full training's grew by this factor.")
+    ] = None,
+    update: Annotated[
+        bool, typer.Option("--update", help="Make the records the new reference, and write a changelog entry.")
+    ] = False,
+    bisect: Annotated[
+        bool, typer.Option("--bisect", help=f"Exit code {SKIP} in place of {BAD_INPUT}, for `git bisect run`.")
+    ] = False,
+    changelog: Annotated[Path, typer.Option(help="Changelog for --update.")] = Path("CHANGELOG.md"),
+) -> None:
+    """Compare records with the reference: exit code 0 as it was, 1 something changed, 2 not comparable.
 
-        Example: python -m reports gate --records results/runs/gate/0123456789ab
-        """
-        with one_line_errors(SKIP if bisect else BAD_INPUT):
-            current = load(records, "records")
-            if update and only:
-                raise ValueError("update with only: a reference is renewed as a whole; leave one of the two out")
-            if update:
-                _update(reference, current, changelog)
-                return
-            wanted = _only(load(reference, "reference"), only or [])
-            tolerances = _tolerances(reference)
-            judged = _only(current, only) if only else current
-            verdict = compare(wanted, judged, tolerances, time_factor)
-            cells = [cell_of(record.plan) for record in wanted]
-            texts = {
-                "gate.txt": to_text(verdict, tolerances, everything=True),
-                "gate.md": to_markdown(verdict, tolerances),
-                "gate.xml": to_junit(verdict, cells),
-            }
-            for name, text in texts.items() if out is not None else ():
-                write_atomically(Path(out) / name, text.encode())  # type: ignore[arg-type]
-            sys.stdout.write(to_text(verdict, tolerances, everything))
-            if github:
-                sys.stdout.write(to_annotations(verdict))
-                if page := os.environ.get("GITHUB_STEP_SUMMARY"):
-                    with open(page, "a") as stream:
-                        stream.write(texts["gate.md"])
-        raise typer.Exit(verdict.exit_code)
+    Counts, shapes and bytes must be equal; curves and scores must lie in the bands of tolerances.json, derived from
+    replicate runs. Improvements are findings too: an update of the reference makes them the rule.
 
-    @app.command("gate-tolerances")
-    def tolerances(
-        replicates: Annotated[
-            list[Path] | None,
-            typer.Option(metavar="DIR", help=f"Folder of one replicate; repeatable [every folder in {REPLICATES}]."),
-        ] = None,
-        reference: Reference = Path(REFERENCE),
-        false_alarm: Annotated[
-            float, typer.Option(help="Chance of any false alarm in one pass of an unchanged tree.")
-        ] = FALSE_ALARM,
-    ) -> None:
-        """Derive the bands from replicates of the reference and write them beside it; hold each against the others'.
+    Example: python -m reports gate --records results/runs/gate/0123456789ab
+    """
+    with one_line_errors(SKIP if bisect else BAD_INPUT):
+        current = load(records, "records")
+        if update and only:
+            raise ValueError("update with only: a reference is renewed as a whole; leave one of the two out")
+        if update:
+            _update(reference, current, changelog)
+            return
+        wanted = _only(load(reference, "reference"), only or [])
+        tolerances = _tolerances(reference)
+        judged = _only(current, only) if only else current
+        verdict = compare(wanted, judged, tolerances, time_factor)
+        cells = [cell_of(record.plan) for record in wanted]
+        texts = {
+            "gate.txt": to_text(verdict, tolerances, everything=True),
+            "gate.md": to_markdown(verdict, tolerances),
+            "gate.xml": to_junit(verdict, cells),
+        }
+        for name, text in texts.items() if out is not None else ():
+            write_atomically(Path(out) / name, text.encode())  # type: ignore[arg-type]
+        sys.stdout.write(to_text(verdict, tolerances, everything))
+        if github:
+            sys.stdout.write(to_annotations(verdict))
+            if page := os.environ.get("GITHUB_STEP_SUMMARY"):
+                with open(page, "a") as stream:
+                    stream.write(texts["gate.md"])
+    raise typer.Exit(verdict.exit_code)
 
-        A replicate is a folder of records of the same plans under other circumstances: of `python -m suites gate
-        replicate`, or of `python -m suites gate run` on another machine.
-        """
-        with one_line_errors():
-            if not 0 < false_alarm < 1:
-                raise ValueError(f"false-alarm {false_alarm}: must lie between 0 and 1 (usual: {FALSE_ALARM})")
-            folders = replicates or sorted(path for path in REPLICATES.glob("*") if path.is_dir())
-            if not folders:
-                raise ValueError(f"no replicate in {REPLICATES}: run `python -m suites gate replicate` first")
-            known, sides = load(reference, "reference"), [_replicate(folder) for folder in folders]
-            made = derive(known, sides, false_alarm)
-            path = write_tolerances(reference / FILE, made)
-            for line in _left_out(known, sides, false_alarm):
-                sys.stdout.write(f"{line}\n")
-            sys.stdout.write(
-                f"{len(made.bands)} bands from {sum(each.runs for each in made.replicates)} runs: {path}\n"
-            )
+
+def derive_tolerances(
+    replicates: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help=f"Folder of one replicate; repeatable [every folder in {REPLICATES}]."),
+    ] = None,
+    reference: Reference = Path(REFERENCE),
+    false_alarm: Annotated[
+        float, typer.Option(help="Chance of any false alarm in one pass of an unchanged tree.")
+    ] = FALSE_ALARM,
+) -> None:
+    """Derive the bands from replicates of the reference and write them beside it; hold each against the others'.
+
+    A replicate is a folder of records of the same plans under other circumstances: of `python -m suites gate
+    replicate`, or of `python -m suites gate run` on another machine.
+    """
+    with one_line_errors():
+        if not 0 < false_alarm < 1:
+            raise ValueError(f"false-alarm {false_alarm}: must lie between 0 and 1 (usual: {FALSE_ALARM})")
+        folders = replicates or sorted(path for path in REPLICATES.glob("*") if path.is_dir())
+        if not folders:
+            raise ValueError(f"no replicate in {REPLICATES}: run `python -m suites gate replicate` first")
+        known, sides = load(reference, "reference"), [_replicate(folder) for folder in folders]
+        made = derive(known, sides, false_alarm)
+        path = write_tolerances(reference / FILE, made)
+        for line in _left_out(known, sides, false_alarm):
+            sys.stdout.write(f"{line}\n")
+        sys.stdout.write(f"{len(made.bands)} bands from {sum(each.runs for each in made.replicates)} runs: {path}\n")
 
 
 def _left_out(

@@ -13,13 +13,12 @@ from reports.averages.convention import Convention, convention_of
 from reports.averages.glue import Average
 from reports.figures.style import Look, looks, seed_words
 from reports.records.frames import curves_frame, described, metrics_frame, runs_frame
-from reports.records.selection import uneven_settings
+from reports.records.provenance import joined
 from reports.stats.outcomes import Outcomes, metric_frame, outcomes, scores_frame
 from results.catalogue import Catalogue, MetricEntry, SuiteEntry
 from results.schema import Record
 
 MICRO = "Checks pipeline and ordering; not the paper's numbers"
-SETTINGS = ("steps", "batch_size", "max_length", "precision", "state_bits")
 
 
 @dataclass(frozen=True)
@@ -271,66 +270,3 @@ class Context:
         held = self.runs["held_out"].fillna(value=False)
         names = {True: "a held-out part of train", False: "the validation split"}
         return " and ".join(names[value] for value in sorted({bool(value) for value in held}))
-
-    def provenance(self) -> tuple[str, ...]:
-        """Return sentences on data, model, settings, machine and code behind the report."""
-        lines = [
-            *_by_task("Data", self.runs, "data_notes", self.titles),
-            *_spread("Model", self.runs["model_disclosure"]),
-        ]
-        lines += self._learning_rates()
-        lines += self._settings()
-        lines += [f"Settings that differ within a task: {text}" for text in uneven_settings(self.records)]
-        places = self.runs[["device_name", "threads", "workers"]].drop_duplicates().itertuples(index=False)
-        words = sorted(f"{d}, {_counted(t, 'thread')}, {_counted(w, 'run')} at a time" for d, t, w in places)
-        lines.append(f"Machine: {'; '.join(words)}")
-        lines.append(f"Versions: torch {joined(self.runs['torch'])}, transformers {joined(self.runs['transformers'])}")
-        dirty = self.runs["dirty"].fillna(value=False).map({True: " with uncommitted changes", False: ""})
-        lines.append(f"Code: commit {joined(self.runs['commit'].fillna('unknown') + dirty.astype('string'))}")
-        return tuple(lines)
-
-    def _settings(self) -> list[str]:
-        """One line where all tasks agree, else one for each group of tasks that do."""
-        lines = {
-            task: ", ".join(f"{name.replace('_', ' ')} {joined(runs[name])}" for name in SETTINGS)
-            for task, runs in self.runs.groupby("task", observed=True)
-        }
-        return _by_task("Settings", self.runs.assign(settings=self.runs["task"].map(lines)), "settings", self.titles)
-
-    def _learning_rates(self) -> list[str]:
-        parts = []
-        for method in self.methods:
-            mine = self.runs[self.runs["method"] == method]
-            rates = sorted({float(rate) for rate in mine["learning_rate"]})
-            parts.append(f"{self.title(method)} {rates[0]:g}" + (f" to {rates[-1]:g}" if len(rates) > 1 else ""))
-        return [f"Learning rates: {', '.join(parts)}"]
-
-
-def joined(values: pd.Series) -> str:
-    """Return the distinct known values, sorted, as text; "unknown" for none."""
-    found = sorted(set(values.dropna()))
-    return ", ".join(map(str, found)) or "unknown"
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def _spread(what: str, values: pd.Series) -> list[str]:
-    return [f"{what}: {text}" for text in sorted(set(values.dropna())) if text]
-
-
-def _by_task(what: str, runs: pd.DataFrame, column: str, titles: Mapping[str, str]) -> list[str]:
-    """Return one line for each text, naming the tasks it is about unless it is about all."""
-    notes = {
-        task: sorted({text for text in runs.loc[runs["task"] == task, column].dropna() if text}) for task in titles
-    }
-    texts: dict[str, list[str]] = {}
-    for task, found in notes.items():
-        if found:
-            texts.setdefault("; ".join(found), []).append(task)
-    run = set(runs["task"]) & set(titles)
-    return [
-        f"{what}: {text}" if set(tasks) == run else f"{what}, {', '.join(titles[task] for task in tasks)}: {text}"
-        for text, tasks in texts.items()
-    ]

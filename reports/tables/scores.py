@@ -11,6 +11,7 @@ import pandas as pd
 from reports.figures.style import byte_unit, in_unit, seed_words
 from reports.records.context import Column, Context
 from reports.records.frames import STATUSES
+from reports.records.provenance import provenance
 from reports.records.selection import check_choice
 from reports.stats.outcomes import NOT_RUN, UNDEFINED, Outcomes
 from reports.stats.seeds import LEAST_SEEDS, LEVEL, Summary, clear_best, paired_difference
@@ -52,7 +53,7 @@ def score_table(context: Context) -> Table:
     notes = (
         f"n = {len(context.seeds)} ({seed_words(context.seeds)}) where a cell says nothing else{_ways(columns)}",
         *context.entry.notes, *_reference_notes(context), BOLD_RULE.format(_best_word(columns)), *context.average_note,
-        *_survivors(context), *_no_average(context), *([COST_NOTE] if cost_heads else []), *context.provenance(),
+        *_survivors(context), *_no_average(context), *([COST_NOTE] if cost_heads else []), *provenance(context),
     )  # fmt: skip
     what = f"scores{_unit_words(columns)}" if context.by_task else "every measure at the last evaluation"
     caption = context.caption(f"{what}, mean ± standard deviation over seeds", scores=context.by_task)

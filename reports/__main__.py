@@ -12,14 +12,14 @@ from rich.console import Console
 from reports.bad_input import existing, one_line_errors
 from reports.documents import documents, filled
 from reports.gate.command import register as register_gate
-from reports.paper.build import paper as make_paper
-from reports.paper.build import trouble_lines, write_paper, write_reports
-from reports.records.gather import gather
+from reports.paper.write import paper as make_paper
+from reports.paper.write import trouble_lines, write_paper, write_reports
 from reports.records.peft_results import read_foreign
+from reports.records.reading import gather
 from reports.suite_command import SuiteCommands
 from reports.suite_command import register as register_suites
-from reports.tables.lab import build_memory_report
-from reports.tables.render import to_screen
+from reports.tables.memory_lab import build_memory_report
+from reports.tables.table import to_screen
 from reports.write import BENCH, CAPABILITIES, TRIAL
 from results.published import published_cells
 

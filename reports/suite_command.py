@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 from reports.averages.convention import Convention, choices, convention_of
 from reports.bad_input import existing, one_line_errors
 from reports.records.frames import described
-from reports.tables.render import to_screen
+from reports.tables.table import to_screen
 from reports.write import Report, suite_report, write_report
 from results.catalogue import SuiteEntry, committed
 from results.schema import Record

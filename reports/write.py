@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from reports.averages.convention import Convention
-from reports.figures.bars import dots_plot, parts_plot
-from reports.figures.lines import Plot, curve_plot, front_plot
+from reports.figures.front_and_curves import Plot, curve_plot, front_plot
+from reports.figures.parts_and_scores import dots_plot, parts_plot
 from reports.figures.validation import validation_plot
-from reports.gate.trial import trial_table
-from reports.records.context import Context
+from reports.gate.fault_table import trial_table
+from reports.records.report_runs import Context
 from reports.records.selection import folder_name, select, table_rank
 from reports.tables.bench import bench_plot, claims_table, measurements_table, targets_table
 from reports.tables.capabilities import capabilities_table
 from reports.tables.cost import estimate_table, memory_table, peak_by_task_table, process_table, time_table
-from reports.tables.render import Table, latex_document, to_csv, to_latex, to_markdown
 from reports.tables.scores import difference_table, score_table, status_table
+from reports.tables.table import Table, latex_document, to_csv, to_latex, to_markdown
 from results.bench import Bench
 from results.capabilities import CapabilityMatrix
 from results.gate.trial import Trial

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
     from reports.averages.glue import Average
-    from reports.records.context import Context
-    from reports.tables.render import Table
+    from reports.records.report_runs import Context
+    from reports.tables.table import Table
 
 PARTS = frozenset({"convention"})
 

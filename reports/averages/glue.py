@@ -13,12 +13,12 @@ import pandas as pd
 from reports.averages.convention import Convention, choices, convention_of
 from reports.figures.style import seed_words
 from reports.stats.outcomes import NOT_RUN, Outcomes, outcomes, scores_frame
-from reports.stats.seeds import Summary, summarise
-from reports.tables.render import EMPTY, Entry, Table
+from reports.stats.over_seeds import Summary, summarise
+from reports.tables.table import EMPTY, Entry, Table
 from results.catalogue import MetricEntry, SuiteEntry
 
 if TYPE_CHECKING:
-    from reports.records.context import Context
+    from reports.records.report_runs import Context
 
 Grid = Mapping[tuple[str, str], Outcomes]
 PUBLISHED = (

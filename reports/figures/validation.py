@@ -5,9 +5,9 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from reports.figures.lines import Plot, draw, framed, panels, strip
-from reports.records.context import Column, Context
-from reports.stats.seeds import Summary, summarise
+from reports.figures.front_and_curves import Plot, draw, framed, panels, strip
+from reports.records.report_runs import Column, Context
+from reports.stats.over_seeds import Summary, summarise
 from reports.tables.scores import floors
 
 Points = dict[str, dict[int, Summary]]

@@ -9,13 +9,13 @@ from typing import Any
 
 from reports.averages.convention import choices
 from reports.figures.style import PART_COLOURS, looks
-from reports.paper.cells import Judged, PaperTable, elsewhere
-from reports.paper.render import INEQUALITY, difference_text, ours_text, printed, published_fields
-from reports.paper.verdict import MEANINGS
+from reports.paper.agreement import MEANINGS
+from reports.paper.comparison import Judged, PaperTable, elsewhere
+from reports.paper.tables import INEQUALITY, difference_text, ours_text, printed, published_fields
 from reports.records.frames import described
-from reports.records.gather import Found, Gathered
 from reports.records.groups import Group
 from reports.records.peft_results import Foreign
+from reports.records.reading import Found, Gathered
 from reports.records.selection import table_rank
 from results.catalogue import Catalogue, SuiteEntry
 from results.published import Cell, conflicts

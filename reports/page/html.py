@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reports.page.data import dumps, page_data
-from reports.paper.cells import PaperTable
-from reports.records.gather import Gathered
+from reports.paper.comparison import PaperTable
 from reports.records.groups import Group
 from reports.records.peft_results import Foreign
+from reports.records.reading import Gathered
 from results.published import Cell
 
 PARTS = Path(__file__).parent

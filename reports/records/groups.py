@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from reports.averages.convention import convention_of
-from reports.records.context import Context
 from reports.records.frames import described
+from reports.records.report_runs import Context
 from reports.records.selection import ReportError, folder_name, select, table_rank
 from results.catalogue import Catalogue
 from results.schema import Record

@@ -17,8 +17,8 @@ import pandas as pd
 
 from reports.figures.style import GIB
 from reports.records.frames import RUN_COLUMNS, TEXT, Row, typed
-from reports.records.gather import shown_path
-from reports.tables.render import Entry, Table
+from reports.records.reading import shown_path
+from reports.tables.table import Entry, Table
 from results.catalogue import committed
 from results.store import StoreError
 

@@ -10,7 +10,7 @@ import pandas as pd
 from reports.records.selection import uneven_settings
 
 if TYPE_CHECKING:
-    from reports.records.context import Context
+    from reports.records.report_runs import Context
 
 SETTINGS = ("steps", "batch_size", "max_length", "precision", "state_bits")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 
 from reports.averages.convention import Convention
-from reports.stats.seeds import Summary, summarise
+from reports.stats.over_seeds import Summary, summarise
 
 NOT_RUN, UNDEFINED, NOT_RECORDED = "not run", "undefined", "not recorded"
 

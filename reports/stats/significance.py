@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from reports.stats.seeds import pareto_front, summarise
+from reports.stats.over_seeds import pareto_front, summarise
 
 DRAWS = 2000
 SEED = 0

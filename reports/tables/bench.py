@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from reports.figures.lines import FAINT, Plot, draw
-from reports.tables.render import Entry, Table
+from reports.figures.front_and_curves import FAINT, Plot, draw
+from reports.tables.table import Entry, Table
 from results.bench import Bench, BenchCell, Claim
 
 MET = {True: "met", False: "missed", None: "—"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
-from reports.tables.render import Entry, Table
+from reports.tables.table import Entry, Table
 from results.capabilities import CapabilityMatrix
 
 SHORT = {"yes": "yes", "no": "NO", "refused": "refused", "not applicable": "n/a"}

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pandas as pd
 
 from reports.figures.style import byte_unit, in_unit
-from reports.records.context import Context
-from reports.stats.seeds import geometric_mean
-from reports.tables.render import EMPTY, Entry, Table
+from reports.records.report_runs import Context
+from reports.stats.over_seeds import geometric_mean
+from reports.tables.table import EMPTY, Entry, Table
 
 # Column title -> column of the run frame. All are counted from live tensors.
 MEASURED: dict[str, str] = {

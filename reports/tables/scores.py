@@ -9,14 +9,14 @@ from typing import Any
 import pandas as pd
 
 from reports.figures.style import byte_unit, in_unit, seed_words
-from reports.records.context import Column, Context
 from reports.records.frames import STATUSES
 from reports.records.provenance import provenance
+from reports.records.report_runs import Column, Context
 from reports.records.selection import check_choice
 from reports.stats.outcomes import NOT_RUN, UNDEFINED, Outcomes
-from reports.stats.seeds import LEAST_SEEDS, LEVEL, Summary, clear_best, paired_difference
+from reports.stats.over_seeds import LEAST_SEEDS, LEVEL, Summary, clear_best, paired_difference
 from reports.tables.cost import byte_range, finished
-from reports.tables.render import EMPTY, Entry, Table
+from reports.tables.table import EMPTY, Entry, Table
 from results.catalogue import MetricEntry
 
 SHOWN_ERRORS = 20

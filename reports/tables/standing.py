@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import pandas as pd
 
 from reports.figures.style import byte_unit, in_unit, seed_words
-from reports.records.context import MICRO, Context
 from reports.records.groups import Group
-from reports.stats.seeds import pareto_front, summarise
+from reports.records.report_runs import MICRO, Context
+from reports.stats.over_seeds import pareto_front, summarise
 from reports.stats.significance import front_probability, rank_across_tasks
-from reports.tables.render import EMPTY, Entry, Table
+from reports.tables.table import EMPTY, Entry, Table
 from results.schema import Record
 
 Scores = dict[str, dict[str, dict[int, float]]]

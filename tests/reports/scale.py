@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from reports.paper.build import paper, write_paper
-from reports.records.gather import gather
+from reports.paper.write import paper, write_paper
+from reports.records.reading import gather
 from results.published import published_cells
 
 

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reports.__main__ import app
-from reports.gate.verdict import grouped, summary, to_annotations, to_junit, to_markdown, to_text
+from reports.gate.texts import grouped, summary, to_annotations, to_junit, to_markdown, to_text
 from results.gate import Finding, Tolerances, Verdict, compare, derive, read_tolerances, write_tolerances
 from results.gate.tolerances import Replicate
 from results.schema import Plan, Record

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from reports.paper.build import paper, write_paper
-from reports.records.gather import gather
+from reports.paper.write import paper, write_paper
+from reports.records.reading import gather
 from results.published import published_cells
 from results.schema import Record
 from results.store import write_record

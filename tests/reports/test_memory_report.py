@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from reports.__main__ import app
-from reports.tables.lab import build_memory_report, ladder_table, ladders, load, overview_table, step_bytes
+from reports.tables.memory_lab import build_memory_report, ladder_table, ladders, load, overview_table, step_bytes
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "results" / "reference" / "memory"

@@ -19,9 +19,9 @@ import pytest
 from reports.averages.convention import convention_of
 from reports.averages.glue import switchboard
 from reports.page.html import page_html
-from reports.paper.build import Paper, paper
-from reports.records.gather import gather
+from reports.paper.write import Paper, paper
 from reports.records.peft_results import read_foreign
+from reports.records.reading import gather
 from reports.stats.significance import front_probability
 from reports.tables.standing import averages_of, peaks_of
 from results.published import published_cells

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from reports.paper.answers import Ledger
-from reports.paper.cells import SHAPES, Judged, PaperTable, elsewhere, paper_tables
-from reports.paper.render import conflict_table, elsewhere_table, long_form, to_table, verdict_table
-from reports.paper.verdict import ABSENT, ACCOUNTING, FAILS, HOLDS, PROTOCOL, UNDECIDED, UNPUBLISHED
-from reports.records.gather import Found, Gathered, gather
-from reports.tables.render import to_csv, to_latex, to_markdown
+from reports.paper.agreement import ABSENT, ACCOUNTING, FAILS, HOLDS, PROTOCOL, UNDECIDED, UNPUBLISHED
+from reports.paper.comparison import SHAPES, Judged, PaperTable, elsewhere, paper_tables
+from reports.paper.our_numbers import Ledger
+from reports.paper.tables import conflict_table, elsewhere_table, long_form, to_table, verdict_table
+from reports.records.reading import Found, Gathered, gather
+from reports.tables.table import to_csv, to_latex, to_markdown
 from results.published import Cell, published_cells
 from results.schema import DataPlan, Evaluation, ModelPlan, Record
 from results.store import write_record

@@ -13,8 +13,8 @@ import pytest
 from typer.testing import CliRunner
 
 from reports.__main__ import app
-from reports.paper.build import link_from, paper, trouble_lines, write_paper, write_reports
-from reports.records.gather import gather
+from reports.paper.write import link_from, paper, trouble_lines, write_paper, write_reports
+from reports.records.reading import gather
 from results.published import published_cells
 from results.schema import Record
 from results.store import as_text, write_record

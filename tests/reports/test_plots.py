@@ -17,12 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
-from reports.figures import bars
-from reports.figures import lines as plots
-from reports.figures.bars import dots_plot, memory_bars, parts_plot
+from reports.figures import front_and_curves as plots
+from reports.figures import parts_and_scores as bars
+from reports.figures.front_and_curves import Plot, curve_plot, front_plot, front_points, smooth
 from reports.figures.labels import overlap
-from reports.figures.lines import Plot, curve_plot, front_plot, front_points, smooth
-from reports.records.context import Context
+from reports.figures.parts_and_scores import dots_plot, memory_bars, parts_plot
+from reports.records.report_runs import Context
 from reports.tables import bench
 from results.bench import Bench
 from results.schema import Record

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 from reports.__main__ import app
 from reports.documents import filled
 from reports.figures.validation import validation_points
-from reports.records.context import Context
 from reports.records.frames import runs_frame
+from reports.records.report_runs import Context
 from reports.records.selection import ReportError
 from reports.write import suite_report, write_report
 from results.schema import DataFacts, DataPlan, Evaluation, ModelPlan, Record

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from reports.figures.style import FREE_COLOURS, GIB, KIB, MIB, SLOTS, byte_unit, in_unit, looks, seed_words
-from reports.tables.render import Entry, Table, latex_document, latex_escape, to_csv, to_latex, to_markdown, to_screen
+from reports.tables.table import Entry, Table, latex_document, latex_escape, to_csv, to_latex, to_markdown, to_screen
 from results.catalogue import Catalogue, MethodEntry, SuiteEntry, committed, joined
 
 NASTY = r"50% of a_b & {c} #1 $x$ ~ ^ \d <e> |f| ± × ÷ − – — é → 数"

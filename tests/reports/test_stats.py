@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from reports.stats.seeds import clear_best, geometric_mean, paired_difference, pareto_front, summarise
+from reports.stats.over_seeds import clear_best, geometric_mean, paired_difference, pareto_front, summarise
 
 
 def test_summary_of_none_one_and_many() -> None:

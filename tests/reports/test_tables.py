@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 
 from reports.averages.convention import convention_of
-from reports.records.context import MICRO, Context
+from reports.records.report_runs import MICRO, Context
 from reports.records.selection import ChoiceError
-from reports.stats.seeds import summarise
+from reports.stats.over_seeds import summarise
 from reports.tables.cost import estimate_table, memory_table, peak_by_task_table, process_table, time_table
-from reports.tables.render import Table
 from reports.tables.scores import difference_table, score_table, status_table
+from reports.tables.table import Table
 from results.catalogue import committed
 from results.schema import DataFacts, Record
 

@@ -11,7 +11,7 @@ from reports.__main__ import app
 from reports.documents import filled
 from reports.tables.bench import bench_plot, claims_table, measurements_table, targets_table
 from reports.tables.capabilities import capabilities_table
-from reports.tables.render import to_markdown
+from reports.tables.table import to_markdown
 from results.bench import Bench, BenchCell, Candidate, Claim
 from results.capabilities import Answered, Capabilities, CapabilityMatrix
 from results.schema import Environment

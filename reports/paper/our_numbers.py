@@ -11,11 +11,11 @@ from functools import cached_property
 
 from reports.averages.convention import convention_of
 from reports.averages.glue import average
-from reports.paper.protocol import UNSTATED, c4_departures, departures, glue_departures, model_size
-from reports.paper.verdict import Ours
-from reports.records.context import Context
+from reports.paper.agreement import Ours
+from reports.paper.departures import UNSTATED, c4_departures, departures, glue_departures, model_size
 from reports.records.frames import described
-from reports.records.gather import Gathered
+from reports.records.reading import Gathered
+from reports.records.report_runs import Context
 from reports.records.selection import ReportError, select, table_rank
 from reports.tables.standing import reduction_of
 from results.published import Cell

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from scipy.stats import t as student
 
-from reports.stats.seeds import LEAST_SEEDS, LEVEL, Summary, summarise
+from reports.stats.over_seeds import LEAST_SEEDS, LEVEL, Summary, summarise
 
 HOLDS, FAILS = "holds", "does not hold"
 ACCOUNTING, PROTOCOL, ABSENT = "accounting differs", "other protocol", "not run here"

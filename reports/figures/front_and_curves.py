@@ -20,8 +20,8 @@ from matplotlib.transforms import Bbox
 
 from reports.figures.labels import Label, place_labels
 from reports.figures.style import Look, byte_unit, seed_words
-from reports.records.context import MICRO, Context
-from reports.stats.seeds import pareto_front
+from reports.records.report_runs import MICRO, Context
+from reports.stats.over_seeds import pareto_front
 from reports.tables.cost import byte_range, finished
 
 DPI = 150

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from reports.figures.lines import FAINT, INK, Plot, draw, framed, panels, strip
+from reports.figures.front_and_curves import FAINT, INK, Plot, draw, framed, panels, strip
 from reports.figures.style import PART_COLOURS, byte_unit, in_unit
-from reports.records.context import Column, Context
+from reports.records.report_runs import Column, Context
 from reports.tables.cost import finished, memory_place, memory_task
 
 PARTS_TITLE, DOTS_TITLE = "What peak memory consists of", "Scores by task, every seed shown"

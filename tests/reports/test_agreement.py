@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from reports.paper.verdict import (
+from reports.paper.agreement import (
     ABSENT,
     ACCOUNTING,
     FAILS,

@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from reports.page.html import page_html
-from reports.paper.answers import Ledger
-from reports.paper.cells import PaperTable, elsewhere, paper_tables
-from reports.paper.render import conflict_table, elsewhere_table, long_form, to_table, verdict_table
-from reports.records.gather import Gathered
+from reports.paper.comparison import PaperTable, elsewhere, paper_tables
+from reports.paper.our_numbers import Ledger
+from reports.paper.tables import conflict_table, elsewhere_table, long_form, to_table, verdict_table
 from reports.records.groups import Group, groups
 from reports.records.peft_results import Foreign, foreign_table
-from reports.tables.lab import build_memory_report
-from reports.tables.render import Table, latex_document, to_markdown
+from reports.records.reading import Gathered
+from reports.tables.memory_lab import build_memory_report
 from reports.tables.standing import standing_table, state_table
+from reports.tables.table import Table, latex_document, to_markdown
 from reports.write import BENCH, CAPABILITIES, TRIAL, forms, report_of, write_files, write_report
 from results.published import Cell
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from reports.records.gather import gather, thinned
+from reports.records.reading import gather, thinned
 from results.schema import CurvePoint, Record
 from results.store import StoreError, as_text, write_record
 

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from reports.paper import answers
-from reports.paper.answers import Answer, Ledger
-from reports.paper.verdict import Ours, Verdict, judge
+from reports.paper import our_numbers as answers
+from reports.paper.agreement import Ours, Verdict, judge
+from reports.paper.our_numbers import Answer, Ledger
 from results.catalogue import committed
 from results.published import Cell
 

@@ -11,10 +11,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from reports.figures.lines import FAINT, INK, Plot, draw
+from reports.figures.front_and_curves import FAINT, INK, Plot, draw
 from reports.figures.style import GIB, PART_COLOURS, in_unit
 from reports.records.selection import ReportError
-from reports.tables.render import EMPTY, Entry, Table
+from reports.tables.table import EMPTY, Entry, Table
 from reports.write import forms, page, write_files
 from results.catalogue import Catalogue, catalogue_of
 from results.lab import Cell, Parts, Verdicts, read_cell_file, read_verdicts

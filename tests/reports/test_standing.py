@@ -9,10 +9,10 @@ import pytest
 
 from reports.averages.convention import convention_of
 from reports.averages.glue import all_conventions, switchboard, tables
-from reports.records.context import Context
 from reports.records.groups import Group, groups
-from reports.tables.render import to_markdown
+from reports.records.report_runs import Context
 from reports.tables.standing import scores_of, standing_table, state_table
+from reports.tables.table import to_markdown
 from results.schema import Evaluation, Record
 
 Make = Callable[..., Record]

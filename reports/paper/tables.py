@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from reports.paper.cells import Judged, PaperRow, PaperTable
-from reports.paper.verdict import MEANINGS
-from reports.tables.render import Entry, Table
+from reports.paper.agreement import MEANINGS
+from reports.paper.comparison import Judged, PaperRow, PaperTable
+from reports.tables.table import Entry, Table
 from results.published import Cell, conflicts
 
 EMPTY = Entry("—")

@@ -11,7 +11,7 @@ import pytest
 
 from reports.records.frames import RUN_COLUMNS
 from reports.records.peft_results import FOREIGN_COLUMNS, ORIGIN, foreign_frame, foreign_table, read_foreign
-from reports.tables.render import to_markdown
+from reports.tables.table import to_markdown
 from results.store import StoreError
 
 # The keys of such a file, with values of our own.

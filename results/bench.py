@@ -23,7 +23,7 @@ class Candidate(Strict):
     missing: str | None = None
 
 
-class Claim(Strict):
+class Ratio(Strict):
     """A ratio with one value a round, and the target it is held against; without a target it is only stated."""
 
     what: str
@@ -61,7 +61,7 @@ class BenchCell(Strict):
     label: str
     settings: dict[str, JsonValue]
     candidates: list[Candidate]
-    claims: list[Claim]
+    claims: list[Ratio]
     agreement: dict[str, float]
     agreement_limit: float
     note: str | None = None

@@ -59,7 +59,7 @@ class Counted(Strict):
     buffer_bytes: Bytes
 
 
-class Cell(Strict):
+class MemoryCell(Strict):
     """What one setting costs: by formula, by count, and at the peak of each phase, all over tensors without values."""
 
     setting: Setting
@@ -77,15 +77,15 @@ class Cell(Strict):
     seconds: float = Field(ge=0, description="spent on this cell's own traces")
 
 
-class Cells(Strict):
+class MemoryCells(Strict):
     """The cells of one model, in the order they were made."""
 
     schema_version: Literal[1] = 1
-    cells: list[Cell]
+    cells: list[MemoryCell]
     catalogue: Catalogue | None = Field(default=None, description="what the methods are; None: see the committed one")
 
 
-def read_cells(path: Path) -> list[Cell]:
+def read_cells(path: Path) -> list[MemoryCell]:
     """Return the cells in a file; none where there is no file.
 
     Raises:
@@ -94,14 +94,14 @@ def read_cells(path: Path) -> list[Cell]:
     return read_cell_file(path).cells if path.exists() else []
 
 
-def read_cell_file(path: Path) -> Cells:
+def read_cell_file(path: Path) -> MemoryCells:
     """Return the cells in a file, and what their methods are.
 
     Raises:
         StoreError: the file is not of this schema.
     """
     try:
-        return Cells.model_validate_json(path.read_bytes())
+        return MemoryCells.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
@@ -110,7 +110,7 @@ def read_cell_file(path: Path) -> Cells:
         ) from error
 
 
-def write_cells(path: Path, cells: list[Cell], catalogue: Catalogue | None = None) -> Path:
+def write_cells(path: Path, cells: list[MemoryCell], catalogue: Catalogue | None = None) -> Path:
     """Write the cells atomically, one a line, fields at their default left out, and what their methods are."""
     lines = [json.dumps(cell.model_dump(mode="json", exclude_defaults=True), separators=(",", ":")) for cell in cells]
     known = "" if catalogue is None else f', "catalogue": {catalogue.model_dump_json(exclude_defaults=True)}'
@@ -145,7 +145,7 @@ class Attempt(Strict):
     holds: bool
 
 
-class Verdict(Strict):
+class Recomputed(Strict):
     """A claim recomputed: how many conventions were tried, which of them reproduce it, and the nearest one."""
 
     claim: Claim
@@ -179,11 +179,11 @@ class Rule(Strict):
     holding: int
 
 
-class Verdicts(Strict):
+class RecomputedClaims(Strict):
     """Recomputed claims, and the best single convention of each published table."""
 
     schema_version: Literal[1] = 1
-    verdicts: list[Verdict]
+    verdicts: list[Recomputed]
     rules: list[Rule]
 
 
@@ -201,21 +201,21 @@ def published_methods(path: Path = PUBLISHED) -> dict[str, PublishedMethod]:
     return Claims.model_validate_json(path.read_bytes()).methods
 
 
-def read_verdicts(path: Path) -> Verdicts:
+def read_verdicts(path: Path) -> RecomputedClaims:
     """Return recomputed claims.
 
     Raises:
         StoreError: no such file, or one that is not of this schema.
     """
     try:
-        return Verdicts.model_validate_json(path.read_bytes())
+        return RecomputedClaims.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise StoreError(
             f"{path}: no recomputed claims: {str(error).splitlines()[0]}; run `python -m suites claims`"
         ) from error
 
 
-def write_verdicts(path: Path, found: Verdicts) -> Path:
+def write_verdicts(path: Path, found: RecomputedClaims) -> Path:
     """Write recomputed claims atomically, one a line."""
     parts = json.loads(found.model_dump_json(exclude_defaults=True))
     lists = [f'"{name}": [\n' + ",\n".join(map(json.dumps, parts[name])) + "\n]" for name in ("verdicts", "rules")]

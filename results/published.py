@@ -43,7 +43,7 @@ class Source(Strict):
     url: str | None = None
 
 
-class Row(Strict):
+class PublishedRow(Strict):
     """One method of one published table.
 
     Attributes:
@@ -61,7 +61,7 @@ class Row(Strict):
     why: dict[str, str] = {}
 
     @model_validator(mode="after")
-    def _complete(self) -> Row:
+    def _complete(self) -> PublishedRow:
         for column, text in self.printed.items():
             if text is not None and not NUMBER.fullmatch(text):
                 raise ValueError(f"{column}: {text!r} is no plain number such as 34.06")
@@ -82,7 +82,7 @@ class Series(Strict):
     seeds: int | None = Field(default=None, ge=1, description="runs behind one number; None: not stated")
     scope: str | None = Field(default=None, description="what a memory figure counts, as stated")
     notes: list[str] = []
-    rows: list[Row] = Field(min_length=1)
+    rows: list[PublishedRow] = Field(min_length=1)
 
 
 class FineTuning(Strict):
@@ -138,7 +138,7 @@ class Cell:
     model: str | None
     source: Source
     series: Series
-    row: Row
+    row: PublishedRow
     column: str
 
     @property

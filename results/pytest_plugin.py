@@ -64,7 +64,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         items.extend(_cells(session, Path(str(config.getoption("--gnlorp-reference"))), Path(records)))
 
 
-class Cell(pytest.Item):
+class CellItem(pytest.Item):
     """One cell of the reference; fails with the findings of the gate in it."""
 
     lines: tuple[str, ...] = ()
@@ -87,7 +87,7 @@ class Changed(AssertionError):
     """The gate found something in a cell."""
 
 
-def _cells(session: pytest.Session, reference: Path, records: Path) -> Iterator[Cell]:
+def _cells(session: pytest.Session, reference: Path, records: Path) -> Iterator[CellItem]:
     from results.gate.comparable import Refusal, load
     from results.gate.compare import compare
     from results.gate.quantities import cell_of
@@ -103,7 +103,7 @@ def _cells(session: pytest.Session, reference: Path, records: Path) -> Iterator[
         line = f"{each.sort}: {each.quantity} {each.before} -> {each.after}; likely {each.cause}: {each.why}"
         found.setdefault(each.cell, []).append(line)
     for name, lines in found.items():
-        cell: Cell = Cell.from_parent(session, name=name)
+        cell: CellItem = CellItem.from_parent(session, name=name)
         cell.lines = tuple(lines)
         yield cell
 

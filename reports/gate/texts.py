@@ -24,19 +24,19 @@ WORDS = {
 
 
 @dataclass(frozen=True)
-class Group:
+class CellFindings:
     """All findings of one cell and seed, the most telling first."""
 
     first: Finding
     others: int
 
 
-def grouped(findings: Sequence[Finding]) -> list[Group]:
+def grouped(findings: Sequence[Finding]) -> list[CellFindings]:
     """Return one group a cell and seed, in the order of their most telling findings."""
     groups: dict[tuple[str, int | None], list[Finding]] = {}
     for finding in findings:
         groups.setdefault((finding.cell, finding.seed), []).append(finding)
-    return [Group(members[0], len(members) - 1) for members in groups.values()]
+    return [CellFindings(members[0], len(members) - 1) for members in groups.values()]
 
 
 def summary(verdict: Verdict) -> str:
@@ -53,7 +53,7 @@ def summary(verdict: Verdict) -> str:
 def to_text(verdict: Verdict, tolerances: Tolerances, everything: bool = False) -> str:
     """Return the verdict for a terminal: a line a cell with its most telling number, or a line a finding."""
     lines = [summary(verdict)]
-    shown = [Group(each, 0) for each in verdict.findings] if everything else grouped(verdict.findings)
+    shown = [CellFindings(each, 0) for each in verdict.findings] if everything else grouped(verdict.findings)
     for group in shown[: None if everything else MOST_LINES]:
         lines += _lines(group)
     if len(shown) > MOST_LINES and not everything:
@@ -146,7 +146,7 @@ def band_line(tolerances: Tolerances) -> str:
     )
 
 
-def _lines(group: Group) -> list[str]:
+def _lines(group: CellFindings) -> list[str]:
     one = group.first
     seed = "mean over seeds" if one.seed is None else f"seed {one.seed}"
     more = f"  (+{group.others} more here)" if group.others else ""

@@ -10,7 +10,7 @@ from typing import Any
 from reports.averages.convention import choices
 from reports.figures.style import PART_COLOURS, looks
 from reports.paper.agreement import MEANINGS
-from reports.paper.comparison import Judged, PaperTable, elsewhere
+from reports.paper.comparison import ComparedCell, PaperTable, elsewhere
 from reports.paper.tables import INEQUALITY, difference_text, ours_text, printed, published_fields
 from reports.records.frames import described
 from reports.records.groups import Group
@@ -164,7 +164,7 @@ def _paper(table: PaperTable) -> Json:
     }  # fmt: skip
 
 
-def _judged(judged: Judged) -> Json:
+def _judged(judged: ComparedCell) -> Json:
     ran = judged.ours is not None
     return {
         **_quoted(judged.cell), "verdict": judged.verdict.word, "reasons": list(judged.verdict.reasons),

@@ -59,7 +59,7 @@ class Ours:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Agreement:
     """The word, and the numbers behind it: difference is ours minus published."""
 
     word: str
@@ -86,7 +86,7 @@ def agreement_bound(
     return float(student.ppf((1 + level) / 2, summary.n - 1)) * spread + rounding
 
 
-def judge(published: float | None, rounding: float, published_seeds: int | None, ours: Ours | None) -> Verdict:
+def judge(published: float | None, rounding: float, published_seeds: int | None, ours: Ours | None) -> Agreement:
     """Return the verdict on one cell.
 
     In this order: nothing published, nothing run, another protocol, another accounting, too few seeds, the inequality.
@@ -95,16 +95,16 @@ def judge(published: float | None, rounding: float, published_seeds: int | None,
     mean = ours.summary.mean if ours else None
     difference = mean - published if mean is not None and published is not None else None
     if published is None:
-        return Verdict(UNPUBLISHED)
+        return Agreement(UNPUBLISHED)
     if ours is None or mean is None or difference is None:
-        return Verdict(ABSENT)
+        return Agreement(ABSENT)
     if ours.departures:
-        return Verdict(PROTOCOL, difference, None, ours.departures)
+        return Agreement(PROTOCOL, difference, None, ours.departures)
     bound = agreement_bound(ours.summary, published_seeds, rounding, ours.exact)
     # A difference on the edge of the rounding must not depend on the last bit of a float.
     agrees = bound is not None and abs(difference) <= bound * (1 + 1e-9)
     if ours.accounting and not (ours.exact and agrees):
-        return Verdict(ACCOUNTING, difference, None, (ours.accounting,))
+        return Agreement(ACCOUNTING, difference, None, (ours.accounting,))
     if bound is None:
-        return Verdict(UNDECIDED, difference, None, (f"n = {ours.summary.n}",))
-    return Verdict(HOLDS if agrees else FAILS, difference, bound)
+        return Agreement(UNDECIDED, difference, None, (f"n = {ours.summary.n}",))
+    return Agreement(HOLDS if agrees else FAILS, difference, bound)

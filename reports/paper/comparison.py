@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from functools import partial
 
 from reports.paper import our_numbers as answers
-from reports.paper.agreement import Ours, Verdict, judge
-from reports.paper.our_numbers import Answer, Ledger
+from reports.paper.agreement import Agreement, Ours, judge
+from reports.paper.our_numbers import Answer, PaperRuns
 from results.catalogue import committed
 from results.published import Cell
 
@@ -17,12 +17,12 @@ STEPS = {"40k": "40K steps", "80k": "80K", "120k": "120K", "150k": "150K"}
 
 
 @dataclass(frozen=True)
-class Judged:
+class ComparedCell:
     """One cell with our side and the verdict."""
 
     cell: Cell
     ours: Ours | None
-    verdict: Verdict
+    verdict: Agreement
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class PaperRow:
     method: str
     source: str
     scope: str
-    cells: dict[str, Judged]
+    cells: dict[str, ComparedCell]
 
     @property
     def words(self) -> list[str]:
@@ -53,7 +53,7 @@ class PaperTable:
     notes: tuple[str, ...] = ()
 
     @property
-    def cells(self) -> list[Judged]:
+    def cells(self) -> list[ComparedCell]:
         """Every cell, row by row."""
         return [judged for row in self.rows for judged in row.cells.values()]
 
@@ -116,9 +116,9 @@ SHAPES: tuple[Shape, ...] = (
 )  # fmt: skip
 
 
-def paper_tables(cells: Sequence[Cell], ledger: Ledger) -> list[PaperTable]:
+def paper_tables(cells: Sequence[Cell], paper_runs: PaperRuns) -> list[PaperTable]:
     """Return every table of the papers with its verdicts; a published cell stands in each table that takes it."""
-    return [_table(shape, [cell for cell in cells if shape.takes(cell)], ledger) for shape in SHAPES]
+    return [_table(shape, [cell for cell in cells if shape.takes(cell)], paper_runs) for shape in SHAPES]
 
 
 def elsewhere(cells: Sequence[Cell]) -> list[Cell]:
@@ -126,7 +126,7 @@ def elsewhere(cells: Sequence[Cell]) -> list[Cell]:
     return [cell for cell in cells if not any(shape.takes(cell) for shape in SHAPES)]
 
 
-def _table(shape: Shape, cells: Sequence[Cell], ledger: Ledger) -> PaperTable:
+def _table(shape: Shape, cells: Sequence[Cell], paper_runs: PaperRuns) -> PaperTable:
     groups: dict[tuple[object, ...], list[Cell]] = {}
     for cell in cells:
         row, series = cell.row, cell.series
@@ -136,8 +136,10 @@ def _table(shape: Shape, cells: Sequence[Cell], ledger: Ledger) -> PaperTable:
         groups.setdefault((row.method, cell.file, row.title, row.rank, row.setting, kind), []).append(cell)
     order = committed().ordered(str(key[0]) for key in groups)
     found = sorted(groups.values(), key=lambda group: order.index(group[0].row.method))
-    rows = tuple(_row(shape, group, ledger) for group in found)
-    return PaperTable(shape.name, shape.title, shape.what, _present(shape, cells), rows, _notes(shape, cells, ledger))
+    rows = tuple(_row(shape, group, paper_runs) for group in found)
+    return PaperTable(
+        shape.name, shape.title, shape.what, _present(shape, cells), rows, _notes(shape, cells, paper_runs)
+    )
 
 
 def _present(shape: Shape, cells: Iterable[Cell]) -> dict[str, str]:
@@ -145,12 +147,12 @@ def _present(shape: Shape, cells: Iterable[Cell]) -> dict[str, str]:
     return {key: title for key, title in shape.columns.items() if key in used}
 
 
-def _row(shape: Shape, group: Sequence[Cell], ledger: Ledger) -> PaperRow:
+def _row(shape: Shape, group: Sequence[Cell], paper_runs: PaperRuns) -> PaperRow:
     first = group[0]
     judged = {}
     for cell in group:
-        ours = shape.answer[cell.series.quantity](cell, ledger)
-        judged[cell.column] = Judged(cell, ours, judge(cell.value, cell.rounding, cell.series.seeds, ours))
+        ours = shape.answer[cell.series.quantity](cell, paper_runs)
+        judged[cell.column] = ComparedCell(cell, ours, judge(cell.value, cell.rounding, cell.series.seeds, ours))
     rank = f", rank {first.row.rank}" if first.row.rank is not None and shape.rank is None else ""
     scope = first.series.scope or ""
     if (basis := _basis(first)) and not scope.startswith(basis):
@@ -163,7 +165,7 @@ def _basis(cell: Cell) -> str | None:
     return cell.series.basis if "memory" in cell.series.quantity and cell.series.basis != "unknown" else None
 
 
-def _notes(shape: Shape, cells: Sequence[Cell], ledger: Ledger) -> tuple[str, ...]:
+def _notes(shape: Shape, cells: Sequence[Cell], paper_runs: PaperRuns) -> tuple[str, ...]:
     notes = []
     names = {cell.source.letter: cell.source for cell in cells}
     places: dict[str, list[str]] = {}
@@ -178,6 +180,6 @@ def _notes(shape: Shape, cells: Sequence[Cell], ledger: Ledger) -> tuple[str, ..
             remarks.setdefault(cell.why, []).append(f"{cell.row.title} [{cell.source.letter}]")
     notes += [f"{', '.join(dict.fromkeys(titles))}: {why}" for why, titles in remarks.items()]
     notes += dict.fromkeys(f"[{c.source.letter}] {text}" for c in cells for text in c.series.notes)
-    if shape.rank is not None and isinstance(trouble := ledger.glue(shape.rank), str):
+    if shape.rank is not None and isinstance(trouble := paper_runs.glue(shape.rank), str):
         notes.append(f"Runs of profile {answers.PROFILE} that cannot be told apart, none shown: {trouble}")
     return tuple(notes)

@@ -28,7 +28,7 @@ ALL_TASKS = "all GLUE tasks"
 
 
 @dataclass(frozen=True)
-class Ledger:
+class PaperRuns:
     """The records as the paper's tables look at them."""
 
     gathered: Gathered
@@ -76,12 +76,12 @@ class Ledger:
         return self.gathered.paths_of(record.plan_hash for record in records)
 
 
-Answer = Callable[[Cell, Ledger], Ours | None]
+Answer = Callable[[Cell, PaperRuns], Ours | None]
 
 
-def glue_score(cell: Cell, ledger: Ledger, rank: int) -> Ours | None:
+def glue_score(cell: Cell, paper_runs: PaperRuns, rank: int) -> Ours | None:
     """Answer a GLUE score or average in percent."""
-    context = ledger.glue(rank, 9 if cell.row.setting == ALL_TASKS else 8)
+    context = paper_runs.glue(rank, 9 if cell.row.setting == ALL_TASKS else 8)
     if context is None:
         return None
     if isinstance(context, str):
@@ -100,56 +100,56 @@ def glue_score(cell: Cell, ledger: Ledger, rank: int) -> Ours | None:
         broken = [f"runs without a score: {place.trouble(context.seeds)}"] if place.broken else []
     unstated = (UNSTATED,) if cell.row.setting == ALL_TASKS else ()
     known = departures(runs, glue_departures)
-    return Ours({s: 100 * v for s, v in scores.items()}, ledger.paths(runs), (*unstated, *known, *broken))
+    return Ours({s: 100 * v for s, v in scores.items()}, paper_runs.paths(runs), (*unstated, *known, *broken))
 
 
-def glue_memory(cell: Cell, ledger: Ledger) -> Ours | None:
+def glue_memory(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer a GLUE memory cell with the highest count over tasks."""
-    runs = [r for r in ledger.of("glue") if r.plan.method == cell.row.method]
+    runs = [r for r in paper_runs.of("glue") if r.plan.method == cell.row.method]
     runs = [r for r in runs if table_rank(r) in (cell.row.rank, None) and r.plan.training.state_bits == 32]
-    return _memory(cell, ledger, runs, departures(runs, glue_departures))
+    return _memory(cell, paper_runs, runs, departures(runs, glue_departures))
 
 
-def c4_perplexity(cell: Cell, ledger: Ledger) -> Ours | None:
+def c4_perplexity(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer the perplexity of one model size at the end of training."""
-    runs = _c4_runs(cell, ledger, cell.column)
-    return _by_seed(runs, ledger, lambda record: _main(record, None), c4_departures)
+    runs = _c4_runs(cell, paper_runs, cell.column)
+    return _by_seed(runs, paper_runs, lambda record: _main(record, None), c4_departures)
 
 
-def c4_memory(cell: Cell, ledger: Ledger) -> Ours | None:
+def c4_memory(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer a memory cell of one model size."""
-    runs = _c4_runs(cell, ledger, cell.column)
-    return _memory(cell, ledger, runs, departures(runs, c4_departures))
+    runs = _c4_runs(cell, paper_runs, cell.column)
+    return _memory(cell, paper_runs, runs, departures(runs, c4_departures))
 
 
-def seven_perplexity(cell: Cell, ledger: Ledger) -> Ours | None:
+def seven_perplexity(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer the perplexity of the 7B model at a step such as "40k"."""
     step = 1000 * int(cell.column.removesuffix("k"))
-    return _by_seed(_c4_runs(cell, ledger, "7b"), ledger, lambda record: _main(record, step), c4_departures)
+    return _by_seed(_c4_runs(cell, paper_runs, "7b"), paper_runs, lambda record: _main(record, step), c4_departures)
 
 
-def seven_memory(cell: Cell, ledger: Ledger) -> Ours | None:
+def seven_memory(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer a memory cell of the 7B model."""
-    runs = _c4_runs(cell, ledger, "7b")
-    return _memory(cell, ledger, runs, departures(runs, c4_departures))
+    runs = _c4_runs(cell, paper_runs, "7b")
+    return _memory(cell, paper_runs, runs, departures(runs, c4_departures))
 
 
-def state_reduction(cell: Cell, ledger: Ledger) -> Ours | None:
+def state_reduction(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer "up to X %" with the largest reduction of any paper-profile run of the method and state width."""
     bits = BITS.get(cell.row.setting)
-    runs = [r for r in ledger.gathered.results if r.plan.profile == PROFILE and r.plan.method == cell.row.method]
+    runs = [r for r in paper_runs.gathered.results if r.plan.profile == PROFILE and r.plan.method == cell.row.method]
     runs = [r for r in runs if r.plan.training.state_bits == bits and r.engagement is not None]
     values = {r.plan_hash: reduction for r in runs if (reduction := reduction_of(r)) is not None}
     if not values:
         return None
     best = max(runs, key=lambda r: values.get(r.plan_hash, float("-inf")))
     why = "ours is against AdamW in fp32 on every weight; the abstract does not state its baseline"
-    return Ours({best.plan.seed: values[best.plan_hash]}, ledger.paths([best]), accounting=why, exact=True)
+    return Ours({best.plan.seed: values[best.plan_hash]}, paper_runs.paths([best]), accounting=why, exact=True)
 
 
-def _c4_runs(cell: Cell, ledger: Ledger, size: str) -> list[Record]:
+def _c4_runs(cell: Cell, paper_runs: PaperRuns, size: str) -> list[Record]:
     bits = BITS.get(cell.row.setting)
-    runs = [r for r in ledger.of("c4") if r.plan.method == cell.row.method and model_size(r) == size]
+    runs = [r for r in paper_runs.of("c4") if r.plan.method == cell.row.method and model_size(r) == size]
     return [r for r in runs if r.plan.training.state_bits == bits]
 
 
@@ -163,7 +163,10 @@ def _main(record: Record, step: int | None) -> float | None:
 
 
 def _by_seed(
-    runs: list[Record], ledger: Ledger, value: Callable[[Record], float | None], check: Callable[[Record], list[str]]
+    runs: list[Record],
+    paper_runs: PaperRuns,
+    value: Callable[[Record], float | None],
+    check: Callable[[Record], list[str]],
 ) -> Ours | None:
     if not runs:
         return None
@@ -179,10 +182,10 @@ def _by_seed(
             values[record.plan.seed] = found
     if not values:
         return None
-    return Ours(values, ledger.paths(runs), (*departures(runs, check), *dict.fromkeys(trouble)))
+    return Ours(values, paper_runs.paths(runs), (*departures(runs, check), *dict.fromkeys(trouble)))
 
 
-def _memory(cell: Cell, ledger: Ledger, runs: list[Record], known: tuple[str, ...]) -> Ours | None:
+def _memory(cell: Cell, paper_runs: PaperRuns, runs: list[Record], known: tuple[str, ...]) -> Ours | None:
     """Answer with what the cell says it counts: device peaks if it was measured, else counted tensors."""
     measured = cell.series.basis == "measured"
     count = _device_peak if measured else COUNTS[cell.series.quantity]
@@ -196,7 +199,7 @@ def _memory(cell: Cell, ledger: Ledger, runs: list[Record], known: tuple[str, ..
         return None
     scope = cell.series.scope or "scope not stated"
     why = f"ours is counted from live tensors; published is {cell.series.basis}: {scope}"
-    return Ours(by_seed, ledger.paths(runs), known, None if measured else why, exact=True)
+    return Ours(by_seed, paper_runs.paths(runs), known, None if measured else why, exact=True)
 
 
 def _device_peak(record: Record) -> int | None:

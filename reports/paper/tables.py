@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from reports.paper.agreement import MEANINGS
-from reports.paper.comparison import Judged, PaperRow, PaperTable
+from reports.paper.comparison import ComparedCell, PaperRow, PaperTable
 from reports.tables.table import Entry, Table
 from results.published import Cell, conflicts
 
@@ -33,7 +33,7 @@ def decimals(cell: Cell) -> int:
     return len((cell.printed or "0.00").partition(".")[2])
 
 
-def ours_text(judged: Judged) -> str:
+def ours_text(judged: ComparedCell) -> str:
     """Return "mean ± sd (n)" in the digits of the published number."""
     if judged.ours is None or judged.ours.summary.mean is None:
         return "—"
@@ -45,7 +45,7 @@ def ours_text(judged: Judged) -> str:
     return f"{mean}{spread} (n={summary.n})"
 
 
-def difference_text(judged: Judged) -> str:
+def difference_text(judged: ComparedCell) -> str:
     """Return ours minus published with its sign, and the bound where one was applied."""
     difference, bound = judged.verdict.difference, judged.verdict.bound
     if difference is None:
@@ -78,7 +78,7 @@ def _line(row: PaperRow, columns: Sequence[str], show: Any) -> list[Entry]:
     return [Entry(show(row.cells[column])) if column in row.cells else EMPTY for column in columns]
 
 
-def _word(judged: Judged) -> str:
+def _word(judged: ComparedCell) -> str:
     return judged.verdict.word
 
 
@@ -110,7 +110,7 @@ def long_form(tables: Sequence[PaperTable]) -> pd.DataFrame:
     return frame.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(real, "Float64"))
 
 
-def _long_row(paper: PaperTable, row: PaperRow, judged: Judged) -> dict[str, Any]:
+def _long_row(paper: PaperTable, row: PaperRow, judged: ComparedCell) -> dict[str, Any]:
     cell, verdict = judged.cell, judged.verdict
     summary = judged.ours.summary if judged.ours else None
     return {

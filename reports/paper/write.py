@@ -8,7 +8,7 @@ from pathlib import Path
 
 from reports.page.html import page_html
 from reports.paper.comparison import PaperTable, elsewhere, paper_tables
-from reports.paper.our_numbers import Ledger
+from reports.paper.our_numbers import PaperRuns
 from reports.paper.tables import conflict_table, elsewhere_table, long_form, to_table, verdict_table
 from reports.records.groups import Group, groups
 from reports.records.peft_results import Foreign, foreign_table
@@ -59,7 +59,7 @@ def paper(gathered: Gathered, published: Sequence[Cell], foreign: Sequence[Forei
             own += [replace(table, name=f"{table.name}-{group.name}") for table in context.plugin.tables(context)]
     own.append(state_table(found))
     tables = tuple(table for table in own if table is not None)
-    papers = tuple(paper_tables(published, Ledger(gathered)))
+    papers = tuple(paper_tables(published, PaperRuns(gathered)))
     return Paper(gathered, tuple(published), papers, tuple(found), tables, tuple(foreign))
 
 

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from results.catalogue import Catalogue, CatalogueError, MetricEntry, catalogue_of
 from results.schema import Environment, Evaluation, Memory, Peak, Record, Status, Timing
 
-Row = dict[str, Any]
+Fields = dict[str, Any]
 
 STATUSES: tuple[str, ...] = get_args(Status)
 PEAKS = ("step_peak", "refresh_peak")
@@ -115,7 +115,7 @@ def main_values(record: Record) -> list[tuple[Evaluation, float]]:
     return sorted(((e, v) for e, v in pairs if v is not None), key=lambda pair: pair[0].step)
 
 
-def _identity(record: Record, catalogue: Catalogue) -> Row:
+def _identity(record: Record, catalogue: Catalogue) -> Fields:
     plan, model, data, training = record.plan, record.plan.model, record.plan.data, record.plan.training
     rank, projection_rank = table_ranks(record)
     return {
@@ -138,9 +138,9 @@ def _identity(record: Record, catalogue: Catalogue) -> Row:
     }  # fmt: skip
 
 
-def _scores(record: Record, catalogue: Catalogue) -> Row:
+def _scores(record: Record, catalogue: Catalogue) -> Fields:
     """Return the main metric at the last evaluation and at the best one (the first of equals), if that is known."""
-    row: Row = {"evaluations": len(record.evaluations)}
+    row: Fields = {"evaluations": len(record.evaluations)}
     values = main_values(record)
     if record.evaluations and record.main_metric is not None:
         last = max(record.evaluations, key=lambda evaluation: evaluation.step)
@@ -160,8 +160,8 @@ def _metric(record: Record, catalogue: Catalogue) -> MetricEntry | None:
         return None
 
 
-def _measured(record: Record) -> Row:
-    row: Row = {}
+def _measured(record: Record) -> Fields:
+    row: Fields = {}
     if (certificate := record.engagement) is not None:
         names = ("trainable_parameters", "total_parameters", "refreshes", "dense_state_bytes")
         row |= {"matched_layers": len(certificate.layers), **{name: getattr(certificate, name) for name in names}}
@@ -178,10 +178,10 @@ def _measured(record: Record) -> Row:
     return row
 
 
-def _clock(record: Record) -> Row:
+def _clock(record: Record) -> Fields:
     if (timing := record.timing) is None:
         return {}
-    row: Row = {f"timing_{n}" if n == "warmup_steps" else n: v for n, v in timing}
+    row: Fields = {f"timing_{n}" if n == "warmup_steps" else n: v for n, v in timing}
     row["step_s"] = timing.train_s / timing.timed_steps if timing.timed_steps else None
     row["optimizer_share"] = timing.optimizer_s / timing.train_s if timing.train_s else None
     if timing.refresh_s is not None and timing.refresh_steps:
@@ -189,7 +189,7 @@ def _clock(record: Record) -> Row:
     return row
 
 
-def _row(record: Record, catalogue: Catalogue) -> Row:
+def _row(record: Record, catalogue: Catalogue) -> Fields:
     environment = record.environment
     versions = {name: environment.packages.get(name) for name in PACKAGES}
     place = {name: getattr(environment, name) for name in ENVIRONMENT_COLUMNS}
@@ -241,7 +241,7 @@ def with_step_ratio(runs: pd.DataFrame, yardstick: str | None) -> pd.DataFrame:
 
 def metrics_frame(records: Sequence[Record]) -> pd.DataFrame:
     """Return one typed row for each run, evaluation and "split/metric" (columns: `METRIC_COLUMNS`)."""
-    rows: list[Row] = []
+    rows: list[Fields] = []
     catalogue = described(records)
     for record in in_order(records):
         plan = record.plan

@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 
 from reports.figures.style import GIB
-from reports.records.frames import RUN_COLUMNS, TEXT, Row, typed
+from reports.records.frames import RUN_COLUMNS, TEXT, Fields, typed
 from reports.records.reading import shown_path
 from reports.tables.table import Entry, Table
 from results.catalogue import committed
@@ -33,7 +33,7 @@ PARTS = ("run_info", "train_info", "meta_info")
 class Foreign:
     """One run of another suite as a row of `FOREIGN_COLUMNS`."""
 
-    row: Row
+    row: Fields
 
     @property
     def score(self) -> float | None:
@@ -81,7 +81,7 @@ def _missing(table: Any, error: Exception) -> str:
     return f"no {absent[0]}" if absent else f"field {error}"
 
 
-def _row(table: dict[str, Any], path: Path) -> Row:
+def _row(table: dict[str, Any], path: Path) -> Fields:
     run, train, meta = (table[name] for name in PARTS)
     config, adapter = run["train_config"], run.get("peft_config") or {}
     status = STATUSES.get(train["status"], "failed")
@@ -130,11 +130,11 @@ def _targets(adapter: dict[str, Any]) -> str | None:
     return ",".join(sorted(targets)) if isinstance(targets, list) else targets
 
 
-def _score(metrics: Sequence[dict[str, Any]]) -> Row:
+def _score(metrics: Sequence[dict[str, Any]]) -> Fields:
     """Return the test accuracy, and the best validation accuracy seen on the way."""
     tests = [point for point in metrics if "test accuracy" in point]
     valid = [(point["valid accuracy"], point["step"]) for point in metrics if "valid accuracy" in point]
-    row: Row = {"main_metric": "test/accuracy", "evaluations": len(metrics)}
+    row: Fields = {"main_metric": "test/accuracy", "evaluations": len(metrics)}
     if tests:
         row |= {"last_score": tests[-1]["test accuracy"], "last_step": tests[-1]["step"]}
     if valid:

@@ -12,7 +12,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from reports.figures.front_and_curves import FAINT, Plot, draw
 from reports.tables.table import Entry, Table
-from results.bench import Bench, BenchCell, Claim
+from results.bench import Bench, BenchCell, Ratio
 
 MET = {True: "met", False: "missed", None: "—"}
 COLOURS = ("#0072B2", "#56B4E9", "#CC79A7")
@@ -26,16 +26,16 @@ class Kin:
 
     group: str
     rank: object
-    first: Claim
-    members: tuple[tuple[BenchCell, Claim], ...]
+    first: Ratio
+    members: tuple[tuple[BenchCell, Ratio], ...]
 
     @property
-    def measured(self) -> list[tuple[BenchCell, Claim]]:
+    def measured(self) -> list[tuple[BenchCell, Ratio]]:
         """The members that hold a value."""
         return [(cell, claim) for cell, claim in self.members if claim.median is not None]
 
     @property
-    def worst(self) -> tuple[BenchCell, Claim] | None:
+    def worst(self) -> tuple[BenchCell, Ratio] | None:
         """The measured member farthest on the wrong side; the largest ratio where there is no rule."""
         sign = -1.0 if self.first.rule == "at least" else 1.0
         return max(self.measured, key=lambda pair: sign * (pair[1].median or 0.0), default=None)
@@ -43,7 +43,7 @@ class Kin:
 
 def kinds(found: Bench) -> list[Kin]:
     """Return the claims by kind, in the order of the record."""
-    grouped: dict[tuple[object, ...], list[tuple[BenchCell, Claim]]] = {}
+    grouped: dict[tuple[object, ...], list[tuple[BenchCell, Ratio]]] = {}
     for cell in found.cells:
         for claim in cell.claims:
             key = (cell.group, cell.settings.get("rank"), claim.what, claim.ours, claim.peer, claim.rule, claim.target)
@@ -195,7 +195,7 @@ def _refresh_panel(axes: Axes, cells: Sequence[BenchCell]) -> None:
     axes.set_title("Refresh, times faster than SVD")
 
 
-def _dot(axes: Axes, x: float, claim: Claim, colour: str, marker: str, label: str | None) -> None:
+def _dot(axes: Axes, x: float, claim: Ratio, colour: str, marker: str, label: str | None) -> None:
     middle = claim.median
     if middle is None:
         return
@@ -259,9 +259,9 @@ def _number(value: float | None) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.4f}" if 0.99 < value < 1.0001 else f"{value:.2f}"
 
 
-def _spread(claim: Claim) -> str:
+def _spread(claim: Ratio) -> str:
     return "—" if claim.spread is None else f"{_number(claim.spread[0])} to {_number(claim.spread[1])}"
 
 
-def _target(claim: Claim) -> str:
+def _target(claim: Ratio) -> str:
     return "—" if claim.target is None else f"{claim.rule} {claim.target:g}"

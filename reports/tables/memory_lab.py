@@ -17,7 +17,7 @@ from reports.records.selection import ReportError
 from reports.tables.table import EMPTY, Entry, Table
 from reports.write import forms, page, write_files
 from results.catalogue import Catalogue, catalogue_of
-from results.lab import Cell, Parts, Verdicts, read_cell_file, read_verdicts
+from results.lab import MemoryCell, Parts, RecomputedClaims, read_cell_file, read_verdicts
 
 CLAIMS = "claims.json"
 Key = tuple[str, str, int, bool, bool]
@@ -48,8 +48,8 @@ PARTS: dict[str, tuple[str, ...]] = {
 class Lab:
     """The cells by `Key`, the verdicts on published claims, and what the methods are."""
 
-    cells: dict[Key, Cell]
-    verdicts: Verdicts | None
+    cells: dict[Key, MemoryCell]
+    verdicts: RecomputedClaims | None
     catalogue: Catalogue
 
     @property
@@ -114,7 +114,7 @@ def ladders(catalogue: Catalogue, methods: Iterable[str]) -> tuple[Rungs, Rungs]
     return ladder, reordered
 
 
-def step_bytes(cell: Cell) -> int:
+def step_bytes(cell: MemoryCell) -> int:
     """Return the highest total of a training step, one that refreshes bases included."""
     refresh = cell.phases.get("refresh", Parts())
     return max(cell.peak.total_bytes, refresh.total_bytes)
@@ -166,7 +166,7 @@ def ladder_table(lab: Lab, models: Sequence[str], rungs: Rungs, name: str) -> Ta
     return Table(name, caption + _settings(lab.cells, models), heads, tuple(rows), _notes(lab), pd.DataFrame(data))
 
 
-def claim_table(found: Verdicts) -> Table:
+def claim_table(found: RecomputedClaims) -> Table:
     """Return the verdict on every published claim; the cells of one published table stand in one row."""
     rows, data = [], []
     tables: dict[str, list[bool]] = {}
@@ -253,7 +253,7 @@ def build_memory_report(folder: Path, out: Path) -> list[Path]:
     return write_files(out / "memory", files)
 
 
-def _key(cell: Cell) -> Key:
+def _key(cell: MemoryCell) -> Key:
     setting = cell.setting
     return setting.model, setting.method, setting.state_bits, setting.per_layer, setting.checkpointing
 
@@ -262,7 +262,7 @@ def _gib(amount: int | None) -> Entry:
     return EMPTY if amount is None else Entry(in_unit(amount, GIB))
 
 
-def _settings(cells: dict[Key, Cell], models: Sequence[str]) -> str:
+def _settings(cells: dict[Key, MemoryCell], models: Sequence[str]) -> str:
     """Return batch, length, precision and ranks of the models, said once where they agree."""
     kinds: dict[str, list[str]] = {}
     for model in models:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from baselines.registry import checked_name
-from results.bench import Bench, Claim
+from results.bench import Bench, Ratio
 from results.single import write_single
 from results.store import check_writable
 from suites.bench.run import GROUPS, Item, expected_seconds, items, run_bench
@@ -96,5 +96,5 @@ def claims_table(found: Bench) -> Table:
     return table
 
 
-def _target(claim: Claim) -> str:
+def _target(claim: Ratio) -> str:
     return "-" if claim.target is None else f"{claim.rule} {claim.target:g}"

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gnlorp.krylov import half_products_pay
 from gnlorp.projection import Bases, fit
-from results.bench import BenchCell, Candidate, Claim
+from results.bench import BenchCell, Candidate, Ratio
 from suites.bench.peers import NO_GALORE, galore_torch
 from suites.bench.text import captured_gradients
 from suites.bench.timing import candidate, in_turns, ratio_claim
@@ -53,7 +53,7 @@ def refresh_cell(
         found = projector.get_orthogonal_matrix(grad, projector.rank, type=side)
         exact = found.T if side == "right" else found
     seconds = in_turns(work, budget_s, least=2)
-    claims: list[Claim] = []
+    claims: list[Ratio] = []
     for rank, target in ranks:
         best = _energy(grad, exact[:, :rank])
         for kind, limit in (("warm", target), ("exact", None)):

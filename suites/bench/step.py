@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gnlorp import GradNormLoRPAdamW
-from results.bench import BenchCell, Candidate, Claim
+from results.bench import BenchCell, Candidate, Ratio
 from suites.bench.peers import NO_GALORE, galore_torch
 from suites.bench.text import llama
 from suites.bench.timing import candidate, in_turns, ratio_claim
@@ -163,7 +163,7 @@ def _restart_on_their_bases(
             state["step"] = 1
 
 
-def _claims(seconds: dict[str, list[float]], refresh_s: dict[str, float]) -> list[Claim]:
+def _claims(seconds: dict[str, list[float]], refresh_s: dict[str, float]) -> list[Ratio]:
     ours, peer = seconds["ours"], seconds.get("peer", [])
     names = (TITLES["ours"], TITLES["peer"])
     claims = [

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from results.bench import Candidate, Claim, Rule
+from results.bench import Candidate, Ratio, Rule
 
 Work = Callable[[], object]
 SHORTEST_S = 0.02
@@ -43,14 +43,14 @@ def ratio_claim(
     names: tuple[str, str],
     rule: Rule = "at most",
     target: float | None = None,
-) -> Claim:
+) -> Ratio:
     """Return the claim on `over` divided by `under`, round by round; `names` are ours and the peer's.
 
     Without a target the ratio is only stated, and `rule` says nothing.
     """
     values = [a / b for a, b in zip(over, under, strict=True)] if over and under else []
     kept = None if target is None else rule
-    return Claim(what=what, ours=names[0], peer=names[1], values=values, rule=kept, target=target)
+    return Ratio(what=what, ours=names[0], peer=names[1], values=values, rule=kept, target=target)
 
 
 def candidate(name: str, title: str, seconds: Mapping[str, list[float]], peak_bytes: int | None = None) -> Candidate:

@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from results.lab import Attempt, Claim, Rule, Setting, Verdict, Verdicts, read_claims, write_verdicts
+from results.lab import Attempt, Claim, Recomputed, RecomputedClaims, Rule, Setting, read_claims, write_verdicts
 from suites.lab.conventions import Convention, Values, conventions, shapes_of, values_of
 from suites.lab.fits import largest
 from suites.lab.lab import Lab
@@ -27,7 +27,7 @@ BASELINES = {"bf16 AdamW": 2, "fp32 AdamW": 4, "8-bit AdamW": 1}
 """Bytes a moment of the optimizers that a cut could be meant against."""
 
 
-def recompute(traces: bool = True) -> Verdicts:
+def recompute(traces: bool = True) -> RecomputedClaims:
     """Return every claim's verdict; without `traces` those that need one are left out."""
     claims = read_claims()
     makers = {
@@ -38,15 +38,15 @@ def recompute(traces: bool = True) -> Verdicts:
     }
     traced = ("fits", "order by peak")
     found = [makers.get(claim.quantity, _estimate)(claim) for claim in claims if traces or claim.quantity not in traced]
-    return Verdicts(verdicts=found, rules=_rules(claims))
+    return RecomputedClaims(verdicts=found, rules=_rules(claims))
 
 
-def write_claims(path: Path, found: Verdicts) -> Path:
+def write_claims(path: Path, found: RecomputedClaims) -> Path:
     """Write the verdicts and return the path."""
     return write_verdicts(path, found)
 
 
-def lines_of(found: Verdicts) -> Iterator[str]:
+def lines_of(found: RecomputedClaims) -> Iterator[str]:
     """Yield one line a claim, then one a published table."""
     for verdict in found.verdicts:
         claim = verdict.claim
@@ -77,7 +77,7 @@ def _tries(claim: Claim) -> Iterator[tuple[Convention, int, float]]:
             yield convention, rank, size / UNIT[claim.unit][convention.gibi]
 
 
-def _estimate(claim: Claim) -> Verdict:
+def _estimate(claim: Claim) -> Recomputed:
     tries = [
         Attempt(convention=f"rank {rank}: {convention.words()}", value=round(value, 4), holds=prints_as(value, claim))
         for convention, rank, value in _tries(claim)
@@ -89,7 +89,7 @@ def _distinct(tries: Iterable[Attempt]) -> list[Attempt]:
     return list({attempt.convention: attempt for attempt in tries}.values())
 
 
-def verdict_of(claim: Claim, tries: Sequence[Attempt], words: str = "", own: str = "") -> Verdict:
+def verdict_of(claim: Claim, tries: Sequence[Attempt], words: str = "", own: str = "") -> Recomputed:
     """Return the verdict over all attempts; `words` stands for what counting them cannot say, `own` is added."""
     holding = [attempt for attempt in tries if attempt.holds]
     nearest = sorted(tries, key=lambda attempt: abs(attempt.value - claim.value))
@@ -99,10 +99,10 @@ def verdict_of(claim: Claim, tries: Sequence[Attempt], words: str = "", own: str
         said = f"reproduced by {len(holding)} of {len(tries)} conventions, among them"
         words = said if holding else f"reproduced by none of {len(tries)} conventions; nearest is {best.value:g} with"
         words += f" {best.convention}"
-    return Verdict(claim=claim, tried=len(tries), holding=len(holding), attempts=shown, words=words + own)
+    return Recomputed(claim=claim, tried=len(tries), holding=len(holding), attempts=shown, words=words + own)
 
 
-def _cut(claim: Claim) -> Verdict:
+def _cut(claim: Claim) -> Recomputed:
     """Try every model, rank, projection and baseline: by how much is 8-bit state smaller than the baseline's?"""
     tries = []
     for model in CUT_MODELS:
@@ -141,7 +141,7 @@ def _cuts(claim: Claim, model: str, rank: int, projection: int) -> Iterator[Atte
             )
 
 
-def _fits(claim: Claim) -> Verdict:
+def _fits(claim: Claim) -> Recomputed:
     """Say the largest batch of 256 tokens within the limit in GiB, by update and checkpointing."""
     network = find_network(claim.model)
     lab = Lab(network, claim.method, claim.ranks[0], "bf16", (8,))
@@ -170,7 +170,7 @@ def _fits(claim: Claim) -> Verdict:
     return verdict_of(claim, tries, said).model_copy(update={"attempts": tries})
 
 
-def _order_by_estimate(claim: Claim) -> Verdict:
+def _order_by_estimate(claim: Claim) -> Recomputed:
     assert claim.other is not None
     first, second = (values_of(name, claim.model, claim.ranks[0]) for name in (claim.method, claim.other))
     tries = []
@@ -189,7 +189,7 @@ def _order_by_estimate(claim: Claim) -> Verdict:
     return verdict_of(claim, same, words)
 
 
-def _order_by_peak(claim: Claim) -> Verdict:
+def _order_by_peak(claim: Claim) -> Recomputed:
     """Say which of two methods has the higher peak as the batch grows: first gradients decide, then activations."""
     assert claim.other is not None
     network = find_network(claim.model)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from results.lab import Cell, Setting
+    from results.lab import MemoryCell, Setting
     from suites.lab.lab import Lab
 
 REFERENCE = Path("results") / "reference" / "memory"
@@ -71,7 +71,7 @@ def register(app: typer.Typer, console: Console, one_line_errors: Callable[[], A
             from suites.measure.environment import usable_cpus
             from suites.options import split
 
-            def said(cell: Cell, done: int, total: int) -> None:
+            def said(cell: MemoryCell, done: int, total: int) -> None:
                 setting = cell.setting
                 words = f"{setting.model} {setting.method} {setting.state_bits} bit"
                 words += " per-layer" if setting.per_layer else ""
@@ -136,7 +136,7 @@ def _lab(
     return lab, setting
 
 
-def _print_ledger(console: Console, cell: Cell) -> None:
+def _print_ledger(console: Console, cell: MemoryCell) -> None:
     from suites.measure.ledger import cell_ledger
 
     ledger = cell_ledger(cell)

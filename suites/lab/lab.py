@@ -20,7 +20,7 @@ from torch.optim import Optimizer
 from baselines.method import AdamSettings, Placement, set_refresh_gap
 from baselines.registry import get_method
 from baselines.shared import targets
-from results.lab import Cell, Counted, Parts, Precision, Setting
+from results.lab import Counted, MemoryCell, Parts, Precision, Setting
 from results.schema import Layer, Peak
 from suites.lab import splice, step
 from suites.lab.networks import Network, blocks_of
@@ -86,7 +86,7 @@ class Lab:
         self.config = self.method.configure(rank)
         self._kept: dict[tuple[object, ...], Half] = {}
 
-    def cell(self, setting: Setting) -> Cell:
+    def cell(self, setting: Setting) -> MemoryCell:
         """Return the ledger of one setting."""
         start = time.perf_counter()
         load, whole = self._whole(setting.state_bits)
@@ -96,7 +96,7 @@ class Lab:
         if refresh is not None:
             phases["refresh"] = refresh
         phases["evaluation"] = peak_of(evaluation)
-        return Cell(
+        return MemoryCell(
             setting=setting,
             parameters=self._parameters,
             layers=half.layers,

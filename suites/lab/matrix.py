@@ -8,7 +8,7 @@ from pathlib import Path
 
 from baselines.registry import get_method, methods
 from results.catalogue import joined
-from results.lab import Cell, Precision, Setting, read_cell_file, write_cells
+from results.lab import MemoryCell, Precision, Setting, read_cell_file, write_cells
 from suites.c4.sizes import SIZES
 from suites.catalogue import catalogue
 from suites.lab.lab import Lab
@@ -23,7 +23,7 @@ BATCH = 16
 SEQUENCE = {True: 256, False: 512}
 PRECISION: dict[bool, Precision] = {True: "bf16", False: "fp32"}
 
-Said = Callable[[Cell, int, int], None]
+Said = Callable[[MemoryCell, int, int], None]
 
 
 def settings_of(network: Network, method: str) -> Iterator[Setting]:
@@ -82,7 +82,7 @@ def run_matrix(models: Iterable[str], names: Iterable[str], out: Path, said: Sai
     return [out / f"{name}.json" for name in order]
 
 
-def _cells(model: str, settings: Sequence[Setting]) -> list[Cell]:
+def _cells(model: str, settings: Sequence[Setting]) -> list[MemoryCell]:
     """Make cells that differ in no more than a lab can answer."""
     first = settings[0]
     lab = Lab(find_network(model), first.method, first.rank, first.precision, WIDTHS)

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baselines.registry import get_method
-from results.lab import Cell, Counted
+from results.lab import Counted, MemoryCell
 from results.schema import Layer, Ledger, LedgerGap, LedgerLine, Memory, Peak, Plan
 from suites.config import validated
 from suites.measure import live, tracker
@@ -145,7 +145,7 @@ def ledger_of(
     return Ledger(lines=lines, phases=dict(phases), gaps=gaps)
 
 
-def cell_ledger(cell: Cell) -> Ledger:
+def cell_ledger(cell: MemoryCell) -> Ledger:
     """Return the ledger of a cell of the lab, whose step counters and tables are those of the counted state."""
     peak = Peak(total_bytes=cell.peak.total_bytes, **cell.peak.model_dump())
     phases = {name: Peak(total_bytes=parts.total_bytes, **parts.model_dump()) for name, parts in cell.phases.items()}

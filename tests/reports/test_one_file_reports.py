@@ -12,7 +12,7 @@ from reports.documents import filled
 from reports.tables.bench import bench_plot, claims_table, measurements_table, targets_table
 from reports.tables.capabilities import capabilities_table
 from reports.tables.table import to_markdown
-from results.bench import Bench, BenchCell, Candidate, Claim
+from results.bench import Bench, BenchCell, Candidate, Ratio
 from results.capabilities import Answered, Capabilities, CapabilityMatrix
 from results.schema import Environment
 from results.single import read_single, write_single
@@ -26,8 +26,8 @@ MACHINE = Environment(
 
 def claim(
     what: str, values: list[float], peer: str = "LoRA", rule: str | None = "at most", target: float = 1.15
-) -> Claim:
-    return Claim(
+) -> Ratio:
+    return Ratio(
         what=what,
         ours="ours",
         peer=peer,

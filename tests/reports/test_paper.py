@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from reports.paper.agreement import ABSENT, ACCOUNTING, FAILS, HOLDS, PROTOCOL, UNDECIDED, UNPUBLISHED
-from reports.paper.comparison import SHAPES, Judged, PaperTable, elsewhere, paper_tables
-from reports.paper.our_numbers import Ledger
+from reports.paper.comparison import SHAPES, ComparedCell, PaperTable, elsewhere, paper_tables
+from reports.paper.our_numbers import PaperRuns
 from reports.paper.tables import conflict_table, elsewhere_table, long_form, to_table, verdict_table
 from reports.records.reading import Found, Gathered, gather
 from reports.tables.table import to_csv, to_latex, to_markdown
@@ -36,10 +36,10 @@ def gathered_of(records: Sequence[Record]) -> Gathered:
 
 def tables_of(records: Sequence[Record]) -> dict[str, PaperTable]:
     """Return the papers' tables by name."""
-    return {table.name: table for table in paper_tables(published_cells(), Ledger(gathered_of(records)))}
+    return {table.name: table for table in paper_tables(published_cells(), PaperRuns(gathered_of(records)))}
 
 
-def cell_of(table: PaperTable, method: str, column: str, source: str = "G") -> Judged:
+def cell_of(table: PaperTable, method: str, column: str, source: str = "G") -> ComparedCell:
     """Return the one cell of a method and source."""
     (row,) = [row for row in table.rows if (row.method, row.source) == (method, source) and column in row.cells]
     return row.cells[column]
@@ -76,7 +76,7 @@ def c4_run(make_record: Make) -> Make:
 
 def test_every_published_cell_stands_somewhere_once_a_table() -> None:
     cells = published_cells()
-    tables = paper_tables(cells, Ledger(gathered_of([])))
+    tables = paper_tables(cells, PaperRuns(gathered_of([])))
     shown = [id(judged.cell) for table in tables for judged in table.cells]
     rest = [id(cell) for cell in elsewhere(cells)]
     assert set(shown) | set(rest) == {id(cell) for cell in cells}
@@ -234,7 +234,7 @@ def test_the_printed_table_shows_ours_below_the_published_row(paper_run: Make) -
 
 def test_the_long_form_has_every_cell_and_no_made_up_number() -> None:
     cells = published_cells()
-    tables = paper_tables(cells, Ledger(gathered_of([])))
+    tables = paper_tables(cells, PaperRuns(gathered_of([])))
     frame = long_form(tables)
     assert len(frame) == sum(len(table.cells) for table in tables)
     assert frame["ours"].isna().all()
@@ -256,7 +256,7 @@ def test_records_read_from_files_give_the_same_table(tmp_path: Path, paper_run: 
     records = [paper_run(seed=s) for s in range(3)]
     for record in records:
         write_record(tmp_path, record)
-    found = {t.name: t for t in paper_tables(published_cells(), Ledger(gather([tmp_path])))}
+    found = {t.name: t for t in paper_tables(published_cells(), PaperRuns(gather([tmp_path])))}
     mine = cell_of(found["glue-rank8"], "lora", "rte")
     assert mine.ours is not None
     assert all(os.sep + "tmp" not in path for path in mine.ours.records)

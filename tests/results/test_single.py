@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from results.bench import Bench, BenchCell, Claim
+from results.bench import Bench, BenchCell, Ratio
 from results.capabilities import Answered, Capabilities, CapabilityMatrix
 from results.schema import Environment
 from results.single import read_single, write_single
@@ -61,7 +61,7 @@ def test_a_row_fails_with_one_failed_check() -> None:
     ],
 )
 def test_a_claim_is_met_by_its_median(rule: str, values: list[float], met: bool | None) -> None:
-    claim = Claim(what="time", ours="a", peer="b", values=values, rule=rule, target=1.15)  # type: ignore[arg-type]
+    claim = Ratio(what="time", ours="a", peer="b", values=values, rule=rule, target=1.15)  # type: ignore[arg-type]
     assert claim.met is met
     assert (claim.spread is None) == (len(values) < 2)
 

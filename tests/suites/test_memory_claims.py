@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from results.lab import Cells, Claim, read_cells, read_claims, read_verdicts, write_cells, write_verdicts
+from results.lab import Claim, MemoryCells, read_cells, read_claims, read_verdicts, write_cells, write_verdicts
 from results.store import StoreError
 from suites.lab.claims import lines_of, prints_as, recompute
 from suites.lab.conventions import Convention, conventions, shapes_of, values_of
@@ -97,4 +97,4 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no recomputed claims"):
         read_verdicts(path)
     assert read_cells(tmp_path / "none.json") == []
-    assert Cells(cells=[]).schema_version == 1
+    assert MemoryCells(cells=[]).schema_version == 1

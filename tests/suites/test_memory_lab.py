@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from baselines.method import set_refresh_gap
 from baselines.registry import methods
-from results.lab import Cell, Parts, Setting
+from results.lab import MemoryCell, Parts, Setting
 from results.schema import TrainingPlan
 from suites.lab import splice, step
 from suites.lab.lab import NEVER, PHASES, Lab, parts_of
@@ -80,7 +80,7 @@ def real_trace(lab: Lab, setting: Setting, refresh: bool = False) -> tuple[Trace
     return track(model, optimizer, run, look_into_foreign=False), model, optimizer
 
 
-def check(cell: Cell, trace: Trace, model: nn.Module, optimizer: Optimizer) -> None:
+def check(cell: MemoryCell, trace: Trace, model: nn.Module, optimizer: Optimizer) -> None:
     counters = {"gradnormlorp": 4}.get(cell.setting.method, 0)
     assert cell.count.weight_bytes == live.weight_bytes(model)
     assert cell.count.state_bytes == live.state_bytes(optimizer, model)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from results.lab import Cell, Setting, read_cell_file, read_cells, write_cells
+from results.lab import MemoryCell, Setting, read_cell_file, read_cells, write_cells
 from suites.lab import matrix
 from suites.lab.networks import Network
 
@@ -23,7 +23,7 @@ def small_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matrix, "settings_of", two)
 
 
-def without_time(cells: list[Cell]) -> list[Cell]:
+def without_time(cells: list[MemoryCell]) -> list[MemoryCell]:
     return [cell.model_copy(update={"seconds": 0.0}) for cell in cells]
 
 
@@ -44,7 +44,7 @@ def test_two_processes_make_the_cells_of_one_in_the_same_order(tmp_path: Path) -
 
 @pytest.mark.usefixtures("small_settings")
 def test_only_missing_cells_are_made_and_others_stay(tmp_path: Path) -> None:
-    said: list[tuple[Cell, int, int]] = []
+    said: list[tuple[MemoryCell, int, int]] = []
     path = matrix.run_matrix(["micro"], METHODS, tmp_path, lambda *_: None)[0]
     cells = read_cells(path)
     elsewhere = cells[0].model_copy(update={"setting": cells[0].setting.model_copy(update={"batch": 3})})

@@ -11,6 +11,7 @@ import pytest
 
 from baselines.registry import methods
 from results.catalogue import (
+    COMMITTED,
     Catalogue,
     CatalogueError,
     MethodEntry,
@@ -23,13 +24,33 @@ from results.catalogue import (
     read_catalogue,
 )  # fmt: skip
 from results.schema import Record
-from results.store import StoreError, read_record, write_record
+from results.store import StoreError, read_record, record_paths, write_record
 from suites.catalogue import catalogue, catalogue_for, method_entry
 from suites.registry import all_suites
 
 
 def test_the_committed_catalogue_says_what_the_owners_say() -> None:
-    assert committed() == catalogue(), "python -m suites catalogue"
+    """What is new since describes its own records; what is committed must be as its owner has it today."""
+    said, kept = catalogue(), committed()
+    names = {method.name for method in kept.methods}
+    assert [method for method in said.methods if method.name in names] == kept.methods, "python -m suites catalogue"
+    for suite in kept.suites:
+        mine = said.suite(suite.name)
+        tasks, metrics = {task.name for task in suite.tasks}, {metric.name for metric in suite.metrics}
+        reduced = {
+            "tasks": [task for task in mine.tasks if task.name in tasks],
+            "metrics": [metric for metric in mine.metrics if metric.name in metrics],
+        }
+        assert mine.model_copy(update=reduced) == suite, "python -m suites catalogue"
+
+
+def test_every_reference_record_is_described_by_itself_or_by_the_committed_catalogue() -> None:
+    records = [read_record(path) for path in record_paths([COMMITTED.parent])]
+    known = catalogue_of(record.catalogue for record in records)
+    assert {record.plan.method for record in records} <= {method.name for method in known.methods}
+    for suite, task, metric in {(r.plan.suite, r.plan.task, r.main_metric) for r in records}:
+        assert known.suite(suite).task(task) is not None
+        assert metric is None or known.suite(suite).metric(metric)
 
 
 def test_every_method_has_a_row_and_a_look_of_its_own() -> None:

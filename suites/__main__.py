@@ -242,7 +242,7 @@ def prepare(options: Options, plans: bool = True, dry: bool = False) -> Prepared
     from suites.config import default_rank
     from suites.plan import Request, comparison, make_plans
     from suites.registry import get_suite
-    from suites.run.launch import shared_out
+    from suites.run.processes import shared_out
     from suites.suite import Runtime
 
     suite = get_suite(options.suite)

@@ -6,13 +6,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from baselines.registry import get_method
 from results.schema import Peak, Plan, Record
 from suites.measure.environment import bf16_slowdown
-from suites.run.launch import Event
+from suites.run.worker import Event
 from suites.suite import Runtime
 
 SIGNS = {
@@ -165,7 +173,7 @@ class ProgressListener:
         self._runs = len(plans)
         self._ended = 0
         self._overall = self._progress.add_task("all runs", total=sum(plan.training.steps for plan in plans))
-        self._bars: dict[str, tuple[int, int]] = {}
+        self._bars: dict[str, tuple[TaskID, int]] = {}
 
     def __enter__(self) -> ProgressListener:
         self._progress.start()

@@ -150,7 +150,8 @@ def checkpoint_activations(model: nn.Module) -> None:
         raise ValueError(f"checkpointing = true: {type(model).__name__} cannot (nearest allowed value: false)")
     options = {"use_reentrant": False}
     # The second name is that of transformers below 5.
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    network: Any = model
+    enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
     enable(options)
 
 

@@ -85,7 +85,7 @@ def largest_batch(what: Evaluated) -> Batch:
 
 
 def _rows_at_once(what: Evaluated) -> int:
-    return max(1, TOKENS_AT_ONCE // what.sequences.ids.shape[1])
+    return max(1, TOKENS_AT_ONCE // int(what.sequences.ids.shape[1]))
 
 
 def unigram(train: Sequences, what: Evaluated, vocabulary: int) -> dict[str, float | None]:

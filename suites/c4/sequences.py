@@ -57,7 +57,7 @@ def padded(documents: Sequence[npt.NDArray[np.generic]], length: int, filling: i
     lengths = np.array([min(len(document), length) for document in documents], np.int64)
     for row, document in enumerate(documents):
         ids[row, : lengths[row]] = document[:length]
-    return Sequences(ids, lengths)  # type: ignore[arg-type]
+    return Sequences(ids, lengths)
 
 
 def packed(documents: Sequence[npt.NDArray[np.generic]], length: int, filling: int) -> Sequences:

@@ -18,7 +18,7 @@ from results.gate.quantities import cell_of, names
 from results.schema import Plan, Strict
 from suites.measure.environment import ROOT, environment
 from suites.plan import Request, comparison, make_plans
-from suites.run.launch import shared_out
+from suites.run.processes import shared_out
 from suites.suite import Runtime
 
 ROWS = Path(__file__).with_name("rows.toml")

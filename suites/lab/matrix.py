@@ -13,7 +13,7 @@ from suites.c4.sizes import SIZES
 from suites.catalogue import catalogue
 from suites.lab.lab import Lab
 from suites.lab.networks import Network, find_network
-from suites.run.launch import in_processes
+from suites.run.processes import in_processes
 
 MODELS: tuple[str, ...] = ("roberta-base", *SIZES)
 WIDTHS = (32, 8)

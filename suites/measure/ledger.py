@@ -9,16 +9,14 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.registry import get_method
 from results.lab import Counted, MemoryCell
-from results.schema import Layer, Ledger, LedgerGap, LedgerLine, Memory, Peak, Plan
-from suites.config import validated
+from results.schema import Layer, Ledger, LedgerGap, LedgerLine, Memory, Peak
 from suites.measure import live, tracker
 from suites.measure.formula import Rest, formula_of, trains_everything
 from suites.measure.tracker import Phase, Trace, peak_of
-from suites.registry import get_suite
+from suites.resolved import Resolved
 from suites.run.loop import autocast
-from suites.suite import Job, Runtime
+from suites.suite import Job
 
 STEP_PHASES: tuple[Phase, ...] = ("forward", "backward", "optimizer")
 
@@ -40,42 +38,39 @@ def phase_peaks(trace: Trace) -> dict[str, Peak]:
     return {name: peak for name, peak in found.items() if peak.total_bytes}
 
 
-def evaluation_peak(model: nn.Module, optimizer: Optimizer, job: Job, plan: Plan, device: torch.device) -> Peak | None:
+def evaluation_peak(built: Built, job: Job, case: Resolved) -> Peak | None:
     """Return the peak of a forward at the largest evaluation batch; None where the job does not say which that is."""
     if job.evaluation is None:
         return None
+    model, device = built.model, case.runtime.device
     inputs = {name: tensor.to(device) for name, tensor in job.evaluation.items() if name != "labels"}
     training = model.training
     model.eval()
 
     @torch.no_grad()
     def run() -> None:
-        with autocast(model, plan.training):
+        with autocast(model, case.training):
             model(**inputs)
 
-    peak = peak_of(tracker.track(model, optimizer, run))
+    peak = peak_of(tracker.track(model, built.optimizer, run))
     model.train(training)
     return peak
 
 
-def with_ledger(
-    memory: Memory, built: Built, job: Job, plan: Plan, runtime: Runtime, phases: Mapping[str, Peak]
-) -> Memory:
+def with_ledger(memory: Memory, built: Built, job: Job, case: Resolved, phases: Mapping[str, Peak]) -> Memory:
     """Return a run's memory with its ledger: the one call that a run makes."""
     with torch.device("meta"):
-        plain = get_suite(plan.suite).skeleton(plan, runtime)
-    method = get_method(plan.method)
-    config = validated(method.config_type, plan.method_config, f"{plan.method} setting")
+        plain = case.skeleton()
     taken = {f"{layer.name}.weight" for layer in built.layers}
-    everything = trains_everything(method, config, built.layers[0].shape)
+    everything = trains_everything(case.method, case.config, built.layers[0].shape)
     trained = set(job.placement.trained)
     rest = {
         name: Rest(tuple(parameter.shape), everything or name in trained)
         for name, parameter in plain.named_parameters()
         if name not in taken
     }
-    dtype = torch.bfloat16 if plan.training.precision == "bf16" else torch.float32
-    formula = formula_of(method, config, built.layers, rest, plan.training.state_bits, dtype)
+    dtype = torch.bfloat16 if case.training.precision == "bf16" else torch.float32
+    formula = formula_of(case.method, case.config, built.layers, rest, case.training.state_bits, dtype)
     original = sum(parameter.numel() for parameter in plain.parameters()) * dtype.itemsize
     count = Counted(
         weight_bytes=memory.weight_bytes,

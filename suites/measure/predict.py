@@ -89,7 +89,7 @@ class _Rules(TorchDispatchMode):
     """Runs what has values for real, and replaces what needs values that are not there; counts each replacement."""
 
     def __init__(self, fakes: FakeTensorMode) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._memo = fakes.fake_tensor_converter.meta_converter.tensor_memo
         self.used: Counter[str] = Counter()
 

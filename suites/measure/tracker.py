@@ -162,7 +162,7 @@ class Recorder(TorchDispatchMode):
     """Logs the storages that operators take and return. One use each: `own`, run within `watching`, `own`, `trace`."""
 
     def __init__(self, device_type: str, look_into_foreign: bool = True) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._device_type = device_type
         self._foreign = look_into_foreign
         self._before: list[Event] = []
@@ -228,12 +228,13 @@ class Recorder(TorchDispatchMode):
     def _watch_gradient(self, parameter: Tensor) -> Callable[[], None]:
         handle = parameter.register_post_accumulate_grad_hook(self._gradient_arrived)
         # First in line: a hook that steps the optimizer inside backward would free the gradient unseen.
-        hooks: dict[int, Any] = parameter._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+        hooks: dict[int, Any] = parameter._post_accumulate_grad_hooks
         earlier = {key: hook for key, hook in hooks.items() if key != handle.id}
         for key in earlier:
             del hooks[key]
         hooks.update(earlier)
-        return handle.remove
+        remove: Callable[[], None] = handle.remove
+        return remove
 
     def _gradient_arrived(self, parameter: Tensor) -> None:
         if parameter.grad is not None:

@@ -6,12 +6,10 @@ truncated or damaged one is told from a whole one. They load with `weights_only=
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
-import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from results.differences import plan_differences
@@ -27,7 +26,7 @@ from results.schema import Plan
 FORMAT = 1
 KEPT = 2
 FOLDER = "checkpoints"
-LOCK = ".lock"
+LOCKS = ".locks"
 LOCK_WAIT_S = 15.0
 State = dict[str, Any]
 
@@ -103,20 +102,18 @@ def held(store: Path, plan: Plan) -> Iterator[None]:
     Raises:
         CheckpointError: another process holds it, for longer than one that was just killed would.
     """
-    store.mkdir(parents=True, exist_ok=True)
-    with (store / LOCK).open("a") as lock:
-        # One byte of one file a plan: the system frees it with the process, however that ends.
-        where = int(plan.hash(), 16)
-        end = time.monotonic() + LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, where)
-                break
-            except (BlockingIOError, PermissionError):
-                if time.monotonic() > end:
-                    raise CheckpointError(f"{store}: another process runs this plan ({plan.label})") from None
-                time.sleep(0.1)
+    folder = store / LOCKS
+    folder.mkdir(parents=True, exist_ok=True)
+    # The system frees it with the process, however that ends.
+    lock = FileLock(folder / plan.hash(), timeout=LOCK_WAIT_S)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise CheckpointError(f"{store}: another process runs this plan ({plan.label})") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def unfinished(store: Path, plans: Sequence[Plan]) -> int:

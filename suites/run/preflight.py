@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from results.schema import Peak, Plan
 from suites.measure.predict import predict_step_peak
 from suites.registry import get_suite
-from suites.run.execute import check_fit, prediction_build
-from suites.run.launch import in_processes
+from suites.resolved import Resolved, resolved
+from suites.run.build import check_fit
+from suites.run.processes import in_processes
+from suites.run.tracked import prediction_build
 from suites.suite import Job, Runtime
 
 ALIKE_FROM = 2
@@ -25,7 +28,7 @@ def check(plans: Sequence[Plan], runtime: Runtime) -> None:
     for plan in {(plan.task, plan.data): plan for plan in plans}.values():
         get_suite(plan.suite).verify(plan, runtime)
     for plan in {(plan.model, plan.targets, plan.method, str(plan.method_config)): plan for plan in plans}.values():
-        check_fit(plan, runtime)
+        check_fit(resolved(plan, runtime))
 
 
 def predict_peaks(plans: Sequence[Plan], runtime: Runtime) -> dict[str, int | None]:
@@ -53,14 +56,15 @@ def _traced_parts(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Peak]:
     found: dict[str, Peak] = {}
     jobs: dict[object, tuple[Job, object]] = {}
     for plan in plans:
+        case = resolved(plan, runtime)
         job_key = (plan.task, plan.data, plan.training.batch_size, plan.training.accumulation)
         if job_key not in jobs:
-            job = get_suite(plan.suite).outline(plan, runtime)
-            jobs[job_key] = (job, _shapes(job, plan, runtime))
+            job = case.outline()
+            jobs[job_key] = (job, _shapes(job, case))
         job, shapes = jobs[job_key]
         key = (shapes, _step_key(plan))
         if key not in traced:
-            traced[key] = predict_step_peak(prediction_build(job, _few_micro_batches(plan), runtime)).peak
+            traced[key] = predict_step_peak(prediction_build(job, replace(case, plan=_few_micro_batches(plan)))).peak
         found[plan.hash()] = traced[key]
     return found
 
@@ -71,14 +75,14 @@ def _few_micro_batches(plan: Plan) -> Plan:
     return plan.model_copy(update={"training": training.model_copy(update={"accumulation": few})})
 
 
-def _shapes(job: Job, plan: Plan, runtime: Runtime) -> object:
+def _shapes(job: Job, case: Resolved) -> object:
     # Whether an input is constant counts too: a model leaves out an attention mask that hides nothing.
     batch = tuple(
         (name, tuple(tensor.shape), tensor.dtype, bool((tensor == tensor.flatten()[0]).all()))
         for name, tensor in sorted(job.largest.items())
     )
     with torch.device("meta"):
-        model = get_suite(plan.suite).skeleton(plan, runtime)
+        model = case.skeleton()
     return batch, tuple((name, tuple(parameter.shape)) for name, parameter in model.named_parameters())
 
 

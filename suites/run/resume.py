@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from baselines.shared.adamw import share_tables
-from results.schema import CurvePoint, Evaluation, Plan
+from results.schema import CurvePoint, Evaluation
+from suites.resolved import Resolved
 from suites.run import checkpoint
+from suites.run.build import Built
 from suites.run.checkpoint import CheckpointError
 from suites.run.loop import Outcome
-from suites.suite import Runtime
 
 
 class Saver:
@@ -29,17 +30,9 @@ class Saver:
     position in the data and the learning rate follow from the step. Without a folder nothing is written or read.
     """
 
-    def __init__(
-        self,
-        folder: Path | None,
-        plan: Plan,
-        runtime: Runtime,
-        model: nn.Module,
-        optimizer: Optimizer,
-        out: Outcome,
-    ) -> None:
-        self._folder, self._plan, self._runtime = folder, plan, runtime
-        self._model, self._optimizer, self._out = model, optimizer, out
+    def __init__(self, folder: Path | None, case: Resolved, built: Built, out: Outcome) -> None:
+        self._folder, self._plan, self._runtime = folder, case.plan, case.runtime
+        self._model, self._optimizer, self._out = built.model, built.optimizer, out
         self._last = time.monotonic()
 
     def load(self) -> None:

@@ -33,7 +33,9 @@ from suites.capabilities.checks import checks, run_check
 from suites.capabilities.subject import is_adapter, method_subject, pack_config, pack_rate
 from suites.measure import live
 from suites.measure.formula import trains_everything
-from suites.run.execute import Built, build
+from suites.resolved import Resolved
+from suites.run.build import Built, build
+from suites.suite import Runtime
 
 NETWORKS = ("bert", "roberta", "llama")
 ALL_NETWORKS = (*NETWORKS, "llama-lm", "llama-tied")
@@ -61,7 +63,10 @@ def built_on(model: nn.Module, method_name: str, bits: int = 32, only_targets: b
     placement = place(model, "attention+mlp", train_rest=False)
     if only_targets:
         placement = Placement(placement.targets, ())
-    return build(model, placement, plan_of(methods()[method_name], bits), torch.device("cpu"))
+    method = methods()[method_name]
+    no_suite: Any = None
+    runtime = Runtime(torch.device("cpu"))
+    return build(model, placement, Resolved(plan_of(method, bits), runtime, no_suite, method, pack_config(method)))
 
 
 def train(model: nn.Module, optimizer: Optimizer, batch: dict[str, Tensor], steps: range) -> None:

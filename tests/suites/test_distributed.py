@@ -16,8 +16,9 @@ import torch.multiprocessing as mp
 
 from results.store import read_records
 from suites.measure.environment import ROOT
+from suites.resolved import resolved
+from suites.run.build import build
 from suites.run.distributed import Group, check_divides
-from suites.run.execute import build
 from suites.run.resume import digest
 from suites.suite import Runtime
 
@@ -56,7 +57,7 @@ def _train(rank: int, size: int, port: int, out: Path, plan_text: str) -> None:
         dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
     plan, cpu = Plan.model_validate_json(plan_text), torch.device("cpu")
     job = get_suite(plan.suite).job(plan, Runtime(cpu))
-    built = build(job.model(), job.placement, plan, cpu)
+    built = build(job.model(), job.placement, resolved(plan, Runtime(cpu)))
     for module in built.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0

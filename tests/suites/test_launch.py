@@ -16,9 +16,11 @@ from results.store import StoreError, read_record, read_records
 from suites import console
 from suites.measure.environment import usable_cpus
 from suites.plan import missing
-from suites.run import launch as launching
-from suites.run.checkpoint import LOCK
-from suites.run.launch import Event, Interrupted, launch, shared_out
+from suites.run import worker as working
+from suites.run.checkpoint import LOCKS
+from suites.run.launch import Interrupted, launch
+from suites.run.processes import shared_out
+from suites.run.worker import Event, Launch
 from suites.suite import Runtime
 
 needs_signals = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
@@ -29,7 +31,7 @@ def two_at_a_time(runtime: Runtime) -> Runtime:
 
 
 def files(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.rglob("*") if path.name != LOCK)
+    return sorted(path.name for path in folder.rglob("*") if LOCKS not in path.parts)
 
 
 def labels(plans: list[Plan]) -> list[str]:
@@ -137,8 +139,8 @@ def test_the_record_of_a_dead_process_claims_no_more_than_is_known(
     runtime: Runtime,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(launching, "oom_kills", lambda: after)
-    record: Record = launching._obituary(dead_worker(make_plan(), code, before), runtime, interrupted=False)
+    monkeypatch.setattr(working, "oom_kills", lambda: after)
+    record: Record = working.obituary(dead_worker(make_plan(), code, before), runtime, interrupted=False)
     assert record.status == status
     assert text in (record.error or "")
 
@@ -153,8 +155,8 @@ def test_a_record_from_before_the_launch_is_not_taken_for_the_new_one(
     def finish(code: int) -> Record:
         process = SimpleNamespace(exitcode=code, join=lambda *seconds: None, is_alive=lambda: False)
         pipe: Any = SimpleNamespace(close=lambda: None)
-        worker = launching._Worker(plan, process, pipe, launching._stamp(path), None)  # type: ignore[arg-type]
-        return launching._finish(worker, runtime, tmp_path, lambda event: None)
+        worker = working.Worker(plan, process, pipe, working.stamp(path), None)  # type: ignore[arg-type]
+        return working.finish(worker, Launch(runtime, tmp_path, {}, lambda event: None))
 
     assert "exit code 3" in (finish(3).error or "")
     assert "exit code 4" in (finish(4).error or "")

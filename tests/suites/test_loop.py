@@ -16,7 +16,8 @@ from baselines.method import Placement
 from results.schema import DataFacts, Plan, TrainingPlan
 from suites.measure.environment import derived_seed
 from suites.registry import get_suite
-from suites.run.execute import build
+from suites.resolved import resolved
+from suites.run.build import build
 from suites.run.loop import (
     UNTIMED_STEPS,
     Clock,
@@ -96,7 +97,7 @@ def micro_training(plan: Plan, runtime: Runtime, dropout: bool = True) -> tuple[
     """Train full fine-tuning of `plan` through the loop; return the trained model, what happened, and the job."""
     job = get_suite("glue").job(plan, runtime)
     model = job.model() if dropout else without_dropout(job.model())
-    built = build(model, job.placement, plan, CPU)
+    built = build(model, job.placement, resolved(plan, Runtime(CPU)))
     out = Outcome()
     torch.manual_seed(derived_seed(plan.seed, "dropout"))
     train(built.model, built.optimizer, job, plan.training, out, Hooks(lambda step, loss: None))

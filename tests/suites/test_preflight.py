@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from suites.registry import get_suite
+from suites.resolved import resolved
 from suites.run import preflight
 from suites.run.preflight import check, predict_peaks
 from suites.suite import Runtime
@@ -38,7 +38,7 @@ def test_settings_that_do_not_fit_the_model_are_found_among_good_ones(
 
 def test_each_different_case_is_checked_once(make_plan: Any, runtime: Runtime, monkeypatch: Any) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(preflight, "check_fit", lambda plan, runtime: seen.append(plan.method))
+    monkeypatch.setattr(preflight, "check_fit", lambda case: seen.append(case.plan.method))
     check([make_plan(method=name, seed=seed) for seed in range(3) for name in ("full", "lora")], runtime)
     assert sorted(seen) == ["full", "lora"]
 
@@ -73,12 +73,13 @@ def test_a_longer_text_needs_more(make_plan: Any, runtime: Runtime) -> None:
 
 def test_a_batch_without_padding_is_another_trace(make_plan: Any, runtime: Runtime) -> None:
     plan = make_plan()
-    job = get_suite(plan.suite).job(plan, runtime)
+    case = resolved(plan, runtime)
+    job = case.job()
     whole = torch.ones_like(job.largest["attention_mask"])
     padded = whole.clone()
     padded[0, -1] = 0
     keys = [
-        preflight._shapes(dataclasses.replace(job, largest={**job.largest, "attention_mask": mask}), plan, runtime)
+        preflight._shapes(dataclasses.replace(job, largest={**job.largest, "attention_mask": mask}), case)
         for mask in (whole, padded)
     ]
     assert keys[0] != keys[1]

@@ -1,0 +1,69 @@
+"""A plan with what its names stand for: looked up once, then handed on whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from baselines.method import AdamSettings, Method, MethodConfig, Placement
+from baselines.registry import get_method
+from results.schema import Plan, TrainingPlan
+from suites.config import config_of
+from suites.registry import get_suite
+from suites.suite import Job, Runtime, Suite
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """One run's plan, where it runs, and the suite, method and settings that the plan names."""
+
+    plan: Plan
+    runtime: Runtime
+    suite: Suite[Any]
+    method: Method[Any]
+    config: MethodConfig
+
+    @property
+    def training(self) -> TrainingPlan:
+        """The plan's part about optimisation."""
+        return self.plan.training
+
+    @property
+    def adam(self) -> AdamSettings:
+        """The inner AdamW."""
+        training = self.training
+        return AdamSettings(
+            learning_rate=training.learning_rate,
+            betas=training.betas,
+            eps=training.eps,
+            weight_decay=training.weight_decay,
+            state_bits=training.state_bits,
+        )
+
+    def job(self) -> Job:
+        """Return the run made ready, see `Suite.job`."""
+        return self.suite.job(self.plan, self.runtime)
+
+    def outline(self) -> Job:
+        """Return the job without what needs data, see `Suite.outline`."""
+        return self.suite.outline(self.plan, self.runtime)
+
+    def skeleton(self) -> nn.Module:
+        """Return the plan's model from its configuration alone, on whatever device or mode is active."""
+        return self.suite.skeleton(self.plan, self.runtime)
+
+    def placement(self) -> Placement:
+        """Return the layers and parameters that methods work on."""
+        return self.suite.placement(self.plan, self.runtime)
+
+
+def resolved(plan: Plan, runtime: Runtime) -> Resolved:
+    """Look up what a plan names.
+
+    Raises:
+        ValueError: an unknown suite, method or setting of the method.
+    """
+    method = get_method(plan.method)
+    return Resolved(plan, runtime, get_suite(plan.suite), method, config_of(method, plan.method_config))

@@ -1,0 +1,79 @@
+"""A model with its method attached and its optimizer, made from a resolved plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from baselines.method import Placement, check_optimizer_covers, trainable
+from baselines.shared import targets
+from baselines.shared.adamw import adam_state_bytes
+from results.schema import Layer
+from suites.measure import live
+from suites.measure.environment import derived_seed
+from suites.models import checkpoint_activations
+from suites.resolved import Resolved
+
+
+@dataclass
+class Built:
+    """A model with its method attached and its optimizer."""
+
+    model: nn.Module
+    optimizer: Optimizer
+    layers: list[Layer]
+    dense_state_bytes: int
+    formula_state_bytes: int
+
+
+def build(model: nn.Module, placement: Placement, case: Resolved, device: torch.device | None = None) -> Built:
+    """Attach the plan's method to a fresh model and make its optimizer, on `device` or the runtime's.
+
+    Raises:
+        ValueError: settings that do not fit the model.
+        RuntimeError: the optimizer does not hold exactly the trainable parameters.
+    """
+    if case.training.checkpointing:
+        checkpoint_activations(model)
+    if case.training.precision == "bf16":
+        model = model.to(torch.bfloat16)
+    # What is said of the model before the method changes it.
+    shapes = targets.shapes(model, placement.targets)
+    dense = live.dense_state_bytes(parameter.numel() for parameter in model.parameters())
+    torch.manual_seed(derived_seed(case.plan.seed, "method"))
+    case.method.attach(model, placement, case.config)
+    model = model.to(device or case.runtime.device)
+    optimizer = case.method.optimizer(model, placement, case.adam, case.config)
+    check_optimizer_covers(model, optimizer)
+    layers = [
+        Layer(name=name, shape=shape, rank=ranks.rank, projection_rank=ranks.projection_rank)
+        for name, shape in shapes.items()
+        for ranks in [case.method.ranks(shape, case.config)]
+    ]
+    return Built(model, optimizer, layers, dense, formula_state_bytes(model, layers, case))
+
+
+def formula_state_bytes(model: nn.Module, layers: list[Layer], case: Resolved) -> int:
+    """Return the state bytes by formula: of the method's parts for its layers, Adam's two moments for the rest."""
+    bits = case.training.state_bits
+    inside = tuple(f"{layer.name}." for layer in layers)
+    rest = [
+        parameter.numel()
+        for name, parameter in trainable(model).items()
+        if not name.startswith(inside) or name.endswith(".bias")
+    ]
+    own = sum(case.method.layer_state_bytes(layer.shape, case.config, bits) for layer in layers)
+    return own + sum(adam_state_bytes(elements, bits) for elements in rest)
+
+
+def check_fit(case: Resolved) -> None:
+    """Attach the plan's method to its model without weights, so that settings that do not fit are found at once.
+
+    Raises:
+        ValueError: the method's settings or targets do not fit the model, or the model cannot be had.
+    """
+    with torch.device("meta"):
+        case.method.attach(case.skeleton(), case.placement(), case.config)

@@ -20,7 +20,7 @@ def methods() -> dict[str, Method[Any]]:
     """Return every method by name, in the order of tables.
 
     Raises:
-        ValueError: a file without a METHOD, or two methods of one name; the text names the files.
+        ValueError: a file without a METHOD, two methods of one name, or one without a title; the text names the files.
     """
     found: dict[str, Method[Any]] = {}
     files = {module.name for module in pkgutil.iter_modules(baselines.__path__) if not module.ispkg} - CONTRACT
@@ -37,6 +37,8 @@ def methods() -> dict[str, Method[Any]]:
                 f"baselines/{name}.py: its METHOD is called {method.name!r}{twin}: a method bears the name of its "
                 f"file (nearest allowed name: {name!r})"
             )
+        if not method.title.strip():
+            raise ValueError(f"baselines/{name}.py: its METHOD has no title, by which tables call it: title='...'")
         found[name] = method
     return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))
 

@@ -228,7 +228,8 @@ def test_links_lead_somewhere(path: Path) -> None:
 @pytest.mark.parametrize("path", named(TYPED))
 def test_files_named_in_the_text_are_there(path: Path) -> None:
     code = re.findall(rf"`((?:{'|'.join(ROOMS)})/[\w./-]*)`", prose(path.read_text()))
-    assert not [name for name in code if not name.startswith(MADE) and not (ROOT / name).exists()]
+    code = [name for name in code if not name.startswith(MADE) and "NAME" not in name]
+    assert not [name for name in code if not (ROOT / name).exists()]
 
 
 def python_blocks(path: Path) -> list[str]:

@@ -92,7 +92,7 @@ const isMicro = () => groupRuns().some((run) => run.profile === "micro"
 
 function groupTitle() {
   const rank = state.rank === null ? "" : `, rank ${state.rank}`;
-  return `${state.suite === null ? "no runs" : state.suite.toUpperCase()}, profile ${state.profile}${rank}`;
+  return `${state.suite === null ? "no runs" : (DATA.suites[state.suite] || state.suite)}, profile ${state.profile}${rank}`;
 }
 
 /** The larger of plain and refresh step's tracked peak; null where neither was measured. */

@@ -76,6 +76,7 @@ def page_data(
     return {
         "looks": [{"method": m, **vars(look)} for m, look in looks(methods, catalogue).items()],
         "parts": PART_COLOURS, "tasks": {task.name: task.title for task in _averaged(catalogue).tasks},
+        "suites": {suite.name: suite.title for suite in catalogue.suites},
         "lower": sorted({m.name for suite in catalogue.suites for m in suite.metrics if m.better == "lower"}),
         "average": average_rules(catalogue),
         "runs": runs, "pools": {name: pool.table() for name, pool in pools.items()},

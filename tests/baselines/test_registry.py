@@ -52,8 +52,12 @@ def test_one_more_file_is_one_more_method(add: Add) -> None:
             COPY.format("other"),
             r"baselines/another\.py: its METHOD is called 'other': .*nearest allowed name: 'another'",
         ),
+        (
+            COPY.format("another").replace("name=", "title=' ', name="),
+            r"baselines/another\.py: its METHOD has no title",
+        ),
     ],
-    ids=["empty", "another type", "a name twice", "a name not its own"],
+    ids=["empty", "another type", "a name twice", "a name not its own", "no title"],
 )
 def test_a_file_that_is_no_method_is_refused_by_its_name(add: Add, text: str, words: str) -> None:
     add("another", text)

@@ -70,13 +70,11 @@ def subtitle(context: Context) -> str:
     return f"{line}. {MICRO}." if context.is_micro else f"{line}. Evaluated on {context.split_words}."
 
 
-def framed(
-    width: float, height: float, title: str, context: Context, footer: str
-) -> tuple[Figure, tuple[float, float]]:
-    """Return a figure with title, subtitle and footer written, and the (bottom, top) fractions left for axes."""
+def framed(width: float, height: float, title: str, under: str, footer: str) -> tuple[Figure, tuple[float, float]]:
+    """Return a figure with title, a line under it and footer written, and the (bottom, top) fractions for axes."""
     figure = Figure(figsize=(width, height))
     figure.text(0.12 / width, 1 - 0.14 / height, title, fontsize=13, fontweight="bold", va="top")
-    figure.text(0.12 / width, 1 - 0.42 / height, subtitle(context), fontsize=9, color=FAINT, va="top")
+    figure.text(0.12 / width, 1 - 0.42 / height, under, fontsize=9, color=FAINT, va="top")
     lines = textwrap.wrap(footer, int(width * 15.2))
     figure.text(0.12 / width, 0.09 / height, "\n".join(lines), fontsize=8, color=FAINT, va="bottom", linespacing=1.25)
     return figure, ((0.14 + 0.15 * len(lines)) / height, 1 - 0.72 / height)
@@ -127,7 +125,7 @@ def _front(context: Context, points: list[FrontPoint], title: str) -> Figure:
     footer = f"Average: {context.convention.words()}; {bars}. "
     footer += "Dashed: Pareto front of the means; filled: on it (nothing that needs no more memory scores as well). "
     footer += f"Not shown, no average or no measured peak: {', '.join(left_out)}. " if left_out else ""
-    figure, (bottom, top) = framed(8, 5.4, title, context, footer)
+    figure, (bottom, top) = framed(8, 5.4, title, subtitle(context), footer)
     axes = figure.add_axes((0.085, bottom + 0.105, 0.885, top - bottom - 0.12))
     unit, size = byte_unit(max(point.peak_bytes for point in points))
     axes.set_xlabel(f"Peak memory of a training step, measured ({unit})")
@@ -205,7 +203,7 @@ def _curves(context: Context, curves: pd.DataFrame, tasks: list[str]) -> Figure:
         "Line: mean over seeds of the runs that finished; band: ± standard deviation. "
         "Dotted with ×: a run that did not finish."
     )
-    figure, (bottom, top) = framed(9.2, height, CURVES_TITLE, context, footer)
+    figure, (bottom, top) = framed(9.2, height, CURVES_TITLE, subtitle(context), footer)
     present = [method for method in context.methods if (curves["method"] == method).any()]
     room = (0.35 + 0.22 * -(-len(present) // LEGEND_COLUMNS)) / height
     axes = panels(figure, len(tasks), bottom + 0.5 / height, top - room, 0.075, 0.2, 0.42)

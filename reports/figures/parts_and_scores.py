@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from reports.figures.front_and_curves import FAINT, INK, Plot, draw, framed, panels, strip
+from reports.figures.front_and_curves import FAINT, INK, Plot, draw, framed, panels, strip, subtitle
 from reports.figures.style import PART_COLOURS, byte_unit, in_unit
 from reports.records.report_runs import Column, Context
 from reports.tables.cost import finished, memory_place, memory_task
@@ -27,6 +27,7 @@ class Bar:
     """One stacked bar: bytes by part, adding up to the tracked peak."""
 
     method: str
+    title: str
     refresh: bool
     parts: dict[str, int]
 
@@ -48,7 +49,9 @@ def memory_bars(context: Context) -> list[Bar]:
             known = mine.dropna(subset=[f"{peak}_total_bytes"])
             if len(known):
                 worst = known.sort_values(f"{peak}_total_bytes", kind="stable", ascending=False).iloc[0]
-                bars.append(Bar(method, peak == "refresh_peak", split_parts(worst, peak)))
+                refresh = peak == "refresh_peak"
+                title = context.title(method) + (", refresh" if refresh else "")
+                bars.append(Bar(method, title, refresh, split_parts(worst, peak)))
     return bars
 
 
@@ -88,28 +91,31 @@ def name_room(names: Sequence[str], size: float) -> float:
 
 def used_parts(bars: list[Bar]) -> list[str]:
     """Return the parts that can be seen in at least one bar; the others need no colour."""
-    return [part for part in PART_COLOURS if any(bar.parts[part] > VISIBLE * bar.total_bytes for bar in bars)]
+    return [part for part in PART_COLOURS if any(bar.parts.get(part, 0) > VISIBLE * bar.total_bytes for bar in bars)]
 
 
 def _parts(context: Context, bars: list[Bar], task: str) -> Figure:
-    height = 1.95 + 0.42 * len(bars)
     footer = (
         "Tracked bytes at the moment of the highest total within one optimizer step, counted from live tensors at the "
         f"longest batch of {task}. Refresh: a step that also computes new bases."
     )
     hidden = [part for part in PART_COLOURS if part not in used_parts(bars) and any(bar.parts[part] for bar in bars)]
     footer += f" Too small to see (under {100 * VISIBLE:.1f} % of every bar): {', '.join(hidden)}." if hidden else ""
-    figure, (bottom, top) = framed(WIDTH, height, PARTS_TITLE, context, footer)
-    names = [context.title(bar.method) + (", refresh" if bar.refresh else "") for bar in bars]
-    left_edge = name_room(names, 10)
+    return stacked(bars, PARTS_TITLE, subtitle(context), footer)
+
+
+def stacked(bars: list[Bar], title: str, under: str, footer: str) -> Figure:
+    """Return a figure with a bar a row, its parts side by side and its total at the end."""
+    height = 1.95 + 0.42 * len(bars)
+    figure, (bottom, top) = framed(WIDTH, height, title, under, footer)
+    left_edge = name_room([bar.title for bar in bars], 10)
     axes = figure.add_axes((left_edge, bottom + 0.5 / height, 0.98 - left_edge, top - bottom - 0.92 / height))
     unit, size = byte_unit(max(bar.total_bytes for bar in bars))
     longest = max(bar.total_bytes for bar in bars) / size
-    used = used_parts(bars)
     for row, bar in enumerate(bars):
         left = 0.0
         for part in PART_COLOURS:
-            width = bar.parts[part] / size
+            width = bar.parts.get(part, 0) / size
             axes.barh(row, width, left=left, height=0.72, color=PART_COLOURS[part], edgecolor="white", linewidth=0.4)
             if width > 0.075 * longest:
                 ink = INK if part in LIGHT_PARTS else "white"
@@ -119,13 +125,13 @@ def _parts(context: Context, bars: list[Bar], task: str) -> Figure:
         axes.text(
             left + 0.01 * longest, row, in_unit(bar.total_bytes, size), va="center", fontsize=9.5, fontweight="bold"
         )
-    axes.set_yticks(range(len(bars)), names, fontsize=10)
+    axes.set_yticks(range(len(bars)), [bar.title for bar in bars], fontsize=10)
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.set_xlim(0, 1.11 * longest)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(f"Measured bytes at the peak ({unit})")
-    strip(figure, [Patch(color=PART_COLOURS[part], label=part) for part in used], top)
+    axes.set_xlabel(f"Bytes at the peak ({unit})")
+    strip(figure, [Patch(color=PART_COLOURS[part], label=part) for part in used_parts(bars)], top)
     return figure
 
 
@@ -150,7 +156,7 @@ def _dots(context: Context, columns: list[Column]) -> Figure:
     footer += "Scales differ between panels and do not start at zero."
     if context.constants and context.constant is not None:
         footer += f" Vertical line: {context.constant[1]}."
-    figure, (bottom, top) = framed(WIDTH, height, DOTS_TITLE, context, footer)
+    figure, (bottom, top) = framed(WIDTH, height, DOTS_TITLE, subtitle(context), footer)
     axes = panels(
         figure,
         len(columns),

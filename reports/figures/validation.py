@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from reports.figures.front_and_curves import Plot, draw, framed, panels, strip
+from reports.figures.front_and_curves import Plot, draw, framed, panels, strip, subtitle
 from reports.records.report_runs import Column, Context
 from reports.stats.over_seeds import Summary, summarise
 from reports.tables.scores import floors
@@ -44,7 +44,7 @@ def _validation(context: Context, column: Column, points: Points, title: str) ->
     known = floors(context) if column.name == "loss" else set()
     footer = "Marker: an evaluation; line: mean over seeds of the runs that finished; bar: ± standard deviation. "
     footer += "Dashed: floor of the source. " if known else ""
-    figure, (bottom, top) = framed(9.2, height, title, context, f"{footer}The scale is logarithmic.")
+    figure, (bottom, top) = framed(9.2, height, title, subtitle(context), f"{footer}The scale is logarithmic.")
     (axes,) = panels(figure, 1, bottom + 0.5 / height, top - 0.57 / height, 0.085, 0.2, 0.42)
     present = [method for method in context.methods if method in points]
     for method in present:

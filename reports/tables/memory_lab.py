@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
-from reports.figures.front_and_curves import FAINT, INK, Plot, draw
-from reports.figures.style import GIB, PART_COLOURS, in_unit
+from reports.figures.front_and_curves import Plot, draw
+from reports.figures.parts_and_scores import Bar, stacked
+from reports.figures.style import GIB, in_unit
 from reports.records.selection import ReportError
 from reports.tables.table import EMPTY, Entry, Table
 from reports.write import forms, page, write_files
@@ -34,6 +32,7 @@ COLUMNS: dict[str, tuple[int, bool, bool]] = {
 Rungs = dict[str, tuple[str, int, bool, bool]]
 RULE = "8-bit states are counted by rule: bitsandbytes' update allocates nothing beside the state"
 TRACED = "Traced over tensors without values, by torch's CPU kernels; no allocator overhead"
+ALL = "All: 8-bit, per-layer, checkpointing"
 PARTS: dict[str, tuple[str, ...]] = {
     "Weights": ("parameter_bytes",),
     "Gradients": ("gradient_bytes",),
@@ -195,43 +194,20 @@ def parts_plot(lab: Lab, model: str) -> Plot:
     """Draw what the peak consists of at one model: every method as it is, then with every way to save turned on."""
     cells = lab.cells
     bars = [
-        (f"{lab.title(method)}{suffix}", cells[model, method, *rest].peak)
-        for rest, suffix in (((32, False, False), ""), ((8, True, True), ", 8-bit, per-layer, checkpointing"))
+        Bar(method, f"{lab.title(method)}{suffix}", False, split(cells[model, method, *rest].peak))
+        for rest, suffix in (((32, False, False), ""), ((8, True, True), ", all"))
         for method in lab.methods
         if (model, method, *rest) in cells
     ]
-    caption = f"Parts of the peak of a plain training step at {model}. {_settings(cells, [model])} {TRACED}."
+    settings = _settings(cells, [model])
+    caption = f"Parts of the peak of a plain training step at {model}. {settings} {TRACED}. {ALL}."
     title = f"What peak memory consists of: {model}"
-    return draw("parts", title, caption, lambda: _bars(bars, title, caption))
+    return draw("parts", title, caption, lambda: stacked(bars, title, settings, f"{TRACED}. {ALL}."))
 
 
-def _bars(bars: list[tuple[str, Parts]], title: str, caption: str) -> Figure:
-    width, height = 9.2, 1.9 + 0.4 * len(bars)
-    figure = Figure(figsize=(width, height))
-    figure.text(0.12 / width, 1 - 0.14 / height, title, fontsize=13, fontweight="bold", va="top")
-    lines = textwrap.wrap(caption, 140)
-    figure.text(0.12 / width, 0.09 / height, "\n".join(lines), fontsize=8, color=FAINT, va="bottom")
-    left = (max(len(name) for name, _ in bars) * 9.5 * 0.56 / 72 + 0.2) / width
-    bottom = (0.6 + 0.15 * len(lines)) / height
-    axes = figure.add_axes((left, bottom, 0.97 - left, 1 - bottom - 0.85 / height))
-    longest = max(parts.total_bytes for _, parts in bars) / GIB
-    for row, (_, parts) in enumerate(bars):
-        start = 0.0
-        for part, fields in PARTS.items():
-            size = sum(getattr(parts, field) for field in fields) / GIB
-            axes.barh(row, size, left=start, height=0.72, color=PART_COLOURS[part], edgecolor="white", linewidth=0.4)
-            start += size
-        axes.text(start + 0.01 * longest, row, f"{start:,.2f}", va="center", fontsize=9.5, color=INK)
-    axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=9.5)
-    axes.set_ylim(len(bars) - 0.5, -0.5)
-    axes.set_xlim(0, 1.1 * longest)
-    axes.grid(axis="y", visible=False)
-    axes.set_xlabel("GiB at the peak")
-    handles = [Patch(color=PART_COLOURS[part], label=part) for part in PARTS]
-    figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(0.1 / width, 1 - 0.42 / height), ncols=6, frameon=False
-    )
-    return figure
+def split(parts: Parts) -> dict[str, int]:
+    """Return bytes by part as figures show them."""
+    return {part: sum(getattr(parts, field) for field in fields) for part, fields in PARTS.items()}
 
 
 def build_memory_report(folder: Path, out: Path) -> list[Path]:

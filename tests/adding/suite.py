@@ -25,12 +25,12 @@ class CycleSuite:
     """The suite."""
 
     name: str = "cycle"
-    tasks: tuple[str, ...] = ("count",)
+    tasks: tuple[str, ...] = ("circles",)
     entry: SuiteEntry = SuiteEntry(
         name="cycle",
         title="Counting in circles",
         metrics=[MetricEntry(name="loss", title="loss", better="lower", unit="nats")],
-        tasks=[TaskEntry(name="count", title="Count to sixteen", main_metric="validation/loss", metrics=["loss"])],
+        tasks=[TaskEntry(name="circles", title="Count to sixteen", main_metric="validation/loss", metrics=["loss"])],
     )
     work: Work = "pre-training"
     settings: type[Settings] = Settings

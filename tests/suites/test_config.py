@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from suites.config import (
     check_table,
     load_profile,
     method_config,
+    profile_path,
     resolve,
     tuned_path,
     validated,
@@ -188,8 +190,9 @@ def test_the_tuned_file_lies_beside_the_profile(profiles: Path) -> None:
 
 @pytest.mark.parametrize("profile", PROFILE_NAMES)
 @pytest.mark.parametrize("rank", [4, 8])
-def test_the_profiles_resolve_for_every_suite_and_method(profile: str, rank: int) -> None:
-    for name, suite in all_suites().items():
+def test_the_profiles_resolve_for_every_suite_that_they_have_and_method(profile: str, rank: int) -> None:
+    for name in tomllib.loads(profile_path(profile).read_text()):
+        suite = all_suites()[name]
         layers = load_profile(profile, name, rank)
         check_table(layers[0], suite.settings, suite.tasks, profile)
         for method in methods():

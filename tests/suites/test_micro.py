@@ -62,7 +62,7 @@ def _texts(task: str, data: datasets.Dataset) -> list[tuple[str, ...]]:
     return list(zip(*(data[column] for column in tasks.TABLE[task].columns), strict=True))
 
 
-@pytest.mark.parametrize("task", tasks.TASKS)
+@pytest.mark.parametrize("task", GLUE_COLUMNS)
 def test_columns_labels_and_splits_are_those_of_glue(task: str) -> None:
     splits = tasks.load(task)
     dev = ["validation_matched", "validation_mismatched"] if task == "mnli" else ["validation"]
@@ -97,7 +97,7 @@ def test_no_text_twice_and_every_word_known(task: str) -> None:
     assert {word for row in rows for cell in row for word in cell.split()} <= set(lexicon.words())
 
 
-@pytest.mark.parametrize("task", tasks.TASKS)
+@pytest.mark.parametrize("task", DIGESTS)
 def test_digest_is_the_recorded_one(task: str) -> None:
     assert tasks.digest(task) == DIGESTS[task]
 

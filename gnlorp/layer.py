@@ -5,16 +5,31 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, get_args
+import weakref
+from collections.abc import Callable, Iterable
+from functools import partial
+from numbers import Real
+from typing import Any, Literal, cast, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.weak import TensorWeakRef
 
-from gnlorp.weight_norm import accumulation_dtype, norm_low_rank_linear, row_square_norms
+from gnlorp.checks import whole
+from gnlorp.dropout import draw_seed
+from gnlorp.weight_norm import (
+    Options,
+    accumulation_dtype,
+    composed,
+    norm_low_rank_linear,
+    quantise_rows,
+    row_square_norms,
+    waiting,
+)
 
 NormGradient = Literal["full", "detached"]
+Activations = Literal["fast", "least", "auto"]
+BaseBits = Literal[8]
 
 
 class NormLowRankLinear(nn.Module):
@@ -24,34 +39,59 @@ class NormLowRankLinear(nn.Module):
 
     At the start A = 0 and m = |W0|_row, so the output equals the base layer's bit for bit. W0 and b are the base
     layer's own parameters; W0 is frozen. `norm_gradient` "full" differentiates through the norm, "detached" takes it
-    as a constant (DoRA). Dropout acts on the input of the low-rank path only. The magnitude is kept in at least
-    float32, where a small step on a value near 1 is not rounded away; casting the module casts it.
+    as a constant (DoRA). Dropout acts on the input of the low-rank path only, with a mask that is drawn again in
+    backward. The magnitude is kept in at least float32, where a small step on a value near 1 is not rounded away;
+    casting the module casts it.
+
+    `activations` says what forward keeps for backward beside the input, which `nn.Linear` keeps too: "least" nothing
+    that grows with the tokens; "fast" the output and x B^T, so that nothing is computed twice; "auto" the output where
+    the model keeps it anyway, found at the first backward pass and fixed from then on (it stands in the state dict,
+    since kept and recomputed outputs differ in rounding). An output that is kept must not be changed in place.
+    `base_bits` 8 keeps W0 as int8 with a scale a row, rounded once: a copy of the layer's own.
 
     Shapes: base weight (O, I), `factor_out` A (O, R), `factor_in` B (R, I), `magnitude` m (O,); input (..., I).
-    Raises: ValueError for a rank outside 1..min(O, I), and for alpha, dropout or norm_gradient outside its range;
-        TypeError where `base` is not exactly an `nn.Linear`.
+    Raises: ValueError for a rank outside 1..min(O, I), and for another option outside its range; TypeError where `base`
+        is not exactly an `nn.Linear`.
     """
 
     def __init__(
-        self, base: nn.Linear, rank: int, alpha: float, dropout: float = 0.0, norm_gradient: NormGradient = "full"
+        self,
+        base: nn.Linear,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        norm_gradient: NormGradient = "full",
+        activations: Activations = "auto",
+        base_bits: BaseBits | None = None,
     ) -> None:
         super().__init__()
         if type(base) is not nn.Linear:
             raise TypeError(f"base is a {type(base).__name__}: only a plain nn.Linear can be replaced")
-        _check_options(rank, alpha, dropout, norm_gradient)
+        rank = _check_options(rank, alpha, dropout, norm_gradient, activations, base_bits)
         self.in_features, self.out_features = base.in_features, base.out_features
-        _check_rank("base", base, rank)
+        _check_layer("base", base, rank)
         self.rank, self.alpha, self.dropout, self.norm_gradient = rank, float(alpha), float(dropout), norm_gradient
-        self.scaling = self.alpha / rank
-        self.base_weight = base.weight.requires_grad_(False)
+        self.activations, self.scaling = activations, self.alpha / rank
         self.bias: nn.Parameter | None
         self.register_parameter("bias", base.bias)
-        self.factor_out = nn.Parameter(base.weight.new_zeros(self.out_features, rank))
-        self.factor_in = nn.Parameter(base.weight.new_empty(rank, self.in_features))
+        self.factor_out = nn.Parameter(base.weight.detach().new_zeros(self.out_features, rank))
+        self.factor_in = nn.Parameter(base.weight.detach().new_empty(rank, self.in_features))
+        self.base_weight: nn.Parameter
+        self.base_scale: Tensor | None
+        if base_bits == 8:
+            quantised, scale = quantise_rows(base.weight.detach())
+            self.base_weight = nn.Parameter(quantised, requires_grad=False)
+            self.register_buffer("base_scale", scale)
+        else:
+            self.base_weight = base.weight
+            self.base_weight.requires_grad_(False)
+            self.register_buffer("base_scale", None)
         self.base_square: Tensor
-        self.register_buffer("base_square", row_square_norms(base.weight.detach()), persistent=False)
+        self.register_buffer("base_square", None, persistent=False)
+        self._renew_norms()
         self.magnitude = nn.Parameter(self.base_square.sqrt())
-        self._owns_weight = False
+        self._owns_weight = base_bits is not None
+        self._keeps_output = {"fast": True, "least": False}.get(activations)
         self._reset_factors(None)
         self.train(base.training)
 
@@ -66,33 +106,52 @@ class NormLowRankLinear(nn.Module):
             raise RuntimeError(
                 "base_weight requires a gradient: this layer keeps it frozen, set requires_grad to False"
             )
+        dtype = self.factor_out.dtype
         if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        elif x.dtype != self.base_weight.dtype:
-            raise TypeError(f"input is {x.dtype}, the layer {self.base_weight.dtype}: both must have one dtype")
-        low = F.dropout(x, self.dropout) if self.training and self.dropout > 0 else None
-        return norm_low_rank_linear(
-            x, low, self.base_weight, self.bias, self.factor_out, self.factor_in,
-            self.magnitude, self.base_square, self.scaling, self.norm_gradient == "full",
-        )  # fmt: skip
+            dtype = torch.get_autocast_dtype(x.device.type)
+        elif x.dtype != dtype:
+            raise TypeError(f"input is {x.dtype}, the layer {dtype}: both must have one dtype")
+        composing = tracing()
+        if not composing and self._square_of != _written(self.base_weight):
+            self._renew_norms()
+        training = torch.is_grad_enabled() and not composing
+        options = Options(
+            self.scaling,
+            self.norm_gradient == "full",
+            self.dropout if self.training else 0.0,
+            draw_seed() if self.training and self.dropout > 0 and not composing else 0,
+            keep_output=training and bool(self._keeps_output),
+            keep_hidden=training and self.activations == "fast",
+        )
+        weights = (self.base_weight, self.base_scale, self.bias, self.factor_out, self.factor_in)
+        if composing:
+            return composed(x.to(dtype), *weights, self.magnitude, self.base_square, options)
+        y = norm_low_rank_linear(x, shared_cast(x, dtype), *weights, self.magnitude, self.base_square, options)
+        if training and self._keeps_output is None and y.requires_grad:
+            waiting.append(partial(_choose, weakref.ref(self), TensorWeakRef(y), y._version))
+        return y
+
+    @property
+    def weight(self) -> Tensor:
+        """The merged weight W', shape (O, I), summed in at least float32; gradients reach factors and magnitude."""
+        dtype = accumulation_dtype(self.factor_out.dtype)
+        base = self.base_weight.to(dtype)
+        base = base if self.base_scale is None else base * self.base_scale[:, None].to(dtype)
+        direction = torch.addmm(base, self.factor_out.to(dtype), self.factor_in.to(dtype), alpha=self.scaling)
+        square = direction.square().sum(1)
+        norm = torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
+        norm = norm if self.norm_gradient == "full" else norm.detach()
+        gain = torch.where(norm > 0, self.magnitude.to(dtype) / torch.where(norm > 0, norm, 1.0), 0.0)
+        return (direction * gain[:, None]).to(self.factor_out.dtype)
 
     @torch.no_grad()
-    def weight(self) -> Tensor:
-        """Return the merged weight W', shape (O, I), summed in at least float32."""
-        dtype = accumulation_dtype(self.base_weight.dtype)
-        direction = torch.addmm(
-            self.base_weight.to(dtype), self.factor_out.to(dtype), self.factor_in.to(dtype), alpha=self.scaling
-        )
-        norm = row_square_norms(direction).sqrt_()
-        gain = torch.where(norm > 0, self.magnitude.to(dtype) / norm, 0.0)
-        return direction.mul_(gain[:, None]).to(self.base_weight.dtype)
-
     def merge(self) -> nn.Linear:
         """Return an ordinary linear layer that computes the same; the bias is the same parameter."""
         with torch.device("meta"):
             linear = nn.Linear(self.in_features, self.out_features, bias=False)
-        linear.weight = nn.Parameter(self.weight())
+        linear.weight = nn.Parameter(self.weight)
         linear.register_parameter("bias", self.bias)
+        _carry_hooks(self, linear)
         return linear.train(self.training)
 
     @torch.no_grad()
@@ -101,9 +160,13 @@ class NormLowRankLinear(nn.Module):
 
         W0 becomes W', A becomes 0, B is drawn again, m becomes |W'|. Returns the two factors, whose moments and bases
         no longer mean anything: pass them to `GradNormLoRPAdamW.forget`. A weight that may be shared is replaced by a
-        merged copy the first time, so that no other module changes.
+        merged copy the first time, so that no other module changes. An 8-bit W0 is rounded anew, so that the function
+        then changes by that rounding.
         """
-        merged = self.weight()
+        merged = self.weight
+        if self.base_scale is not None:
+            quantised, self.base_scale = quantise_rows(merged)
+            merged = quantised
         if self._owns_weight:
             self.base_weight.copy_(merged)
         else:
@@ -115,15 +178,31 @@ class NormLowRankLinear(nn.Module):
         return [self.factor_out, self.factor_in]
 
     def _renew_norms(self) -> None:
-        self.base_square = row_square_norms(self.base_weight.detach())
+        self.base_square = row_square_norms(self.base_weight.detach(), self.base_scale)
+        self._square_of = _written(self.base_weight)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NormLowRankLinear:
+        scale = self.base_scale
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if scale is not None and self.base_scale is not None:
+            self.base_scale = scale.to(self.base_scale.device)  # a cast of the module must not round the scales
         # A cast must not round the cached norms below float32, nor leave them those of the uncast weight.
         self._renew_norms()
         return self
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *rest: Any) -> None:
+    def get_extra_state(self) -> Tensor:
+        """Return whether "auto" keeps the output: 0 not known yet, 1 yes, 2 no."""
+        return torch.tensor({None: 0, True: 1, False: 2}[self._keeps_output], dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take over what another layer found; "fast" and "least" stay what they are."""
+        if self.activations == "auto":
+            self._keeps_output = {0: None, 1: True, 2: False}[int(state)]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        key = f"{prefix}_extra_state"
+        if key not in state_dict:  # of a version that kept every output: this layer finds out anew
+            state_dict[key] = torch.tensor(0, dtype=torch.uint8)
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self.base_weight.requires_grad_(False)
         self._renew_norms()
@@ -132,8 +211,50 @@ class NormLowRankLinear(nn.Module):
         """Return the layer's sizes and options."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
-            f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}, norm_gradient={self.norm_gradient!r}"
+            f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}, norm_gradient={self.norm_gradient!r}, "
+            f"activations={self.activations!r}" + (", base_bits=8" if self.base_scale is not None else "")
         )
+
+
+def shared_cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `x` in `dtype`, without history: one cast for all layers that read x, alive as long as x."""
+    if x.dtype == dtype:
+        return x
+    found = getattr(x, "_gnlorp_cast", None)
+    if found is not None and found[0] == x._version and found[1].dtype == dtype:
+        return cast(Tensor, found[1])
+    made = x.detach().to(dtype)
+    x._gnlorp_cast = (x._version, made)  # type: ignore[attr-defined]
+    return made
+
+
+def tracing() -> bool:
+    """Whether a compiler, an exporter or a function transform is looking: they need torch's own operators."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
+
+
+def _written(weight: Tensor) -> tuple[int, int]:
+    """Return what changes when `weight` is written in place or given other memory."""
+    return weight._version, 0 if weight.is_meta else weight.untyped_storage()._cdata
+
+
+def _choose(layer: weakref.ref[NormLowRankLinear], output: TensorWeakRef, version: int) -> None:
+    """Fix whether a layer keeps its output: if it is still alive after forward, and nobody changed it in place."""
+    found, y = layer(), output()
+    if found is not None and found._keeps_output is None:
+        found._keeps_output = y is not None and y._version == version
+
+
+def _carry_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Let the hooks that users put on `old` act on `new`."""
+    for name in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+        getattr(new, name).update(getattr(old, name))
+    for name in ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
+        getattr(new, name).update(getattr(old, name))
 
 
 def attach(
@@ -143,17 +264,21 @@ def attach(
     alpha: float,
     dropout: float = 0.0,
     norm_gradient: NormGradient = "full",
+    activations: Activations = "auto",
+    base_bits: BaseBits | None = None,
 ) -> list[str]:
     """Replace the linear layers named by `targets` with `NormLowRankLinear`, and return their names.
 
     A target is a full module name, the end of one at a dot ("query", "output.dense"), or either with wildcards
     ("layers.*.mlp.*_proj"). A layer that the model holds under several names stays one layer. Only the weights of the
-    replaced layers are frozen, with whatever shares them; nothing else in the model changes.
+    replaced layers are frozen, with other linear layers that share them; nothing else in the model changes, and hooks
+    on a replaced layer act on the new one. The options are the layer's.
 
-    Raises: ValueError where a target matches no linear layer, or the rank is above the smaller side of one; nothing
-        is replaced then.
+    Raises: ValueError where a target matches no linear layer, the rank is above the smaller side of one, its weight is
+        shared with another kind of module (a tied embedding) or has been offloaded; nothing is replaced then.
     """
-    _check_options(rank, alpha, dropout, norm_gradient)
+    options = (alpha, dropout, norm_gradient, activations, base_bits)
+    rank = _check_options(rank, *options)
     modules = dict(model.named_modules(remove_duplicate=False))
     linears = {name: module for name, module in modules.items() if name and type(module) is nn.Linear}
     chosen: set[str] = set()
@@ -165,18 +290,20 @@ def attach(
     if not chosen:
         raise ValueError("targets is empty: name at least one linear layer")
     names = [name for name in linears if name in chosen]
-    for name in names:
-        _check_rank(name, linears[name], rank)
-    holders: dict[int, set[tuple[int, str]]] = {}
+    holders: dict[int, set[nn.Module]] = {}
     for module in model.modules():
-        for key, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
-            holders.setdefault(id(parameter), set()).add((id(module), key))
+        for parameter in module.parameters(recurse=False):
+            holders.setdefault(id(parameter), set()).add(module)
+    for name in names:
+        _check_layer(name, linears[name], rank)
+        _check_tied(name, holders[id(linears[name].weight)])
     made: dict[int, NormLowRankLinear] = {}
     for name in names:
         base = linears[name]
         if id(base) not in made:
-            made[id(base)] = NormLowRankLinear(base, rank, alpha, dropout, norm_gradient)
-            made[id(base)]._owns_weight = len(holders[id(base.weight)]) == 1
+            layer = made[id(base)] = NormLowRankLinear(base, rank, *options)
+            layer._owns_weight |= len(holders[id(base.weight)]) == 1
+            _carry_hooks(base, layer)
         model.set_submodule(name, made[id(base)])
     return names
 
@@ -213,21 +340,43 @@ def _nothing_matched(target: str, modules: dict[str, nn.Module], linears: list[s
     return f"target {target!r} matches no linear layer; nearest: {nearest}; last parts of the known names: {known}"
 
 
-def _check_options(rank: int, alpha: float, dropout: float, norm_gradient: str) -> None:
-    if not isinstance(rank, int) or rank < 1:
-        raise ValueError(f"rank {rank!r}: must be a whole number of at least 1")
+def _check_options(
+    rank: int, alpha: float, dropout: float, norm_gradient: str, activations: str, base_bits: int | None
+) -> int:
+    for name, value in (("alpha", alpha), ("dropout", dropout)):
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise ValueError(f"{name} {value!r}: must be a number")
     if not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f"alpha {alpha!r}: must be finite and above 0")
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout {dropout!r}: must be at least 0 and below 1")
-    known = get_args(NormGradient)
-    if norm_gradient not in known:
-        nearest = difflib.get_close_matches(str(norm_gradient), known, n=1, cutoff=0.0)
-        raise ValueError(f"norm_gradient {norm_gradient!r}: must be one of {known}; nearest: {nearest}")
+    for name, given, known in (
+        ("norm_gradient", norm_gradient, get_args(NormGradient)),
+        ("activations", activations, get_args(Activations)),
+    ):
+        if given not in known:
+            nearest = difflib.get_close_matches(str(given), known, n=1, cutoff=0.0)
+            raise ValueError(f"{name} {given!r}: must be one of {known}; nearest: {nearest}")
+    if base_bits not in (None, 8):
+        raise ValueError(f"base_bits {base_bits!r}: must be None (as the base layer has it) or 8; nearest: 8")
+    return whole("rank", rank)
 
 
-def _check_rank(name: str, linear: nn.Linear, rank: int) -> None:
+def _check_layer(name: str, linear: nn.Linear, rank: int) -> None:
     largest = min(linear.out_features, linear.in_features)
     if rank > largest:
         shape = (linear.out_features, linear.in_features)
         raise ValueError(f"rank {rank} for layer {name!r} of shape {shape}: must be at most {largest}")
+    if linear.weight.is_meta and hasattr(linear, "_hf_hook"):
+        raise ValueError(
+            f"layer {name!r} has no weight, accelerate has offloaded it: attach before the model is dispatched"
+        )
+
+
+def _check_tied(name: str, holders: set[nn.Module]) -> None:
+    other = [type(module).__name__ for module in holders if not isinstance(module, nn.Linear)]
+    if other:
+        raise ValueError(
+            f"layer {name!r} shares its weight with a {other[0]}, which would be frozen with it: leave it out of the "
+            "targets, or untie the two"
+        )

@@ -1,13 +1,17 @@
-"""Row norms from small products, and the linear map with its two gradient rules.
+"""Row norms from small products, and the linear map with its two gradient rules, lean in what it keeps for backward.
 
     V = W0 + s A B,   W' = diag(m / |V|) V,   y = x W'^T + b,   s = alpha / R
 
-O out, I in, R rank, T tokens. No tensor of shape (O, I) is made, neither forward nor backward.
+O out, I in, R rank, T tokens, c a chunk of rows of O or of T. No tensor of shape (O, I) is made, neither forward nor
+backward, but chunks of it of at most `CHUNK_ELEMENTS` values. The base weight W0 is a matrix, or int8 with a scale a
+row: W0 = diag(weight_scale) weight.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,47 +19,139 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gnlorp import dropout
+
+CHUNK_ELEMENTS = 1 << 22
+"""Values in one chunk of rows: what backward makes beyond its results is a few of these at a time."""
+
+
+def spans(rows: int, width: int) -> Iterator[slice]:
+    """Yield equal slices of `rows` rows of `width` values, each of at most `CHUNK_ELEMENTS` values or one row."""
+    chunks = max(1, -(-rows // max(1, CHUNK_ELEMENTS // max(1, width))))
+    step = max(1, -(-rows // chunks))
+    for start in range(0, rows, step):
+        yield slice(start, min(rows, start + step))
+
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which norms are summed: float64 for float64, else float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
-def row_square_norms(weight_OI: Tensor) -> Tensor:
-    """Return the squared norm of each row, (O,), summed in at least float32."""
-    dtype = accumulation_dtype(weight_OI.dtype)
-    norm_O: Tensor = torch.linalg.vector_norm(weight_OI, dim=1, dtype=dtype)
-    return norm_O.square_()
+def row_square_norms(weight_OI: Tensor, weight_scale_O: Tensor | None = None) -> Tensor:
+    """Return the squared norm of each row of W0, (O,), summed in at least float32."""
+    if weight_scale_O is None:
+        norm_O: Tensor = torch.linalg.vector_norm(weight_OI, dim=1, dtype=accumulation_dtype(weight_OI.dtype))
+        return norm_O.square_()
+    square_O = torch.empty_like(weight_scale_O)
+    for c in spans(*weight_OI.shape):
+        square_O[c] = torch.linalg.vector_norm(weight_OI[c].to(weight_scale_O.dtype), dim=1).square_()
+    return square_O.mul_(weight_scale_O.square())
+
+
+def quantise_rows(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
+    """Return W0 as int8 (O, I) and float32 scales (O,): each row over its largest magnitude, rounded to 1/127 of it."""
+    scale_O = weight_OI.abs().amax(1).float() / 127
+    quantised_OI = torch.empty_like(weight_OI, dtype=torch.int8)
+    for c in spans(*weight_OI.shape):
+        row_cI = weight_OI[c].float() / torch.where(scale_O[c] > 0, scale_O[c], 1.0)[:, None]
+        quantised_OI[c] = row_cI.round_().clamp_(-127, 127).to(torch.int8)
+    return quantised_OI, scale_O
+
+
+@dataclass(frozen=True)
+class BaseWeight:
+    """W0 as it is kept, read in another dtype a chunk of rows at a time."""
+
+    weight_OI: Tensor
+    scale_O: Tensor | None
+
+    def rows(self, c: slice, dtype: torch.dtype) -> Tensor:
+        """Return rows of W0, (c, I)."""
+        rows_cI = self.weight_OI[c].to(dtype)
+        return rows_cI if self.scale_O is None else rows_cI.mul_(self.scale_O[c, None].to(dtype))
+
+    def chunks(self, dtype: torch.dtype) -> Iterator[slice]:
+        """Yield the rows that are read at once: all of them where nothing has to be converted."""
+        if self.scale_O is None and self.weight_OI.dtype == dtype:
+            yield slice(0, self.weight_OI.shape[0])
+        else:
+            yield from spans(*self.weight_OI.shape)
+
+    def apply(self, x: Tensor, bias_O: Tensor | None) -> Tensor:
+        """Return x W0^T + b, (..., O), in x's dtype."""
+        bias_O = None if bias_O is None else bias_O.to(x.dtype)
+        chunks = list(self.chunks(x.dtype))
+        if len(chunks) == 1:
+            return F.linear(x, self.rows(chunks[0], x.dtype), bias_O)
+        y = x.new_empty(*x.shape[:-1], self.weight_OI.shape[0])
+        for c in chunks:
+            y[..., c] = F.linear(x, self.rows(c, x.dtype), None if bias_O is None else bias_O[c])
+        return y
+
+    def pull(self, grad_TO: Tensor, into_TI: Tensor, add: bool) -> None:
+        """Write grad W0 into `into_TI`, or add it."""
+        for c in self.chunks(grad_TO.dtype):
+            rows_cI = self.rows(c, grad_TO.dtype)
+            if add or c.start:
+                into_TI.addmm_(grad_TO[:, c], rows_cI)
+            else:
+                torch.mm(grad_TO[:, c], rows_cI, out=into_TI)
 
 
 def product_norms(
-    base_square_O: Tensor, weight_OI: Tensor, out_OR: Tensor, in_RI: Tensor, scaling: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return |V| per row, the derivative-safe 1 / |V|^2 and V B^T, for V = W0 + s A B, without forming V.
+    base_square_O: Tensor, base: BaseWeight, out_OR: Tensor, in_RI: Tensor, scaling: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Return |V| per row and the derivative-safe 1 / |V|^2 for V = W0 + s A B, without forming V.
 
     |V|^2 = |W0|^2 + 2 s rowsum((W0 B^T) * A) + s^2 rowsum((A (B B^T)) * A)
 
     Where the terms cancel to their own rounding error, |V|^2 is clamped there and 1 / |V|^2 is returned as 0, so that
-    a meaningless norm has no gradient.
+    a meaningless norm has no gradient. W0 B^T is computed in `dtype`, the rest in that of `base_square`.
 
-    Shapes: base_square (O,), weight (O, I), out A (O, R), in B (R, I); returns (O,), (O,), (O, R).
+    Shapes: base_square (O,), weight (O, I), out A (O, R), in B (R, I); returns (O,), (O,).
     """
-    dtype = base_square_O.dtype
-    cross_OR = (weight_OI @ in_RI.to(weight_OI.dtype).T).to(dtype)
-    out_OR, in_RI = out_OR.to(dtype), in_RI.to(dtype)
-    low_OR = (out_OR @ (in_RI @ in_RI.T)).mul_(scaling)
-    low_square_O = (low_OR * out_OR).sum(1).mul_(scaling)
-    low_OR += cross_OR
-    square_O = base_square_O + cross_OR.add_(low_OR).mul_(out_OR).sum(1).mul_(scaling)
-    floor_O = (base_square_O + low_square_O).mul_(torch.finfo(dtype).eps)
-    inverse_square_O = torch.where(square_O > floor_O, square_O.reciprocal(), 0.0)
-    return torch.maximum(square_O, floor_O).sqrt_(), inverse_square_O, low_OR
+    high = base_square_O.dtype
+    inner_RI, wide_RI = in_RI.to(dtype), in_RI.to(high)
+    gram_RR = wide_RI @ wide_RI.T
+    norm_O, inverse_O = torch.empty_like(base_square_O), torch.empty_like(base_square_O)
+    for c in spans(out_OR.shape[0], max(in_RI.shape)):
+        a_cR = out_OR[c].to(high)
+        low_cR = (a_cR @ gram_RR).mul_(scaling)  # s A (B B^T)
+        low_square_c = (low_cR * a_cR).sum(1).mul_(scaling)  # s^2 rowsum(A (B B^T) * A)
+        cross_cR = (base.rows(c, dtype) @ inner_RI.T).to(high)  # W0 B^T
+        square_c = base_square_O[c] + low_cR.add_(cross_cR, alpha=2).mul_(a_cR).sum(1).mul_(scaling)
+        floor_c = (base_square_O[c] + low_square_c).mul_(torch.finfo(high).eps)
+        inverse_O[c] = torch.where(square_c > floor_c, square_c.reciprocal(), 0.0)
+        norm_O[c] = torch.maximum(square_c, floor_c).sqrt_()
+    return norm_O, inverse_O
 
 
 def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the map is computed. `probability` and `seed` are dropout's; `keep_*` say what backward finds kept."""
+
+    scaling: float
+    through_norm: bool
+    probability: float = 0.0
+    seed: int = 0
+    keep_output: bool = False
+    keep_hidden: bool = False
+
+
+@dataclass
+class _Sums:
+    """What backward sums over tokens; all but `raw_O` and `column_O` without the gain m / |V|."""
+
+    out_OR: Tensor  # sum_t g_t hidden_t^T
+    in_RI: Tensor  # sum_t A^T diag(gain) g_t low_t^T
+    raw_O: Tensor  # kept output: sum_t g y;  else: sum_t g (x W0^T)
 
 
 class _NormLowRank(torch.autograd.Function):
@@ -65,88 +161,220 @@ class _NormLowRank(torch.autograd.Function):
     def forward(
         ctx: Any,
         x: Tensor,
-        low: Tensor | None,
+        cast: Tensor,
         weight_OI: Tensor,
+        scale_O: Tensor | None,
         bias_O: Tensor | None,
         out_OR: Tensor,
         in_RI: Tensor,
         magnitude_O: Tensor,
         base_square_O: Tensor,
-        scaling: float,
-        through_norm: bool,
+        options: Options,
     ) -> Tensor:
-        dtype = x.dtype
+        base, dtype, s = BaseWeight(weight_OI, scale_O), cast.dtype, options.scaling
         with _no_autocast(x.device):
-            weight, bias = weight_OI.to(dtype), None if bias_O is None else bias_O.to(dtype)
-            norm_O, inverse_square_O, low_OR = product_norms(base_square_O, weight, out_OR, in_RI, scaling)
+            norm_O, inverse_O = product_norms(base_square_O, base, out_OR, in_RI, s, dtype)
             gain_O = torch.where(norm_O > 0, magnitude_O / norm_O, 0.0)
-            y = F.linear(x, weight, bias)
-            source = x if low is None else low
-            hidden_TR = source.reshape(-1, in_RI.shape[1]) @ in_RI.to(dtype).T
-            y_TO = y.view(-1, y.shape[-1]).addmm_(hidden_TR, out_OR.to(dtype).T, alpha=scaling)
-            if bias is None:
+            # The dense path: x W0^T + b, with b taken out of the gain's reach below.
+            y = base.apply(cast, bias_O)
+            y_TO, cast_TI = y.view(-1, y.shape[-1]), cast.reshape(-1, cast.shape[-1])
+            out, inner_T = out_OR.to(dtype).T, in_RI.to(dtype).T
+            # The low path: s (low B^T) A^T, a chunk of tokens at a time where a mask is drawn.
+            hidden_TR = cast.new_empty(len(cast_TI), in_RI.shape[0]) if options.keep_hidden else None
+            for index, t in enumerate(_token_spans(cast_TI, options)):
+                low_tI = dropout.dropped(cast_TI[t], options.probability, options.seed, index)
+                hidden_tR = low_tI @ inner_T
+                y_TO[t].addmm_(hidden_tR, out, alpha=s)
+                if hidden_TR is not None:
+                    hidden_TR[t] = hidden_tR
+                del low_tI
+            # y = g * (dense + low) + (1 - g) * b
+            if bias_O is None:
                 y_TO.mul_(gain_O)
             else:
-                torch.addcmul((1 - gain_O) * bias, y_TO, gain_O, out=y_TO)
-        ctx.scaling, ctx.has_low, ctx.through_norm = scaling, low is not None, through_norm
+                torch.addcmul((1 - gain_O) * bias_O, y_TO, gain_O, out=y_TO)
+        ctx.options, ctx.x_dtype = options, x.dtype
         ctx.save_for_backward(
-            source, hidden_TR, y, weight_OI, bias_O, out_OR, in_RI, magnitude_O, gain_O,
-            inverse_square_O if through_norm else None, low_OR if through_norm else None,
+            cast, hidden_TR, y if options.keep_output else None, weight_OI, scale_O, bias_O, out_OR, in_RI,
+            gain_O, norm_O, inverse_O if options.through_norm else None,
         )  # fmt: skip
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        source, hidden_TR, y, weight_OI, bias_O, out_OR, in_RI, magnitude_O, gain_O, inverse_square_O, low_OR = (
-            ctx.saved_tensors
-        )
-        needs_x, needs_low, _, needs_bias, _, _, needs_magnitude = ctx.needs_input_grad[:7]
-        scaling = ctx.scaling
+        _settle()
+        cast, hidden_TR, y, weight_OI, scale_O, bias_O, out_OR, in_RI, gain_O, norm_O, inverse_O = ctx.saved_tensors
+        needs_x, needs_bias, needs_m = (ctx.needs_input_grad[index] for index in (0, 4, 7))
+        options: Options = ctx.options
+        base, s = BaseWeight(weight_OI, scale_O), options.scaling
         with _no_autocast(grad.device):
-            grad_TO, source_TI = grad.reshape(-1, grad.shape[-1]), source.reshape(-1, source.shape[-1])
-            weight, out, inner = weight_OI.to(grad.dtype), out_OR.to(grad.dtype), in_RI.to(grad.dtype)
-            buffer_TO = torch.empty_like(grad_TO)
-            energy_O = torch.mul(grad_TO, y.reshape(grad_TO.shape), out=buffer_TO).sum(0, dtype=gain_O.dtype)
-            column_O = grad_TO.sum(0, dtype=gain_O.dtype) if bias_O is not None else None
-            if column_O is not None:
-                energy_O -= bias_O * column_O
-            scaled_TO = torch.mul(grad_TO, gain_O, out=buffer_TO)
-            out_grad = scaled_TO.T @ hidden_TR
-            hidden_grad_TR = scaled_TO @ out
-            x_grad = scaled_TO @ weight if needs_x else None
-            del buffer_TO, scaled_TO
-            hidden_grad_TR.mul_(scaling)
-            out_grad.mul_(scaling)
-            in_grad = hidden_grad_TR.T @ source_TI
-            if ctx.through_norm:
-                pull_O = (energy_O * inverse_square_O).mul_(-scaling)
-                out_grad.addcmul_(pull_O[:, None], low_OR)
-                pull_OR = (pull_O[:, None] * out_OR).to(grad.dtype)
-                in_grad.addmm_(pull_OR.T, weight)
-                in_grad.addmm_(pull_OR.T @ out, inner, alpha=scaling)
-            low_grad = (hidden_grad_TR @ inner).view(source.shape) if needs_low else None
-            if x_grad is not None:
-                x_grad = (x_grad if ctx.has_low else x_grad.addmm_(hidden_grad_TR, inner)).view(source.shape)
+            grad_TO, cast_TI = grad.reshape(-1, grad.shape[-1]), cast.reshape(-1, cast.shape[-1])
+            y_TO = None if y is None else y.reshape(grad_TO.shape)
+            x_grad_TI = torch.empty_like(cast_TI) if needs_x else None
+            # Sums over tokens: from row chunks of G = g^T x where nothing else has to be made again, else from tokens.
+            if options.probability == 0 and y_TO is None and hidden_TR is None:
+                sums = _by_rows(grad_TO, cast_TI, base, out_OR, in_RI, gain_O, x_grad_TI, options)
+            else:
+                sums = _by_tokens(grad_TO, cast_TI, y_TO, hidden_TR, base, out_OR, in_RI, gain_O, x_grad_TI, options)
+            # raw = rowsum(G * V) of the dense gradient G of W' with the gain left out, so that dL/dm = raw / |V|.
+            column_O = (
+                grad_TO.sum(0, dtype=gain_O.dtype) if needs_bias or (bias_O is not None and y is not None) else None
+            )
+            if y is None:
+                raw_O = sums.raw_O + (sums.out_OR * out_OR).sum(1).mul_(s)  # sum_t g (x W0^T) + s sum_t g (hidden A^T)
+            else:
+                energy_O = sums.raw_O if bias_O is None or column_O is None else sums.raw_O - bias_O * column_O
+                raw_O = torch.where(gain_O != 0, energy_O / gain_O, 0.0)  # y - b = gain * (x V^T)
+            # dL/dA = s diag(gain) (g^T hidden),  dL/dB = s A^T diag(gain) (g^T low), then what the norm takes away.
+            out_grad, in_grad = sums.out_OR.mul_((gain_O * s)[:, None]), sums.in_RI.mul_(s)
+            if options.through_norm:
+                _subtract_radial(out_grad, in_grad, raw_O * gain_O * inverse_O, base, out_OR, in_RI, s, grad_TO.dtype)
+            m_grad = torch.where(norm_O > 0, raw_O / norm_O, 0.0) if needs_m else None
+            x_grad = None if x_grad_TI is None else x_grad_TI.to(ctx.x_dtype).view(cast.shape)
             bias_grad = column_O.to(bias_O.dtype) if needs_bias and column_O is not None else None
-            magnitude_grad = None
-            if needs_magnitude:
-                magnitude_grad = torch.where(magnitude_O != 0, energy_O / magnitude_O, 0.0).to(magnitude_O.dtype)
-        factors = (out_grad.to(out_OR.dtype), in_grad.to(in_RI.dtype))
-        return x_grad, low_grad, None, bias_grad, *factors, magnitude_grad, None, None, None
+        return (
+            x_grad,
+            None,
+            None,
+            None,
+            bias_grad,
+            out_grad.to(out_OR.dtype),
+            in_grad.to(in_RI.dtype),
+            m_grad,
+            None,
+            None,
+        )
+
+
+def _token_spans(cast_TI: Tensor, options: Options) -> Iterator[slice]:
+    """Yield the tokens that are worked on at once: all of them where no mask is drawn."""
+    if options.probability == 0:
+        yield slice(0, len(cast_TI))
+    else:
+        yield from spans(*cast_TI.shape)
+
+
+def _by_rows(
+    grad_TO: Tensor,
+    cast_TI: Tensor,
+    base: BaseWeight,
+    out_OR: Tensor,
+    in_RI: Tensor,
+    gain_O: Tensor,
+    x_grad_TI: Tensor | None,
+    options: Options,
+) -> _Sums:
+    """Return the sums from chunks of rows of G = g^T x, (c, I): the work of full training's weight gradient."""
+    dtype, high = grad_TO.dtype, gain_O.dtype
+    inner_RI, gained_OR = in_RI.to(dtype), (gain_O[:, None] * out_OR).to(dtype)
+    out_sum_OR = torch.empty(out_OR.shape, dtype=high, device=grad_TO.device)
+    in_sum_RI = torch.zeros(in_RI.shape, dtype=high, device=grad_TO.device)
+    raw_O = torch.empty_like(gain_O)
+    for c in spans(out_OR.shape[0], in_RI.shape[1]):
+        dense_cI = grad_TO[:, c].T @ cast_TI
+        out_sum_OR[c] = dense_cI @ inner_RI.T  # G B^T = g^T hidden
+        in_sum_RI += gained_OR[c].T @ dense_cI  # (diag(gain) A)^T G
+        raw_O[c] = dense_cI.mul_(base.rows(c, dtype)).sum(1, dtype=high)  # rowsum(G * W0)
+        del dense_cI
+    if x_grad_TI is not None:
+        _input_gradient(grad_TO, base, grad_TO @ gained_OR, inner_RI, gain_O, x_grad_TI, options)
+    return _Sums(out_sum_OR, in_sum_RI, raw_O)
+
+
+def _by_tokens(
+    grad_TO: Tensor,
+    cast_TI: Tensor,
+    y_TO: Tensor | None,
+    hidden_TR: Tensor | None,
+    base: BaseWeight,
+    out_OR: Tensor,
+    in_RI: Tensor,
+    gain_O: Tensor,
+    x_grad_TI: Tensor | None,
+    options: Options,
+) -> _Sums:
+    """Return the sums from chunks of tokens: hidden, mask and output made again where they were not kept."""
+    dtype, high = grad_TO.dtype, gain_O.dtype
+    inner_RI, gained_OR = in_RI.to(dtype), (gain_O[:, None] * out_OR).to(dtype)
+    out_sum_OR = torch.zeros(out_OR.shape, dtype=high, device=grad_TO.device)
+    in_sum_RI = torch.zeros(in_RI.shape, dtype=high, device=grad_TO.device)
+    raw_O = torch.zeros_like(gain_O)
+    for index, t in enumerate(spans(*cast_TI.shape)):
+        g_tO, x_tI = grad_TO[t], cast_TI[t]
+        response_tO = base.apply(x_tI, None) if y_TO is None else y_TO[t]
+        raw_O += torch.mul(response_tO, g_tO, out=response_tO if y_TO is None else None).sum(0, dtype=high)
+        del response_tO
+        keep_tI = dropout.kept(x_tI, options.probability, options.seed, index)
+        low_tI = x_tI if keep_tI is None else x_tI * keep_tI
+        hidden_tR = low_tI @ inner_RI.T if hidden_TR is None else hidden_TR[t]
+        hidden_grad_tR = g_tO @ gained_OR
+        out_sum_OR += g_tO.T @ hidden_tR
+        in_sum_RI += hidden_grad_tR.T @ low_tI
+        del low_tI
+        if x_grad_TI is not None:
+            _input_gradient(g_tO, base, hidden_grad_tR, inner_RI, gain_O, x_grad_TI[t], options, keep_tI)
+        del keep_tI
+    return _Sums(out_sum_OR, in_sum_RI, raw_O)
+
+
+def _input_gradient(
+    grad_TO: Tensor,
+    base: BaseWeight,
+    hidden_grad_TR: Tensor,
+    inner_RI: Tensor,
+    gain_O: Tensor,
+    into_TI: Tensor,
+    options: Options,
+    keep_TI: Tensor | None = None,
+) -> None:
+    """Write dL/dx = (s hidden_grad B) * keep + (g * gain) W0 into `into_TI`."""
+    torch.mm(hidden_grad_TR.mul_(options.scaling), inner_RI, out=into_TI)
+    if keep_TI is not None:
+        into_TI.mul_(keep_TI)
+    for t in spans(*grad_TO.shape):
+        base.pull(grad_TO[t] * gain_O.to(grad_TO.dtype), into_TI[t], add=True)
+
+
+def _subtract_radial(
+    out_grad_OR: Tensor,
+    in_grad_RI: Tensor,
+    radial_O: Tensor,
+    base: BaseWeight,
+    out_OR: Tensor,
+    in_RI: Tensor,
+    scaling: float,
+    dtype: torch.dtype,
+) -> None:
+    """Take the radial part k V, k = gain raw / |V|^2, out of dL/dV:  dA -= s k (V B^T),  dB -= s (k A)^T V.
+
+    V B^T = W0 B^T + s A (B B^T) and (k A)^T V = (k A)^T W0 + s ((k A)^T A) B, by chunks of rows.
+    """
+    high = radial_O.dtype
+    inner_RI, wide_RI = in_RI.to(dtype), in_RI.to(high)
+    gram_RR, mix_RR = wide_RI @ wide_RI.T, torch.zeros(len(in_RI), len(in_RI), dtype=high, device=in_RI.device)
+    pull_O = radial_O * -scaling
+    for c in spans(out_OR.shape[0], max(in_RI.shape)):
+        a_cR, rows_cI = out_OR[c].to(high), base.rows(c, dtype)
+        image_cR = (rows_cI @ inner_RI.T).to(high).addmm_(a_cR, gram_RR, alpha=scaling)
+        out_grad_OR[c].addcmul_(pull_O[c, None], image_cR)
+        pulled_cR = pull_O[c, None] * a_cR
+        mix_RR.addmm_(pulled_cR.T, a_cR)
+        in_grad_RI += pulled_cR.to(dtype).T @ rows_cI
+    in_grad_RI.addmm_(mix_RR, wide_RI, alpha=scaling)
 
 
 def norm_low_rank_linear(
     x: Tensor,
-    low: Tensor | None,
+    cast: Tensor,
     weight_OI: Tensor,
+    scale_O: Tensor | None,
     bias_O: Tensor | None,
     out_OR: Tensor,
     in_RI: Tensor,
     magnitude_O: Tensor,
     base_square_O: Tensor,
-    scaling: float,
-    through_norm: bool,
+    options: Options,
 ) -> Tensor:
     """Return y = m / |V| * (x W0^T + s low B^T A^T) + b; equations in `gnlorp/PAPER.md`.
 
@@ -157,14 +385,58 @@ def norm_low_rank_linear(
         otherwise:     dL/dV = diag(m / |V|) G                        DoRA, section 4.3: the norm is a constant
         dL/dA = s dL/dV B^T,   dL/dB = s A^T dL/dV
 
-    `low` is what the low-rank path reads where that is not `x` (dropout); `base_square` is `row_square_norms(weight)`.
-    The output is kept for the backward pass in place of a second tensor of its size, so it must not be changed in
-    place. A row whose magnitude is exactly 0 has no output to read dL/dm from: its dL/dm is 0. The weight gets no
-    gradient. Not differentiable twice.
+    `low` is `x` after dropout, whose mask is a function of `options.seed` alone and is drawn again in backward. `cast`
+    is `x` in the dtype of the computation (x itself, or a cast that layers may share); it is all that is kept for
+    backward beside parameters and vectors of O, unless `keep_output` (then the output must not be changed in place) or
+    `keep_hidden`. `base_square` is `row_square_norms(weight, scale)`. A row whose magnitude is exactly 0 has no output
+    to read dL/dm from: with `keep_output` its dL/dm is 0. The weight gets no gradient. Not differentiable twice.
 
-    Shapes: x and low (..., I), weight (O, I), bias (O,), out A (O, R), in B (R, I), magnitude (O,); returns (..., O).
+    Shapes: x and cast (..., I), weight (O, I), scale, bias (O,), out A (O, R), in B (R, I), magnitude (O,); returns
+    (..., O).
     """
     y: Tensor = _NormLowRank.apply(  # type: ignore[no-untyped-call]
-        x, low, weight_OI, bias_O, out_OR, in_RI, magnitude_O, base_square_O, scaling, through_norm
+        x, cast, weight_OI, scale_O, bias_O, out_OR, in_RI, magnitude_O, base_square_O, options
     )
     return y
+
+
+def composed(
+    x: Tensor,
+    weight_OI: Tensor,
+    scale_O: Tensor | None,
+    bias_O: Tensor | None,
+    out_OR: Tensor,
+    in_RI: Tensor,
+    magnitude_O: Tensor,
+    base_square_O: Tensor,
+    options: Options,
+) -> Tensor:
+    """Return the same map from torch's own operators, for compilers and function transforms, which differentiate it.
+
+    What is kept for backward is then theirs to choose. Dropout is torch's, so its mask is another. `x` has the dtype
+    of the computation.
+    """
+    dtype, high, s = x.dtype, base_square_O.dtype, options.scaling
+    weight = weight_OI.to(dtype) if scale_O is None else weight_OI.to(dtype) * scale_O[:, None].to(dtype)
+    a_OR, b_RI = out_OR.to(high), in_RI.to(high)
+    low_OR = s * (a_OR @ (b_RI @ b_RI.T))
+    cross_OR = (weight @ in_RI.to(dtype).T).to(high)
+    square_O = base_square_O + s * ((low_OR + 2 * cross_OR) * a_OR).sum(1)
+    floor_O = (base_square_O + s * (low_OR * a_OR).sum(1)).detach() * torch.finfo(high).eps
+    clear_O = square_O > floor_O
+    norm_O = torch.where(clear_O, torch.where(clear_O, square_O, 1.0).sqrt(), floor_O.sqrt())
+    norm_O = norm_O if options.through_norm else norm_O.detach()
+    gain_O = torch.where(norm_O > 0, magnitude_O / torch.where(norm_O > 0, norm_O, 1.0), 0.0)
+    low = F.dropout(x, options.probability) if options.probability > 0 else x
+    y = F.linear(x, weight) + s * F.linear(F.linear(low, in_RI.to(dtype)), out_OR.to(dtype))
+    y = y * gain_O.to(dtype)
+    return y if bias_O is None else y + bias_O.to(dtype)
+
+
+def _settle() -> None:
+    """Let layers that wait to learn which outputs the model keeps decide; `gnlorp.layer` fills `waiting`."""
+    while waiting:
+        waiting.pop()()
+
+
+waiting: list[Any] = []

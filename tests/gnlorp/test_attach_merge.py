@@ -137,22 +137,52 @@ def test_a_layer_under_two_names_stays_one_layer():
     assert model.body is model.again
 
 
-def test_a_tied_weight_is_frozen_for_all_and_untied_by_merging():
+def test_a_weight_shared_by_two_linear_layers_is_frozen_for_both_and_untied_by_merging():
     model = Tied()
+    model.other = nn.Linear(8, 11, bias=False)
+    model.other.weight = model.head.weight = nn.Parameter(model.head.weight.detach().clone())
     tokens = torch.arange(11)
     before = model(tokens)
     attach(model, ["head"], 2, 4.0)
     assert torch.equal(model(tokens), before)
-    assert model.head.base_weight is model.embed.weight
-    assert not model.embed.weight.requires_grad
-    embedding = model.embed.weight.clone()
+    assert model.head.base_weight is model.other.weight
+    assert not model.other.weight.requires_grad
+    shared = model.other.weight.clone()
     trained = stir(model)(tokens)
     model.head.restart()
-    assert torch.equal(model.embed.weight, embedding)
+    assert torch.equal(model.other.weight, shared)
     assert torch.allclose(model(tokens), trained, atol=1e-5)
     merge(model)
     assert torch.allclose(model(tokens), trained, atol=1e-5)
-    assert model.head.weight is not model.embed.weight
+    assert model.head.weight is not model.other.weight
+
+
+def test_a_tied_embedding_is_refused_and_nothing_is_frozen():
+    model = Tied()
+    with pytest.raises(ValueError, match="'head' shares its weight with a Embedding"):
+        attach(model, ["body", "head"], 2, 4.0)
+    assert model.embed.weight.requires_grad
+    assert type(model.body) is nn.Linear
+
+
+def test_hooks_of_a_layer_act_after_attach_and_after_merge():
+    model, calls = Tied(), []
+    model.body.register_forward_hook(lambda *_: calls.append("after"))
+    model.body.register_forward_pre_hook(lambda *_: calls.append("before"))
+    attach(model, ["body"], 2, 4.0)
+    model(torch.arange(3))
+    merge(model)
+    model(torch.arange(3))
+    assert calls == 2 * calls[: len(calls) // 2]
+    assert {"before", "after"} == set(calls)
+
+
+def test_an_offloaded_layer_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4, device="meta"))
+    attach(copy.deepcopy(model), ["0"], 2, 4.0)  # made without weights, loaded later
+    model[0]._hf_hook = object()
+    with pytest.raises(ValueError, match="attach before"):
+        attach(model, ["0"], 2, 4.0)
 
 
 def test_groups_hold_every_trainable_parameter_once():

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from gnlorp import NormLowRankLinear
+from gnlorp import NormLowRankLinear, attach, dropout, weight_norm
 from gnlorp.reference import reference_weight
-from gnlorp.weight_norm import norm_low_rank_linear, product_norms, row_square_norms
+from gnlorp.weight_norm import BaseWeight, Options, norm_low_rank_linear, product_norms, row_square_norms
 
 RULES = ["full", "detached"]
+MODES = ["fast", "least", "auto"]
 
 
 def moved(inputs=24, outputs=17, rank=5, bias=True, dtype=torch.float32, rule="full", seed=0, **options):
@@ -99,18 +100,53 @@ def test_gradients_at_the_start_equal_double_precision(rule):
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("with_low", [True, False])
-def test_gradcheck_in_double(bias, with_low):
+@pytest.mark.parametrize("probability", [0.0, 0.3])
+@pytest.mark.parametrize("kept", [(False, False), (True, True), (True, False)])
+def test_gradcheck_in_double(bias, probability, kept):
     layer = moved(6, 5, 3, bias, torch.float64)
     x = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
-    low = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True) if with_low else None
+    options = Options(layer.scaling, True, probability, 7, *kept)
 
-    def run(x, low, b, a, c, m):
-        return norm_low_rank_linear(x, low, layer.base_weight, b, a, c, m, layer.base_square, layer.scaling, True)
+    def run(x, b, a, c, m):
+        return norm_low_rank_linear(x, x, layer.base_weight, None, b, a, c, m, layer.base_square, options)
 
-    assert torch.autograd.gradcheck(
-        run, (x, low, layer.bias, layer.factor_out, layer.factor_in, layer.magnitude), atol=1e-7
-    )
+    assert torch.autograd.gradcheck(run, (x, layer.bias, layer.factor_out, layer.factor_in, layer.magnitude), atol=1e-7)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("probability", [0.0, 0.25])
+@pytest.mark.parametrize("chunk", [1 << 22, 64])
+def test_every_mode_equals_the_formed_weight_in_float64(rule, bias, mode, probability, chunk, monkeypatch):
+    monkeypatch.setattr(weight_norm, "CHUNK_ELEMENTS", chunk)
+    layer = moved(24, 17, 5, bias, torch.float64, rule, dropout=probability, activations=mode)
+    x, grad = torch.randn(33, 24, dtype=torch.float64), torch.randn(33, 17, dtype=torch.float64)
+    for _ in range(2):  # "auto" has decided by the second
+        torch.manual_seed(3)
+        got = by_layer(layer, x, grad)
+        torch.manual_seed(3)
+        wanted = by_formed_weight(layer, x, grad)
+        for name in wanted:
+            assert relative(got[name], wanted[name]) < 1e-12, name
+
+
+def by_formed_weight(layer: NormLowRankLinear, x: Tensor, grad: Tensor) -> dict[str, Tensor]:
+    """Return output and gradients by autograd over V, the dropped input made from the seed that the layer draws."""
+    names = ["factor_out", "factor_in", "magnitude"] + (["bias"] if layer.bias is not None else [])
+    leaves = {name: getattr(layer, name).detach().clone().requires_grad_() for name in names}
+    x = x.detach().clone().requires_grad_()
+    seed = dropout.draw_seed() if layer.dropout else 0
+    chunks = enumerate(weight_norm.spans(*x.shape))
+    masks = [dropout.kept(x[t].detach(), layer.dropout, seed, index) for index, t in chunks]
+    low = x * torch.cat(masks) if layer.dropout else x
+    product = leaves["factor_out"] @ leaves["factor_in"]
+    norm = (layer.base_weight + layer.scaling * product).norm(dim=1)
+    gain = leaves["magnitude"] / (norm if layer.norm_gradient == "full" else norm.detach())
+    y = gain * (x @ layer.base_weight.T + layer.scaling * low @ product.T)
+    y = y + leaves["bias"] if layer.bias is not None else y
+    y.backward(grad)
+    return {"y": y.detach(), "x": x.grad, **{name: leaf.grad for name, leaf in leaves.items()}}
 
 
 def test_the_full_gradient_is_orthogonal_to_the_direction():
@@ -145,7 +181,7 @@ def test_product_norms_equal_direct_norms_through_cancellation():
     for remaining in (1.0, 1e-1, 1e-2):
         # A B = -(1 - remaining) W0, so that V = remaining * W0.
         out = -(1 - remaining) * weight @ inner.T
-        norm, inverse, _ = product_norms(row_square_norms(weight), weight, out, inner, 1.0)
+        norm, inverse = product_norms(row_square_norms(weight), BaseWeight(weight, None), out, inner, 1.0, weight.dtype)
         direct = (weight.double() + out.double() @ inner.double()).norm(dim=1)
         assert ((norm - direct).abs() / direct).max() < 2e-6 / remaining**2
         assert ((inverse * direct**2 - 1).abs()).max() < 4e-6 / remaining**2
@@ -155,7 +191,8 @@ def test_norms_that_cancel_to_nothing_are_clamped_and_have_no_gradient():
     torch.manual_seed(0)
     weight = torch.randn(30, 20)
     inner = torch.linalg.qr(torch.randn(20, 20)).Q
-    norm, inverse, _ = product_norms(row_square_norms(weight), weight, -weight @ inner.T, inner, 1.0)
+    base = BaseWeight(weight, None)
+    norm, inverse = product_norms(row_square_norms(weight), base, -weight @ inner.T, inner, 1.0, weight.dtype)
     assert torch.isfinite(norm).all()
     assert (norm > 0).all()
     assert torch.isfinite(inverse).all()
@@ -190,30 +227,91 @@ class Shapes(TorchDispatchMode):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_no_tensor_of_the_weights_size_in_a_training_step(rule, dtype):
-    layer = moved(160, 224, 4, dtype=dtype, rule=rule)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("probability", [0.0, 0.1])
+def test_no_tensor_of_the_weights_size_in_a_training_step(rule, dtype, mode, probability, monkeypatch):
+    monkeypatch.setattr(weight_norm, "CHUNK_ELEMENTS", 2048)
+    layer = moved(160, 224, 4, dtype=dtype, rule=rule, activations=mode, dropout=probability)
     x = torch.randn(9, 160, dtype=dtype, requires_grad=True)
     with Shapes() as seen:
         layer(x).backward(torch.ones(9, 224, dtype=dtype))
     assert (9, 224) in seen.sizes
     largest = max(torch.Size(size).numel() for size in seen.sizes)
-    assert largest <= max(9 * 224, 224 * 4, 160 * 4)
+    assert largest <= max(9 * 224, 224 * 4, 160 * 4, 2048)
     with Shapes() as seen:
-        layer.weight()
+        layer.merge()
     assert (224, 160) in seen.sizes
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_what_forward_keeps_for_backward(rule):
-    layer = moved(64, 96, 4, rule=rule)
+@pytest.mark.parametrize("probability", [0.0, 0.1])
+@pytest.mark.parametrize("mode", MODES)
+def test_what_forward_keeps_for_backward(rule, probability, mode):
+    layer = moved(64, 96, 4, rule=rule, activations=mode, dropout=probability)
     kept: dict[int, Tensor] = {}
     x = torch.randn(10, 64, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
         y = layer(x)
-    known = {p.data_ptr() for p in layer.parameters()} | {x.data_ptr(), y.data_ptr()}
+    known = {p.data_ptr() for p in layer.parameters()} | {x.data_ptr()}
     extra = sum(t.numel() for pointer, t in kept.items() if pointer not in known)
-    vectors = 96 * (2 if rule == "full" else 1)
-    assert extra == 10 * 4 + vectors + (96 * 4 if rule == "full" else 0)
+    vectors = 96 * (3 if rule == "full" else 2)
+    assert extra == vectors + (10 * 4 + y.numel() if mode == "fast" else 0)
+
+
+class Squared(nn.Module):
+    """Two layers: the first one's output is kept by the square anyway, the second one's by nothing."""
+
+    def __init__(self, in_place: bool = False):
+        super().__init__()
+        self.first, self.second, self.in_place = nn.Linear(6, 8), nn.Linear(8, 5), in_place
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        if self.in_place:
+            y += 1
+        return self.second(y.square()) + 1
+
+
+def test_auto_keeps_the_outputs_that_the_model_keeps_and_says_so_in_its_state():
+    torch.manual_seed(0)
+    model = Squared()
+    attach(model, ["first", "second"], 2, 4.0)
+    model(torch.randn(3, 6)).sum().backward()
+    assert (model.first._keeps_output, model.second._keeps_output) == (True, False)
+    again = Squared()
+    attach(again, ["first", "second"], 2, 4.0)
+    assert again.first._keeps_output is None
+    again.load_state_dict(model.state_dict())
+    assert (again.first._keeps_output, again.second._keeps_output) == (True, False)
+    older = {name: value for name, value in model.state_dict().items() if not name.endswith("_extra_state")}
+    again.load_state_dict(older)
+    assert again.first._keeps_output is None
+
+
+def test_auto_never_keeps_an_output_that_is_changed_in_place():
+    torch.manual_seed(0)
+    model = Squared(in_place=True)
+    plain = copy.deepcopy(model)
+    attach(model, ["first", "second"], 2, 4.0)
+    x = torch.randn(3, 6)
+    for _ in range(2):
+        model.zero_grad()
+        leaf = x.clone().requires_grad_()
+        model(leaf).sum().backward()
+        assert model.first._keeps_output is False
+    wanted = x.clone().requires_grad_()
+    plain(wanted).sum().backward()
+    assert relative(leaf.grad, wanted.grad) < 1e-6
+    assert relative(model.first.bias.grad, plain.first.bias.grad) < 1e-6
+
+
+def test_a_layer_before_an_activation_in_place_trains():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(16, 32), nn.ReLU(inplace=True), nn.Linear(32, 2))
+    attach(model, ["0"], 4, 8.0)
+    for _ in range(2):
+        model(torch.randn(4, 16)).sum().backward()
+    assert model[0].factor_out.grad.abs().sum() > 0
 
 
 def test_low_precision_norms_are_summed_in_float32():
@@ -261,9 +359,11 @@ def test_autocast_computes_in_bf16_with_float32_gradients(rule):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_activation_checkpointing_gives_the_same_gradients(reentrant):
+@pytest.mark.parametrize("mode", ["fast", "least"])
+def test_activation_checkpointing_gives_the_same_gradients(reentrant, mode):
     torch.manual_seed(0)
-    model = nn.Sequential(moved(16, 32, 4, dropout=0.2), nn.GELU(), moved(32, 8, 4, dropout=0.2))
+    options = {"dropout": 0.2, "activations": mode}
+    model = nn.Sequential(moved(16, 32, 4, **options), nn.GELU(), moved(32, 8, 4, **options))
     x, grad = torch.randn(5, 16, requires_grad=True), torch.randn(5, 8)
     found = []
     for run in (model, lambda x: checkpoint(model, x, use_reentrant=reentrant)):
@@ -281,7 +381,7 @@ def test_compile_gives_the_same_values_in_one_graph(rule, rank):
     torch._dynamo.reset()
     model = nn.Sequential(moved(32, 48, rank, rule=rule), nn.GELU(), moved(48, 32, rank, bias=False, rule=rule))
     x, grad = torch.randn(40, 32), torch.randn(40, 32)
-    found = []
+    found: list[list[Tensor]] = []
     for run in (model, torch.compile(model, backend="aot_eager", fullgraph=True)):
         model.zero_grad()
         leaf = x.clone().requires_grad_()
@@ -296,20 +396,94 @@ def test_dropout_acts_on_the_low_rank_path_in_training_only():
     layer = moved(64, 32, 4, dropout=0.5)
     x = torch.randn(10, 64)
     layer.eval()
-    assert relative(layer(x), nn.functional.linear(x, layer.weight(), layer.bias)) < 1e-6
+    assert relative(layer(x), nn.functional.linear(x, layer.weight, layer.bias)) < 1e-6
     layer.train()
-    torch.manual_seed(5)
-    got = layer(x)
-    torch.manual_seed(5)
-    low = nn.functional.dropout(x, 0.5)
-    direction = layer.base_weight + layer.scaling * layer.factor_out @ layer.factor_in
-    gain = layer.magnitude / direction.norm(dim=1)
-    mixed = x @ layer.base_weight.T + layer.scaling * low @ layer.factor_in.T @ layer.factor_out.T
-    assert relative(got, gain * mixed + layer.bias) < 1e-5
     with torch.no_grad():
         layer.factor_out.zero_()
         layer.magnitude.copy_(layer.base_weight.norm(dim=1))
     assert relative(layer(x), nn.functional.linear(x, layer.base_weight, layer.bias)) < 1e-6
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.9])
+def test_dropout_keeps_its_share_and_its_mean(probability):
+    keep = dropout.kept(torch.ones(1000, 1000), probability, 1, 0)
+    share = (keep > 0).double().mean().item()
+    assert abs(share - (1 - probability)) < 5 * (probability * (1 - probability) / 1e6) ** 0.5 + 1 / dropout.QUANTA
+    assert abs(keep.double().mean().item() - 1) < 5 * (probability / (1 - probability) / 1e6) ** 0.5 + 1e-4
+    assert torch.equal(keep, dropout.kept(torch.ones(1000, 1000), probability, 1, 0))
+
+
+def test_the_streams_of_two_layers_are_independent():
+    torch.manual_seed(0)
+    ones = torch.ones(500, 500)
+    first, second = (dropout.kept(ones, 0.5, dropout.draw_seed(), 0) > 0 for _ in range(2))
+    agreeing = (first == second).double().mean().item()
+    assert abs(agreeing - 0.5) < 5 * 0.5 / 500
+    after = dropout.kept(ones, 0.5, 5, 1) > 0
+    assert abs((after == (dropout.kept(ones, 0.5, 5, 0) > 0)).double().mean().item() - 0.5) < 5 * 0.5 / 500
+
+
+def test_dropout_without_a_generator_on_the_device_is_refused():
+    with pytest.raises(RuntimeError, match="set dropout to 0"):
+        dropout.kept(torch.ones(3, 3, device="meta"), 0.1, 0, 0)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_accumulation_adds_the_gradients_of_the_parts(mode):
+    layer = moved(dtype=torch.float64, activations=mode)
+    x, grad = torch.randn(12, 24, dtype=torch.float64), torch.randn(12, 17, dtype=torch.float64)
+    whole = by_layer(layer, x, grad)
+    layer.zero_grad()
+    for part in (slice(0, 5), slice(5, 12)):
+        layer(x[part]).backward(grad[part])
+    for name in ("factor_out", "factor_in", "magnitude", "bias"):
+        assert relative(getattr(layer, name).grad, whole[name]) < 1e-12, name
+
+
+def test_layers_that_read_one_input_share_its_cast_under_autocast():
+    torch.manual_seed(0)
+    q, k = (NormLowRankLinear(nn.Linear(32, 32), 4, 8.0) for _ in range(2))
+    kept = set()
+    x = torch.randn(5, 32, requires_grad=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.add(t.data_ptr()) or t, lambda t: t):
+            q(x) + k(x)
+        assert x._gnlorp_cast[1].data_ptr() in kept
+        assert not any(pointer == x.data_ptr() for pointer in kept)
+        first = q(x).float()
+        with torch.no_grad():
+            x.mul_(2)
+        assert relative(q(x).float() - q.bias, 2 * (first - q.bias)) < 2e-2
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("probability", [0.0, 0.2])
+def test_an_eight_bit_base_is_the_layer_over_its_rounded_weight(rule, probability):
+    torch.manual_seed(0)
+    base = nn.Linear(48, 40)
+    options = {"dropout": probability, "norm_gradient": rule, "activations": "least"}
+    layer = NormLowRankLinear(copy.deepcopy(base), 4, 8.0, base_bits=8, **options)
+    rounded = copy.deepcopy(base)
+    with torch.no_grad():
+        rounded.weight.copy_(layer.base_weight * layer.base_scale[:, None])
+    assert (rounded.weight - base.weight).abs().max() <= base.weight.abs().amax() / 254 * 1.001
+    same = NormLowRankLinear(rounded, 4, 8.0, **options)
+    with torch.no_grad():
+        for one in (layer, same):
+            torch.manual_seed(1)
+            one.factor_out.normal_(std=0.1)
+            one.factor_in.normal_(std=0.1)
+    x, grad, found = torch.randn(9, 48), torch.randn(9, 40), []
+    for one in (layer, same):
+        torch.manual_seed(2)
+        found.append(by_layer(one, x, grad))
+    for name in found[0]:
+        assert relative(found[0][name], found[1][name]) < 1e-5, name
+    assert relative(layer.merge().weight, same.merge().weight) < 1e-6
+    again = NormLowRankLinear(nn.Linear(48, 40), 4, 8.0, base_bits=8, **options)
+    again.load_state_dict(layer.state_dict())
+    assert torch.equal(again.eval()(x), layer.eval()(x))
+    assert layer.bfloat16().base_scale.dtype == torch.float32
 
 
 def test_a_second_backward_through_a_kept_graph_gives_the_same():
@@ -322,9 +496,78 @@ def test_a_second_backward_through_a_kept_graph_gives_the_same():
     assert torch.equal(layer.factor_in.grad, 2 * once)
 
 
-def test_changing_the_output_in_place_is_an_error_not_a_wrong_gradient():
-    layer = moved()
+def test_changing_a_kept_output_in_place_is_an_error_not_a_wrong_gradient():
+    layer = moved(activations="fast")
     y = layer(torch.randn(9, 24))
     y.mul_(2)
     with pytest.raises(RuntimeError, match="inplace"):
         y.sum().backward()
+
+
+def test_changing_the_input_in_place_is_an_error_not_a_wrong_gradient():
+    x = torch.randn(9, 24, requires_grad=True) * 1
+    y = moved()(x)
+    x.mul_(2)
+    with pytest.raises(RuntimeError, match="inplace"):
+        y.sum().backward()
+
+
+def test_a_magnitude_of_zero_has_its_gradient_where_the_output_is_not_kept():
+    layer = moved(dtype=torch.float64, activations="least")
+    with torch.no_grad():
+        layer.magnitude[3] = 0
+    x, grad = torch.randn(9, 24, dtype=torch.float64), torch.randn(9, 17, dtype=torch.float64)
+    assert relative(by_layer(layer, x, grad)["magnitude"], by_formed_weight(layer, x, grad)["magnitude"]) < 1e-12
+
+
+@pytest.mark.parametrize("write", ["copy", "vector", "data"])
+def test_a_base_weight_that_is_written_after_attach_gets_its_norms(write):
+    layer, x, new = moved(), torch.randn(3, 24), torch.randn(17, 24)
+    with torch.no_grad():
+        if write == "copy":
+            layer.state_dict()["base_weight"].copy_(new)
+        elif write == "data":
+            layer.base_weight.data = new
+        else:
+            nn.utils.vector_to_parameters(new.flatten(), [layer.base_weight])
+    assert relative(layer(x), layer.merge()(x)) < 1e-5
+
+
+def test_export_and_function_transforms_see_the_same_function():
+    layer = moved(rank=4).eval()
+    x = torch.randn(5, 24)
+    wanted = layer(x).detach()
+    assert relative(torch.export.export(layer, (x,)).module()(x), wanted) < 1e-5
+    assert relative(torch.func.vmap(layer)(x), wanted) < 1e-5
+    assert torch.func.jacrev(layer)(x[0]).shape == (17, 24)
+    traced = torch.jit.trace(layer, x)
+    assert relative(traced(x), wanted) < 1e-5
+
+    def loss(parameters):
+        return torch.func.functional_call(layer, parameters, (x,)).square().sum()
+
+    mine = {name: p for name, p in layer.named_parameters() if p.requires_grad}
+    found = torch.func.grad(loss)(mine)
+    layer(x).square().sum().backward()
+    for name, parameter in mine.items():
+        assert relative(found[name], parameter.grad) < 1e-5, name
+
+
+def test_the_weight_reads_as_a_tensor_that_gradients_pass():
+    layer = moved(dtype=torch.float64)
+    x, grad = torch.randn(9, 24, dtype=torch.float64), torch.randn(9, 17, dtype=torch.float64)
+    wanted = by_layer(layer, x, grad)
+    layer.zero_grad()
+    nn.functional.linear(x, layer.weight, layer.bias).backward(grad)
+    for name in ("factor_out", "factor_in", "magnitude", "bias"):
+        assert relative(getattr(layer, name).grad, wanted[name]) < 1e-12, name
+
+
+def test_the_fast_path_of_a_transformer_layer_reads_the_weight():
+    torch.manual_seed(0)
+    model = nn.TransformerEncoder(nn.TransformerEncoderLayer(32, 4, 64, batch_first=True), 2).eval()
+    x = torch.randn(2, 5, 32)
+    with torch.no_grad():
+        wanted = model(x)
+        attach(model, ["linear1", "linear2"], 4, 8.0)
+        assert relative(model.eval()(x), wanted) < 1e-5

@@ -32,7 +32,9 @@ def test_copies_and_state_dicts_keep_the_function():
     other = NormLowRankLinear(nn.Linear(24, 17), 5, 10.0)
     other.load_state_dict(layer.state_dict())
     assert torch.equal(other(x), layer(x))
-    assert set(layer.state_dict()) == {"base_weight", "bias", "factor_out", "factor_in", "magnitude"}
+    names = {"base_weight", "bias", "factor_out", "factor_in", "magnitude"}
+    assert set(layer.state_dict()) == names | {"_extra_state"}
+    other.load_state_dict({name: value for name, value in layer.state_dict().items() if name in names})
 
 
 def test_a_cast_renews_the_cached_norms():
@@ -64,12 +66,12 @@ def test_restart_keeps_the_function_and_starts_the_factors_anew(owned):
 def test_restarts_reach_full_rank():
     torch.manual_seed(0)
     layer = NormLowRankLinear(nn.Linear(16, 12, bias=False), 2, 4.0)
-    start = layer.weight()
+    start = layer.weight
     for _ in range(6):
         with torch.no_grad():
             layer.factor_out.normal_()
         layer.restart()
-    assert torch.linalg.matrix_rank(layer.weight() - start) == 12
+    assert torch.linalg.matrix_rank(layer.weight - start) == 12
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,10 @@ def test_restarts_reach_full_rank():
         ({"alpha": 0.0}, "alpha 0.0"),
         ({"alpha": float("nan")}, "alpha nan"),
         ({"dropout": 1.0}, "dropout 1.0"),
+        ({"alpha": "8"}, "alpha '8': must be a number"),
         ({"norm_gradient": "ful"}, "nearest: .*full"),
+        ({"activations": "fastest"}, "nearest: .*fast"),
+        ({"base_bits": 4}, "nearest: 8"),
     ],
 )
 def test_bad_options_are_refused(options, message):

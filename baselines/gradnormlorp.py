@@ -17,7 +17,6 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 from torch import nn
-from torch.nn.utils import parametrizations, parametrize
 from torch.optim import Optimizer
 
 from baselines.method import (
@@ -33,17 +32,17 @@ from baselines.method import (
 )
 from baselines.shared.projected import check_projection, projected_adamw
 from baselines.shared.targets import shapes
-from gnlorp import GradNormLoRPAdamW, NormLowRankLinear, param_groups
+from gnlorp import GradNormLoRPAdamW, NormLinear, NormLowRankLinear, param_groups
 from gnlorp import attach as attach_layers
 from gnlorp import merge as merge_layers
 
-DIRECTION = ".parametrizations.weight.original1"
+DIRECTION = ".direction"
 
 
 class GradNormLoRPConfig(RestartConfig):
     """Settings of the layer and of the projection."""
 
-    later: ClassVar[frozenset[str]] = RestartConfig.later | {"form"}
+    later: ClassVar[frozenset[str]] = RestartConfig.later | {"form", "activations", "base_bits"}
     form: Literal["factors", "dense"] = Field(
         default="factors", description="frozen weight plus trained factors, or the whole weight trained"
     )
@@ -59,6 +58,12 @@ class GradNormLoRPConfig(RestartConfig):
     side: Literal["small", "large", "both"] = Field(default="small", description="side the basis spans")
     basis: Literal["exact", "warm"] = Field(default="exact", description="exact top singular vectors, or warm-started")
     moments: Literal["keep", "rotate", "reset"] = Field(default="keep", description="at a refresh (GaLore's choice)")
+    activations: Literal["fast", "least", "auto"] = Field(
+        default="auto", description="kept for backward beside the input: all, nothing, what the model keeps anyway"
+    )
+    base_bits: Literal[8, 32] = Field(
+        default=32, description="bits of the frozen weight; 32: the model's own precision"
+    )
     allow_full_rank: bool = Field(default=False, description="permit projection_rank = rank, as the release runs")
 
     def settings(self) -> dict[str, Any]:
@@ -97,7 +102,9 @@ def attach(model: nn.Module, placement: Placement, config: GradNormLoRPConfig) -
         named = {f"layer {name}": shape for name, shape in layers.items()}
         check_projection(named, config.projected(), config.allow_full_rank)
         for name in placement.targets:
-            parametrizations.weight_norm(model.get_submodule(name), dim=0)
+            base = model.get_submodule(name)
+            assert isinstance(base, nn.Linear)
+            model.set_submodule(name, NormLinear(base))
         model.requires_grad_(True)
         return
     check_rank(config.rank, layers)
@@ -107,7 +114,16 @@ def attach(model: nn.Module, placement: Placement, config: GradNormLoRPConfig) -
     known = dict(model.named_parameters())
     kept = [known[name] for name in placement.trained]
     model.requires_grad_(False)
-    attach_layers(model, placement.targets, config.rank, config.alpha, config.dropout, config.norm_gradient)
+    attach_layers(
+        model,
+        placement.targets,
+        config.rank,
+        config.alpha,
+        config.dropout,
+        config.norm_gradient,
+        config.activations,
+        8 if config.base_bits == 8 else None,
+    )
     for parameter in kept:
         parameter.requires_grad_(True)
 
@@ -142,10 +158,13 @@ def layer_parts(shape: tuple[int, int], config: GradNormLoRPConfig) -> tuple[Par
     if config.form == "dense":
         return (
             Part("direction", shape, True, False, config.rank, config.side),
-            Part("magnitude", (outputs, 1), trained=True),
+            Part("magnitude", (outputs,), trained=True, high=True),
         )
+    quantised = config.base_bits == 8
+    scale = (Part("base_scale", (outputs,), trained=False, high=True, buffer=True),) if quantised else ()
     return (
-        Part("weight", shape, trained=False, added=False),
+        *scale,
+        Part("weight", shape, trained=False, added=False, quantised=quantised),
         Part("factor_out", (outputs, config.rank), True, True, config.projection_rank, config.side),
         Part("factor_in", (config.rank, inputs), True, True, config.projection_rank, config.side),
         Part("magnitude", (outputs,), trained=True, high=True),
@@ -155,9 +174,9 @@ def layer_parts(shape: tuple[int, int], config: GradNormLoRPConfig) -> tuple[Par
 
 def merge(model: nn.Module) -> nn.Module:
     """Fold factors, or direction and magnitude, into ordinary weights."""
-    for module in list(model.modules()):
-        if isinstance(module, nn.Linear) and parametrize.is_parametrized(module, "weight"):
-            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+    for name, module in list(model.named_modules()):
+        if isinstance(module, NormLinear):
+            model.set_submodule(name, module.merge())
     return merge_layers(model)
 
 
@@ -184,6 +203,7 @@ METHOD = Method(
     layer_parts=layer_parts,
     saves_state=True,
     restart=restart,
+    settles=True,
     order=4,
     slot=4,
     bases=True,

@@ -143,6 +143,7 @@ class Part:
         projection_rank, side: how its gradient is projected; None where it is not.
         high: kept in fp32 at least, whatever the model's precision.
         buffer: no parameter.
+        quantised: kept in 8 bits, whatever the model's precision.
     """
 
     name: str
@@ -153,6 +154,7 @@ class Part:
     side: Literal["small", "large", "both"] = "small"
     high: bool = False
     buffer: bool = False
+    quantised: bool = False
 
     @property
     def values(self) -> int:
@@ -211,6 +213,7 @@ class Method(Generic[C]):
         bases: whether it keeps bases that gradients are projected on.
         factors: whether it trains factors beside a frozen weight.
         rates: its learning rates by kind of work, for profiles that give none.
+        settles: whether a first step finds out what later ones keep for backward.
     """
 
     name: str
@@ -231,6 +234,7 @@ class Method(Generic[C]):
     bases: bool = False
     factors: bool = False
     rates: Mapping[Work, Rates] = field(default_factory=dict, hash=False)
+    settles: bool = False
 
     def layer_state_bytes(self, shape: tuple[int, int], config: C, state_bits: int) -> int:
         """Return the bytes of optimizer state, bases included, that one target weight of an fp32 model costs."""

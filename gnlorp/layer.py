@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
 from numbers import Real
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from gnlorp.weight_norm import (
     norm_low_rank_linear,
     quantise_rows,
     row_square_norms,
+    shared_cast,
+    tracing,
     waiting,
 )
 
@@ -76,7 +78,7 @@ class NormLowRankLinear(nn.Module):
         self.register_parameter("bias", base.bias)
         self.factor_out = nn.Parameter(base.weight.detach().new_zeros(self.out_features, rank))
         self.factor_in = nn.Parameter(base.weight.detach().new_empty(rank, self.in_features))
-        self.base_weight: nn.Parameter
+        self.base_weight: Tensor
         self.base_scale: Tensor | None
         if base_bits == 8:
             quantised, scale = quantise_rows(base.weight.detach())
@@ -214,27 +216,6 @@ class NormLowRankLinear(nn.Module):
             f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}, norm_gradient={self.norm_gradient!r}, "
             f"activations={self.activations!r}" + (", base_bits=8" if self.base_scale is not None else "")
         )
-
-
-def shared_cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return `x` in `dtype`, without history: one cast for all layers that read x, alive as long as x."""
-    if x.dtype == dtype:
-        return x
-    found = getattr(x, "_gnlorp_cast", None)
-    if found is not None and found[0] == x._version and found[1].dtype == dtype:
-        return cast(Tensor, found[1])
-    made = x.detach().to(dtype)
-    x._gnlorp_cast = (x._version, made)  # type: ignore[attr-defined]
-    return made
-
-
-def tracing() -> bool:
-    """Whether a compiler, an exporter or a function transform is looking: they need torch's own operators."""
-    return bool(
-        torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
 
 
 def _written(weight: Tensor) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -127,10 +127,32 @@ def product_norms(
     return norm_O, inverse_O
 
 
-def _no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which operators compute in the dtype that they are given."""
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+def shared_cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return `x` in `dtype`, without history: one cast for all layers that read x, alive as long as x."""
+    if x.dtype == dtype:
+        return x
+    found = getattr(x, "_gnlorp_cast", None)
+    if found is not None and found[0] == x._version and found[1].dtype == dtype:
+        return cast(Tensor, found[1])
+    made = x.detach().to(dtype)
+    x._gnlorp_cast = (x._version, made)  # type: ignore[attr-defined]
+    return made
+
+
+def tracing() -> bool:
+    """Whether a compiler, an exporter or a function transform is looking: they need torch's own operators."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 @dataclass(frozen=True)
@@ -172,7 +194,7 @@ class _NormLowRank(torch.autograd.Function):
         options: Options,
     ) -> Tensor:
         base, dtype, s = BaseWeight(weight_OI, scale_O), cast.dtype, options.scaling
-        with _no_autocast(x.device):
+        with no_autocast(x.device):
             norm_O, inverse_O = product_norms(base_square_O, base, out_OR, in_RI, s, dtype)
             gain_O = torch.where(norm_O > 0, magnitude_O / norm_O, 0.0)
             # The dense path: x W0^T + b, with b taken out of the gain's reach below.
@@ -208,7 +230,7 @@ class _NormLowRank(torch.autograd.Function):
         needs_x, needs_bias, needs_m = (ctx.needs_input_grad[index] for index in (0, 4, 7))
         options: Options = ctx.options
         base, s = BaseWeight(weight_OI, scale_O), options.scaling
-        with _no_autocast(grad.device):
+        with no_autocast(grad.device):
             grad_TO, cast_TI = grad.reshape(-1, grad.shape[-1]), cast.reshape(-1, cast.shape[-1])
             y_TO = None if y is None else y.reshape(grad_TO.shape)
             x_grad_TI = torch.empty_like(cast_TI) if needs_x else None

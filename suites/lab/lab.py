@@ -219,6 +219,10 @@ class Lab:
         return Whole(count, finish, refresh, used, outside_formula(optimizer))
 
     def _original_bytes(self) -> int:
+        if any(
+            part.quantised for layer in self._shapes[0] for part in self.method.layer_parts(layer.shape, self.config)
+        ):
+            return self.formula(32).weight_bytes - self.formula(32).adapter_bytes
         return self._parameters * (2 if self.precision == "bf16" else 4)
 
     def _track_finish(self, model: nn.Module, optimizer: Optimizer) -> Trace:
@@ -263,7 +267,11 @@ class Lab:
             def run() -> None:
                 held[:] = [step.forward_backward(model, batches, self.loss)]
 
+            if self.method.settles:
+                run()
+                rules.clear()
             if not setting.per_layer:
+                model.zero_grad(set_to_none=True)
                 return Half(self._track(model, None, run), None, None, Counter(rules))
             optimizer = self.optimizer(model, placement, setting.state_bits)
             step.give_gradients(optimizer)

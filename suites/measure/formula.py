@@ -76,7 +76,7 @@ def _dtype(part: Part, dtype: torch.dtype) -> torch.dtype:
 
 
 def _bytes(part: Part, dtype: torch.dtype) -> int:
-    return math.prod(part.shape) * _dtype(part, dtype).itemsize
+    return math.prod(part.shape) * (1 if part.quantised else _dtype(part, dtype).itemsize)
 
 
 def _state_bytes(part: Part, state_bits: int, dtype: torch.dtype, bases: bool = True) -> int:

@@ -203,6 +203,7 @@ METHOD = Method(
     layer_parts=layer_parts,
     saves_state=True,
     restart=restart,
+    variants={"": {}, "8-bit weights": {"base_bits": 8}, "dense weights": {"form": "dense"}},
     settles=True,
     order=4,
     slot=4,

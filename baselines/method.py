@@ -213,6 +213,7 @@ class Method(Generic[C]):
         bases: whether it keeps bases that gradients are projected on.
         factors: whether it trains factors beside a frozen weight.
         rates: its learning rates by kind of work, for profiles that give none.
+        variants: settings that the memory lab shows as rows of their own, by what sets them apart; "": itself.
         settles: whether a first step finds out what later ones keep for backward.
     """
 
@@ -234,6 +235,7 @@ class Method(Generic[C]):
     bases: bool = False
     factors: bool = False
     rates: Mapping[Work, Rates] = field(default_factory=dict, hash=False)
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}}, hash=False)
     settles: bool = False
 
     def layer_state_bytes(self, shape: tuple[int, int], config: C, state_bits: int) -> int:

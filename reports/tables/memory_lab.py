@@ -18,8 +18,10 @@ from results.catalogue import Catalogue, catalogue_of
 from results.lab import MemoryCell, Parts, RecomputedClaims, read_cell_file, read_verdicts
 
 CLAIMS = "claims.json"
+VARIANT = ", "
+"""Between a method and what sets a row of the lab apart from it."""
 Key = tuple[str, str, int, bool, bool]
-"""Model, method, state bits, per-layer, checkpointing."""
+"""Model, method with its variant, state bits, per-layer, checkpointing."""
 # Column of the overview -> (state bits, per-layer, checkpointing).
 COLUMNS: dict[str, tuple[int, bool, bool]] = {
     "Peak": (32, False, False),
@@ -54,7 +56,9 @@ class Lab:
     @property
     def methods(self) -> list[str]:
         """The methods in the order of rows."""
-        return self.catalogue.ordered(key[1] for key in self.cells)
+        names = {key[1] for key in self.cells}
+        places = {name: place for place, name in enumerate(self.catalogue.ordered(map(_method, names)))}
+        return sorted(names, key=lambda name: (places[_method(name)], name))
 
     @property
     def models(self) -> list[str]:
@@ -64,7 +68,7 @@ class Lab:
 
     def title(self, method: str) -> str:
         """Return what is printed for a method."""
-        return self.catalogue.method(method).title
+        return self.catalogue.method(_method(method)).title + method.removeprefix(_method(method))
 
 
 def load(folder: Path) -> Lab:
@@ -88,7 +92,7 @@ def ladders(catalogue: Catalogue, methods: Iterable[str]) -> tuple[Rungs, Rungs]
 
     Empty where the yardstick, a method with bases alone, or one with bases and factors is missing.
     """
-    entries = [catalogue.method(name) for name in catalogue.ordered(methods)]
+    entries = [catalogue.method(name) for name in catalogue.ordered(name for name in methods if VARIANT not in name)]
     dense = next((e.name for e in entries if e.yardstick), None)
     projected = next((e.name for e in entries if e.bases and not e.factors), None)
     factored = next((e.name for e in entries if e.bases and e.factors), None)
@@ -229,9 +233,14 @@ def build_memory_report(folder: Path, out: Path) -> list[Path]:
     return write_files(out / "memory", files)
 
 
+def _method(name: str) -> str:
+    return name.partition(VARIANT)[0]
+
+
 def _key(cell: MemoryCell) -> Key:
     setting = cell.setting
-    return setting.model, setting.method, setting.state_bits, setting.per_layer, setting.checkpointing
+    method = f"{setting.method}{VARIANT}{setting.variant}" if setting.variant else setting.method
+    return setting.model, method, setting.state_bits, setting.per_layer, setting.checkpointing
 
 
 def _gib(amount: int | None) -> Entry:
@@ -249,6 +258,14 @@ def _settings(cells: dict[Key, MemoryCell], models: Sequence[str]) -> str:
 
 
 def _notes(lab: Lab) -> tuple[str, ...]:
-    halved = [lab.title(m) for m in lab.methods if (e := lab.catalogue.method(m)).bases and e.factors]
+    halved = [
+        lab.title(m) for m in lab.methods if VARIANT not in m and (e := lab.catalogue.method(m)).bases and e.factors
+    ]
     projected = [f"{', '.join(halved)} projects on half its rank"] if halved else []
-    return (TRACED, RULE, "Peaks include a step that refreshes bases", *projected)
+    return (
+        TRACED,
+        RULE,
+        "Pre-training has no dropout, the encoder the methods' own",
+        "Peaks include a step that refreshes bases",
+        *projected,
+    )

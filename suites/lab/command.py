@@ -110,7 +110,7 @@ def _lab(
 ) -> tuple[Lab, Setting]:
     from baselines.registry import checked_name
     from results.lab import Setting
-    from suites.lab.lab import Lab
+    from suites.lab.lab import Lab, plain_config
     from suites.lab.networks import find_network
 
     network = find_network(model, offline)
@@ -128,9 +128,15 @@ def _lab(
         raise ValueError(f"accumulation {parts}: must divide the batch of {rows} (nearest allowed value: {near})")
     if asked["per_layer"] and parts > 1:
         raise ValueError(f"accumulation {parts}: per-layer updates need 1 (nearest allowed value: 1)")
-    lab = Lab(network, method, rank if rank is not None else network.rank, chosen, (asked["state_bits"],))
+    config = plain_config(network, method)
+    lab = Lab(network, method, rank if rank is not None else network.rank, chosen, (asked["state_bits"],), config)
     setting = Setting(
-        model=network.name, method=method, rank=lab.rank, precision=chosen, **{**asked, "batch": rows // parts}
+        model=network.name,
+        method=method,
+        rank=lab.rank,
+        precision=chosen,
+        config=tuple(sorted(config.items())),
+        **{**asked, "batch": rows // parts},
     )
     network.batch(1, setting.sequence)
     return lab, setting

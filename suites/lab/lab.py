@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from baselines.registry import get_method
 from baselines.shared import targets
 from results.lab import Counted, MemoryCell, Parts, Precision, Setting
 from results.schema import Layer, Peak
+from suites.config import method_config
 from suites.lab import splice, step
 from suites.lab.networks import Network, blocks_of
 from suites.measure import live
@@ -64,7 +66,8 @@ class Whole:
 class Lab:
     """One network under one method at one rank and precision; `cell` answers for any setting of the rest.
 
-    `widths` are the widths of the state that will be asked for: they share one model.
+    `widths` are the widths of the state that will be asked for: they share one model. `config` are settings of the
+    method that differ from its own at this rank.
 
     Raises:
         ValueError: from every member, for settings that do not fit the network.
@@ -77,13 +80,14 @@ class Lab:
         rank: int,
         precision: Precision = "fp32",
         widths: Sequence[int] = (32,),
+        config: Mapping[str, Any] | None = None,
     ) -> None:
         self.network = network
         self.method = get_method(method)
         self.rank = rank
         self.widths = tuple(widths)
         self.precision = precision
-        self.config = self.method.configure(rank)
+        self.config = method_config(method, rank, config or {})
         self._kept: dict[tuple[object, ...], Half] = {}
 
     def cell(self, setting: Setting) -> MemoryCell:
@@ -306,6 +310,12 @@ class Lab:
                 self.loss(model, batch) if self.network.language_model else model(**inputs)
 
             return Half(self._track(model, None, run), None, None, Counter(rules))
+
+
+def plain_config(network: Network, method: str) -> dict[str, Any]:
+    """Return where a method's settings differ here from its own: pre-training has no dropout, as in C4's profiles."""
+    has_dropout = "dropout" in get_method(method).config_type.model_fields
+    return {"dropout": 0.0} if network.language_model and has_dropout else {}
 
 
 def parts_of(peak: Peak) -> Parts:

@@ -11,7 +11,7 @@ from results.catalogue import joined
 from results.lab import MemoryCell, Precision, Setting, read_cell_file, write_cells
 from suites.c4.sizes import SIZES
 from suites.catalogue import catalogue
-from suites.lab.lab import Lab
+from suites.lab.lab import Lab, plain_config
 from suites.lab.networks import Network, find_network
 from suites.run.processes import in_processes
 
@@ -27,8 +27,10 @@ Said = Callable[[MemoryCell, int, int], None]
 
 
 def settings_of(network: Network, method: str) -> Iterator[Setting]:
-    """Yield the settings of one network and method."""
-    for state_bits, per_layer, checkpointing in itertools.product(WIDTHS, (False, True), (False, True)):
+    """Yield the settings of one network and method, those of a variant together."""
+    modes = itertools.product(WIDTHS, (False, True), (False, True))
+    variants = get_method(method).variants.items()
+    for (variant, config), (state_bits, per_layer, checkpointing) in itertools.product(variants, modes):
         yield Setting(
             model=network.name,
             method=method,
@@ -36,9 +38,11 @@ def settings_of(network: Network, method: str) -> Iterator[Setting]:
             batch=BATCH,
             sequence=SEQUENCE[network.language_model],
             precision=PRECISION[network.language_model],
-            state_bits=state_bits,  # type: ignore[arg-type]
+            state_bits=state_bits,
             per_layer=per_layer,
             checkpointing=checkpointing,
+            variant=variant,
+            config=tuple(sorted({**plain_config(network, method), **config}.items())),
         )
 
 
@@ -66,9 +70,13 @@ def run_matrix(models: Iterable[str], names: Iterable[str], out: Path, said: Sai
     total = sum(len(settings) for settings in order.values())
     done = sum(1 for name, settings in order.items() for setting in settings if setting in made[name])
     shares = [
-        (network.name, [setting for setting in settings_of(network, method) if setting not in made[network.name]])
+        (
+            network.name,
+            [s for s in settings_of(network, method) if s.variant == variant and s not in made[network.name]],
+        )
         for network in networks
         for method in chosen
+        for variant in get_method(method).variants
     ]
     for cells in in_processes(_cells, [share for share in shares if share[1]], workers, threads=1):
         name = cells[0].setting.model
@@ -85,5 +93,5 @@ def run_matrix(models: Iterable[str], names: Iterable[str], out: Path, said: Sai
 def _cells(model: str, settings: Sequence[Setting]) -> list[MemoryCell]:
     """Make cells that differ in no more than a lab can answer."""
     first = settings[0]
-    lab = Lab(find_network(model), first.method, first.rank, first.precision, WIDTHS)
+    lab = Lab(find_network(model), first.method, first.rank, first.precision, WIDTHS, dict(first.config))
     return [lab.cell(setting) for setting in settings]

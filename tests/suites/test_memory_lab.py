@@ -102,6 +102,18 @@ def test_the_lab_finds_what_a_step_takes(method: str, lab_of: Any) -> None:
     check(lab.cell(setting), *real_trace(lab, setting))
 
 
+@pytest.mark.parametrize("model", ["minilm", "20m"])
+@pytest.mark.parametrize(
+    "config",
+    [{"activations": "fast"}, {"activations": "least"}, {"dropout": 0.0}, {"base_bits": 8}, {"form": "dense"}],
+    ids=lambda config: " ".join(map(str, *config.items())),
+)
+def test_what_a_layer_may_keep_is_found_too(model: str, config: dict[str, Any]) -> None:
+    lab = Lab(find_network(model), "gradnormlorp", 8, config=config)
+    setting = setting_of(model, "gradnormlorp", 8)
+    check(lab.cell(setting), *real_trace(lab, setting))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("per_layer", [False, True])
 @pytest.mark.parametrize("state_bits", [32, 8])

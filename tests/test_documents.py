@@ -40,7 +40,8 @@ MADE_ONLY = (".csv", ".tex", ".svg")
 README_LINES = 150
 TRIAL = typer.Typer()
 TRIAL.command()(run_trial)
-APPS = {"suites": suites_app, "reports": reports_app, "tests/gate_trial/trial.py": TRIAL}
+COMMAND_LINES = {"suites": suites_app, "reports": reports_app, "tests/gate_trial/trial.py": TRIAL}
+APPS: dict[str, Any] = {name: typer.main.get_command(app) for name, app in COMMAND_LINES.items()}
 
 
 def named(paths: list[Path]) -> list[Any]:
@@ -114,7 +115,7 @@ def parse_app(name: str, words: list[str]) -> None:
     Raises:
         Exception: click's usage error, of whatever class the installed typer has.
     """
-    command: Any = typer.main.get_command(APPS[name])
+    command = APPS[name]
     while hasattr(command, "commands"):
         if not words or words[0] not in command.commands:
             raise ValueError(

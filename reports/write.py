@@ -23,8 +23,7 @@ from results.bench import Bench
 from results.capabilities import CapabilityMatrix
 from results.gate.trial import Trial
 from results.schema import Record
-from results.single import read_single
-from results.store import write_atomically
+from results.store import read_single, write_atomically
 from results.strict import Strict
 
 COSTS: dict[str, Callable[[Context], Table | None]] = {

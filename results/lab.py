@@ -7,11 +7,11 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from results.catalogue import Catalogue
 from results.schema import Bytes, Strict
-from results.store import StoreError, write_atomically
+from results.store import read_single, write_atomically
 
 Precision = Literal["fp32", "bf16", "bf16-autocast"]
 
@@ -104,14 +104,7 @@ def read_cell_file(path: Path) -> MemoryCells:
     Raises:
         StoreError: the file is not of this schema.
     """
-    try:
-        return MemoryCells.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise StoreError(
-            f"{path}: no memory cells: {where}: {first['msg']}; move the file away and run again"
-        ) from error
+    return read_single(path, MemoryCells, "a file of memory cells", "; move the file away and run again")
 
 
 def write_cells(path: Path, cells: list[MemoryCell], catalogue: Catalogue | None = None) -> Path:
@@ -211,12 +204,7 @@ def read_verdicts(path: Path) -> RecomputedClaims:
     Raises:
         StoreError: no such file, or one that is not of this schema.
     """
-    try:
-        return RecomputedClaims.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise StoreError(
-            f"{path}: no recomputed claims: {str(error).splitlines()[0]}; run `python -m suites claims`"
-        ) from error
+    return read_single(path, RecomputedClaims, "a file of recomputed claims", "; run `python -m suites claims`")
 
 
 def write_verdicts(path: Path, found: RecomputedClaims) -> Path:

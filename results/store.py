@@ -1,4 +1,4 @@
-"""The store of records: one JSON file a run, written whole or not at all."""
+"""The store: one JSON file a run, and a few files of other kinds beside them, each written whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
-from results.migrate import VersionError, migrated
-from results.schema import SCHEMA_VERSION, Record
+from results.schema import SCHEMA_VERSION, Record, Strict
 
 FINAL: frozenset[str] = frozenset({"ok", "diverged", "out_of_memory"})
 SINGLE: frozenset[str] = frozenset(
     {"bench.json", "catalogue.json", "capabilities.json", "tolerances.json", "trial.json"}
 )
-"""Files of another kind, see `results.single`, that may lie among the records of runs."""
+"""Files of another kind, see `read_single`, that may lie among the records of runs."""
 MEMORY = "memory"
 """Folder of the memory lab below a folder of records; it holds no runs."""
 GATE = "gate"
 """Folder of the gate: records of a reference right in it, below it those of one state of the code each."""
+
+Kind = TypeVar("Kind", bound=Strict)
 
 
 class StoreError(ValueError):
@@ -35,20 +37,10 @@ def read_record(path: Path) -> Record:
         StoreError: the file is not UTF-8 JSON of the record schema, or of a version that cannot be read; the text names
             the file, the field and the rule.
     """
-    try:
-        content = path.read_bytes()
-        record = _of_any_version(content)
-    except VersionError as error:
-        raise StoreError(f"{path}: {error}") from error
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise StoreError(
-            f"{path}: not a record of schema version {SCHEMA_VERSION}: {where}: {first['msg']}; "
-            "move the file out of the store or run again into another --out folder"
-        ) from error
-    except OSError as error:
-        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+    record = read_single(
+        path, Record, f"a record of schema version {SCHEMA_VERSION}",
+        "; move the file out of the store or run again into another --out folder",
+    )  # fmt: skip
     if record.plan.hash() != record.plan_hash:
         raise StoreError(
             f"{path}: plan_hash {record.plan_hash} is not that of its plan ({record.plan.hash()}): "
@@ -57,18 +49,36 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def _of_any_version(content: bytes) -> Record:
-    """Return the record; only one that does not validate as it is can be of another version, so looked at for that."""
+def read_single(path: Path, kind: type[Kind], what: str = "", advice: str = "") -> Kind:
+    """Return what the file `path` holds, of one kind; `what` it must be and `advice` go into the error's text.
+
+    Raises:
+        StoreError: the file cannot be read, or is not of this kind; the text names the field and the rule.
+    """
     try:
-        return Record.model_validate_json(content)
-    except ValidationError:
-        try:
-            table = json.loads(content)
-        except ValueError:
-            table = None
-        if not isinstance(table, dict) or table.get("schema_version", SCHEMA_VERSION) == SCHEMA_VERSION:
-            raise
-        return Record.model_validate_json(json.dumps(migrated(table)))
+        content = path.read_bytes()
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        known = kind.model_fields["schema_version"].default
+        found = f"not {what or f'a {kind.__name__.lower()} record'}: {where}: {first['msg']}{advice}"
+        raise StoreError(f"{path}: {_other_version(content, known) or found}") from error
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def _other_version(content: bytes, known: int) -> str | None:
+    """Return what to do about a file of another schema version, None where that is not what is wrong with it."""
+    try:
+        version = json.loads(content)["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    if type(version) is not int or version == known:
+        return None
+    if version > known:
+        return f"schema version {version} is newer than {known}, the newest that this code reads: update the code"
+    return f"schema version {version} is older than {known}, the only one that this code reads: run it again"
 
 
 def write_record(root: Path, record: Record) -> Path:
@@ -79,10 +89,25 @@ def write_record(root: Path, record: Record) -> Path:
     return write_atomically(root / f"{record.plan.label}.json", as_text(record).encode())
 
 
-def as_text(record: Record) -> str:
-    """Return the record as JSON with one line a part: a few dozen lines to look through, and lines to compare."""
+def as_text(record: Strict, by_element: bool = False) -> str:
+    """Return the record as JSON with a line a part, and with `by_element` a line an element of a list of tables."""
+
+    def text(part: object) -> str:
+        if by_element and isinstance(part, list) and part and all(isinstance(element, dict) for element in part):
+            return "[\n" + ",\n".join(json.dumps(element) for element in part) + "\n]"
+        return json.dumps(part)
+
     parts = json.loads(record.model_dump_json())
-    return "{\n" + ",\n".join(f"{json.dumps(name)}: {json.dumps(part)}" for name, part in parts.items()) + "\n}\n"
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {text(part)}" for name, part in parts.items()) + "\n}\n"
+
+
+def write_single(path: Path, record: Strict) -> Path:
+    """Write the record to `path`, whole or not at all, a line a part and a line an element, and return the path.
+
+    Raises:
+        StoreError: the folder cannot be written.
+    """
+    return write_atomically(path, as_text(record, by_element=True).encode())
 
 
 def write_atomically(target: Path, content: bytes) -> Path:

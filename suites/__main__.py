@@ -135,21 +135,6 @@ def tune(
 
 
 @app.command()
-@takes_options(fixed={"method": "full"}, defaults={"task": "mrpc,rte"})
-def crosscheck(options: Options) -> None:
-    """Train the records' full fine-tuning again with a plain `transformers.Trainer`, and print both scores.
-
-    Needs the records of `run` in --out. Says for each task whether the means agree within the spread over seeds.
-    """
-    with one_line_errors():
-        from suites.crosscheck import comparison_table
-
-        prepared = prepare(options)
-        _, known = missing_runs(prepared.plans, prepared.runtime, options.out)
-        console.print(comparison_table(prepared.plans, known, prepared.runtime))
-
-
-@app.command()
 def capabilities(
     method: Annotated[str, typer.Option(help="comma-joined methods; default: all")] = "",
     backend: Annotated[str, typer.Option(help="of torch.compile: inductor (needs a C++ compiler) or aot_eager")] = (
@@ -213,7 +198,7 @@ def write_the_catalogue(
     """Write what methods, suites, tasks and metrics say of themselves: how records that embed nothing are read."""
     with one_line_errors():
         from results.catalogue import COMMITTED
-        from results.single import write_single
+        from results.store import write_single
         from suites.catalogue import catalogue
 
         console.print(str(write_single(out or COMMITTED, catalogue())), soft_wrap=True)

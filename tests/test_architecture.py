@@ -22,9 +22,6 @@ ALLOWED: dict[str, frozenset[str]] = {
     "reports": frozenset({"results"}),
 }
 TORCH_FREE = ("results", "reports")
-# The second opinion exists for one method of one suite, and refuses every other; the bench holds our layer against two
-# of peft's, whatever methods there are.
-NAMES_A_METHOD = frozenset({"suites/crosscheck.py", "suites/bench/layer.py", "suites/bench/model.py"})
 SKIPPED = frozenset({"__pycache__", "build", "dist", "runs"})
 
 
@@ -204,9 +201,8 @@ def test_no_method_suite_or_task_is_named_in_a_choice_or_table_outside_its_file(
         relative = path.relative_to(ROOT)
         own = {relative.stem, relative.parts[1].removesuffix(".py")}
         own |= {task for name in own & suites.keys() for task in suites[name].tasks}
-        if relative.as_posix() not in NAMES_A_METHOD:
-            tree = ast.parse(path.read_text())
-            found += [f"{relative}:{each}" for reader in (choices, tables) for each in reader(tree, known - own)]
+        tree = ast.parse(path.read_text())
+        found += [f"{relative}:{each}" for reader in (choices, tables) for each in reader(tree, known - own)]
     assert not found
 
 

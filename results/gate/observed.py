@@ -13,8 +13,7 @@ from results.gate.comparable import Refusal
 from results.gate.quantities import window_name, windows
 from results.gate.tolerances import FALSE_ALARM, deviation, log_normal_bound
 from results.schema import Strict
-from results.single import read_single, write_single
-from results.store import StoreError
+from results.store import StoreError, read_single, write_single
 
 REPLICATES = 5
 Run = Callable[[int], Mapping[str, Any]]

@@ -18,7 +18,7 @@ from scipy import stats
 
 from results.gate.quantities import Kind, Quantity, quantities
 from results.schema import Plan, Record, Strict
-from results.single import read_single, write_single
+from results.store import read_single, write_single
 
 FILE = "tolerances.json"
 FALSE_ALARM = 0.01

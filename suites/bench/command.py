@@ -11,8 +11,7 @@ from rich.table import Table
 
 from baselines.registry import checked_name
 from results.bench import Bench, Ratio
-from results.single import write_single
-from results.store import check_writable
+from results.store import check_writable, write_single
 from suites.bench.run import GROUPS, Item, expected_seconds, items, run_bench
 from suites.console import duration_text
 from suites.measure.environment import usable_cpus

@@ -8,7 +8,7 @@ norm: it does less work and is the yardstick.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final, Literal
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -19,11 +19,15 @@ from results.bench import BenchCell
 from suites.bench.timing import candidate, in_turns, ratio_claim
 from suites.measure.tracker import peak_of, track
 
+FULL: Final = "full"
+DETACHED: Final = "detached"
+LORA = "lora"
+DORA = "dora"
 TITLES = {
-    "full": "gnlorp, full rule",
-    "detached": "gnlorp, detached rule",
-    "lora": "LoRA (peft)",
-    "dora": "DoRA (peft)",
+    FULL: "gnlorp, full rule",
+    DETACHED: "gnlorp, detached rule",
+    LORA: "LoRA (peft)",
+    DORA: "DoRA (peft)",
 }
 TIME_TARGET, BYTES_TARGET = 1.15, 1.1
 LIMIT = 1e-3
@@ -42,8 +46,8 @@ def layer_cell(shape: tuple[int, int], rank: int, tokens: int, bias: bool, budge
     peaks = {name: _peak_bytes(layers[name], x, call) for name, call in work.items()}
     seconds = in_turns(work, budget_s)
     claims = []
-    for ours in ("full", "detached"):
-        for peer, limit in (("lora", TIME_TARGET), ("dora", None)):
+    for ours in (FULL, DETACHED):
+        for peer, limit in ((LORA, TIME_TARGET), (DORA, None)):
             names = (TITLES[ours], TITLES[peer])
             claims.append(ratio_claim("time", seconds[ours], seconds[peer], names, target=limit))
             limit = limit and BYTES_TARGET
@@ -68,14 +72,15 @@ def make_layers(base: nn.Linear, rank: int) -> dict[str, nn.Module]:
         magnitude = torch.linalg.vector_norm(direction, dim=1) * (1 + 0.1 * torch.randn(base.out_features))
         del direction
     layers: dict[str, nn.Module] = {}
-    for rule in ("full", "detached"):
+    rule: Literal["full", "detached"]
+    for rule in (FULL, DETACHED):
         ours = NormLowRankLinear(_sharing(base), rank, alpha, norm_gradient=rule)
         _set(ours.factor_out, factor_out)
         _set(ours.factor_in, factor_in)
         _set(ours.magnitude, magnitude)
         layers[rule] = ours
-    for name in ("lora", "dora"):
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=["0"], use_dora=name == "dora")
+    for name in (LORA, DORA):
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=["0"], use_dora=name == DORA)
         theirs: Any = inject_adapter_in_model(config, nn.Sequential(_sharing(base))).get_submodule("0")
         _set(theirs.lora_B["default"].weight, factor_out)
         _set(theirs.lora_A["default"].weight, factor_in)
@@ -87,10 +92,10 @@ def make_layers(base: nn.Linear, rank: int) -> dict[str, nn.Module]:
 
 def compared(layers: dict[str, nn.Module], base: nn.Linear, x: Tensor, grad: Tensor) -> dict[str, float]:
     """Return the largest relative difference of each layer's outputs and gradients from what they must be."""
-    found = {name: _results(layers[name], x, grad) for name in ("full", "detached", "dora")}
+    found = {name: _results(layers[name], x, grad) for name in (FULL, DETACHED, DORA)}
     return {
-        "detached rule against DoRA": _apart(found["detached"], found["dora"]),
-        "full rule against the formed weight": _apart(found["full"], _formed(layers["full"], base, x, grad)),
+        "detached rule against DoRA": _apart(found[DETACHED], found[DORA]),
+        "full rule against the formed weight": _apart(found[FULL], _formed(layers[FULL], base, x, grad)),
     }
 
 

@@ -19,7 +19,9 @@ from suites.lab.networks import find_network
 from suites.measure.tracker import peak_of, track
 from suites.models import MINILM_PACKAGE, minilm_folder
 
-OURS, YARDSTICK, PEERS = "gradnormlorp", "lora", ("lora", "dora")
+OURS = "gradnormlorp"
+YARDSTICK = "lora"
+NORMED = "dora"
 TARGET = 1.1
 STEPS_BEFORE = 3
 
@@ -31,7 +33,7 @@ def model_cell(label: str, config: BertConfig | None, rows: int, length: int, bu
     work: dict[str, Callable[[], object]] = {}
     peaks: dict[str, int] = {}
     starts: dict[str, Tensor] = {}
-    titles = {name: get_method(name).title for name in (OURS, *PEERS)}
+    titles = {name: get_method(name).title for name in (OURS, YARDSTICK, NORMED)}
     for name in titles:
         torch.manual_seed(0)
         model = _packaged() if packaged else _random(config or find_network("minilm").config)
@@ -39,9 +41,9 @@ def model_cell(label: str, config: BertConfig | None, rows: int, length: int, bu
         peaks[name] = peak_of(track(model, optimizer, work[name])).total_bytes
     seconds = in_turns(work, budget_s)
     claims = []
-    for peer in PEERS:
+    for peer in (YARDSTICK, NORMED):
         names = (titles[OURS], titles[peer])
-        target = TARGET if peer is YARDSTICK else None
+        target = TARGET if peer == YARDSTICK else None
         claims.append(ratio_claim("step time", seconds[OURS], seconds[peer], names, target=target))
         claims.append(ratio_claim("peak bytes", [peaks[OURS]], [peaks[peer]], names))
     base = starts[YARDSTICK]
@@ -52,9 +54,7 @@ def model_cell(label: str, config: BertConfig | None, rows: int, length: int, bu
         candidates=[candidate(name, title, seconds, peaks[name]) for name, title in titles.items()],
         claims=claims,
         agreement={
-            f"{titles[name]} against {titles[YARDSTICK]}, outputs at the start": float(
-                (start - base).norm() / base.norm()
-            )
+            f"{titles[name]} against {titles[YARDSTICK]}, outputs at the start": float(start.dist(base) / base.norm())
             for name, start in starts.items()
             if name != YARDSTICK
         },

@@ -8,8 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from baselines.registry import checked_name, get_method, methods
-from results.single import write_single
-from results.store import check_writable
+from results.store import check_writable, write_single
 from suites.capabilities.checks import checks
 from suites.capabilities.pack import matrix, matrix_table, reasons
 from suites.capabilities.subject import checked_rate

@@ -8,7 +8,7 @@ import pytest
 from torch import Tensor, nn
 
 from results.capabilities import CapabilityMatrix
-from results.single import read_single
+from results.store import read_single
 from suites.capabilities import networks
 from suites.measure.environment import ROOT
 

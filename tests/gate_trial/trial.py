@@ -35,8 +35,7 @@ from results.gate.texts import pair_text
 from results.gate.tolerances import FILE, Tolerances, read_tolerances
 from results.gate.trial import Shown, Trial, TrialRow
 from results.schema import Plan, Record
-from results.single import read_single, write_single
-from results.store import StoreError, read_records
+from results.store import StoreError, read_records, read_single, write_single
 from suites.gate.command import REFERENCE, RUNS
 from suites.gate.runs import chosen, fingerprint, gate_plans, gate_runtime
 from suites.measure.environment import ROOT, environment

@@ -15,7 +15,7 @@ from reports.tables.table import to_markdown
 from results.bench import Bench, BenchCell, Candidate, Ratio
 from results.capabilities import Answered, Capabilities, CapabilityMatrix
 from results.schema import Environment
-from results.single import read_single, write_single
+from results.store import read_single, write_single
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = Environment(

@@ -26,7 +26,7 @@ from reports.records.report_runs import Context
 from reports.tables import bench
 from results.bench import Bench
 from results.schema import Record
-from results.single import read_single
+from results.store import read_single
 
 Make = Callable[..., Record]
 Grid = Callable[..., list[Record]]

@@ -9,8 +9,7 @@ import pytest
 from results.bench import Bench, BenchCell, Ratio
 from results.capabilities import Answered, Capabilities, CapabilityMatrix
 from results.schema import Environment
-from results.single import read_single, write_single
-from results.store import SINGLE, StoreError, read_records
+from results.store import SINGLE, StoreError, read_records, read_single, write_single
 
 MACHINE = Environment(
     commit=None, dirty=None, python="3", platform="x", packages={}, device="cpu", device_name="x",

@@ -12,7 +12,7 @@ from transformers import BertConfig
 from typer.testing import CliRunner
 
 from results.bench import Bench
-from results.single import read_single
+from results.store import read_single
 from suites.__main__ import app
 from suites.bench import layer, model, refresh, step
 from suites.bench.run import GROUPS, items

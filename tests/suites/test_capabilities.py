@@ -12,7 +12,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from results.capabilities import Capabilities, CapabilityMatrix
-from results.single import read_single
+from results.store import read_single
 from suites.__main__ import app
 from suites.capabilities import check_optimizer, command, pack
 from suites.capabilities.checks import checks, run_check

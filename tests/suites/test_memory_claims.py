@@ -92,9 +92,9 @@ def test_the_committed_cells_can_be_read_and_written(tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('{"cells": [{"setting": 3}]}')
-    with pytest.raises(StoreError, match="no memory cells"):
+    with pytest.raises(StoreError, match="not a file of memory cells"):
         read_cells(path)
-    with pytest.raises(StoreError, match="no recomputed claims"):
+    with pytest.raises(StoreError, match="not a file of recomputed claims"):
         read_verdicts(path)
     assert read_cells(tmp_path / "none.json") == []
     assert MemoryCells(cells=[]).schema_version == 1

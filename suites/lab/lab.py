@@ -27,7 +27,7 @@ from suites.config import method_config
 from suites.lab import splice, step
 from suites.lab.networks import Network, blocks_of
 from suites.measure import live
-from suites.measure.formula import Rest, formula_of, trains_everything
+from suites.measure.formula import Rest, formula_of, quantises, trains_everything
 from suites.measure.ledger import outside_formula
 from suites.measure.predict import without_values
 from suites.measure.tracker import Category, Phase, Trace, peak_of, track, track_load
@@ -223,9 +223,7 @@ class Lab:
         return Whole(count, finish, refresh, used, outside_formula(optimizer))
 
     def _original_bytes(self) -> int:
-        if any(
-            part.quantised for layer in self._shapes[0] for part in self.method.layer_parts(layer.shape, self.config)
-        ):
+        if quantises(self.method, self.config, self._shapes[0]):
             return self.formula(32).weight_bytes - self.formula(32).adapter_bytes
         return self._parameters * (2 if self.precision == "bf16" else 4)
 

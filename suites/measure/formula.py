@@ -66,6 +66,11 @@ def formula_of(
     )
 
 
+def quantises(method: Method[Any], config: BaseModel, layers: Sequence[Layer]) -> bool:
+    """Return whether the method keeps target weights in fewer bits than the model has them in."""
+    return any(part.quantised for layer in layers for part in method.layer_parts(layer.shape, config))
+
+
 def trains_everything(method: Method[Any], config: BaseModel, shape: tuple[int, int]) -> bool:
     """Return whether the method leaves the model's own weights trainable, those outside the targets too."""
     return all(part.trained for part in method.layer_parts(shape, config) if not part.added)

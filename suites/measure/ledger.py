@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from results.lab import Counted, MemoryCell
 from results.schema import Layer, Ledger, LedgerGap, LedgerLine, Memory, Peak
 from suites.measure import live, tracker
-from suites.measure.formula import Rest, formula_of, trains_everything
+from suites.measure.formula import Rest, formula_of, quantises, trains_everything
 from suites.measure.tracker import Phase, Trace, peak_of
 from suites.resolved import Resolved
 from suites.run.loop import autocast
@@ -72,6 +72,8 @@ def with_ledger(memory: Memory, built: Built, job: Job, case: Resolved, phases: 
     dtype = torch.bfloat16 if case.training.precision == "bf16" else torch.float32
     formula = formula_of(case.method, case.config, built.layers, rest, case.training.state_bits, dtype)
     original = sum(parameter.numel() for parameter in plain.parameters()) * dtype.itemsize
+    if quantises(case.method, case.config, built.layers):
+        original = formula.weight_bytes - formula.adapter_bytes
     count = Counted(
         weight_bytes=memory.weight_bytes,
         adapter_bytes=memory.weight_bytes - original,

@@ -124,6 +124,14 @@ def test_the_ledger_explains_every_gap_of_formula_and_count(name: str, record_of
             assert gap.unexplained_bytes == 0, gap
 
 
+def test_the_ledger_explains_every_gap_of_a_base_weight_in_8_bits(make_plan: Any, runtime: Runtime) -> None:
+    record = execute(make_plan(method="gradnormlorp", config={"base_bits": 8}), runtime, None, quiet)
+    assert (record.status, record.error) == ("ok", None)
+    assert record.memory is not None
+    assert record.memory.ledger is not None
+    assert {each.unexplained_bytes for each in record.memory.ledger.gaps if "formula" in each.name} == {0}
+
+
 def test_regression_is_predicted_to_the_byte(make_plan: Any, runtime: Runtime) -> None:
     plan = plan_for(make_plan, "full", task="stsb")
     memory = execute(plan, runtime, predict_peaks([plan], runtime)[plan.hash()], quiet).memory

@@ -201,7 +201,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def types(session: nox.Session) -> None:
-    """mypy, strict, on gnlorp, results and the contracts."""
+    """mypy, strict, on everything but tests."""
     session.run(shared_python(session), "-m", "mypy", *session.posargs, external=True)
 
 

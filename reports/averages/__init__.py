@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
 if TYPE_CHECKING:
-    from reports.averages.glue import Average
+    from reports.averages.glue import Average, Switchboard
     from reports.records.report_runs import Context
     from reports.tables.table import Table
 
@@ -19,6 +19,8 @@ class Plugin(Protocol):
     """A module of this package: what a suite's average is, and the tables that it has of its own."""
 
     def average(self, context: Context, method: str) -> Average: ...
+
+    def switchboard(self, context: Context) -> Switchboard: ...
 
     def tables(self, context: Context) -> Sequence[Table]: ...
 

@@ -131,5 +131,16 @@ def convention_of(
     )
 
 
+def every_reading(suite: SuiteEntry, seeds: str) -> list[Convention]:
+    """Return conventions that together read every task in each of its ways at both evaluations."""
+    read = {task.name: tuple(task.readings) for task in suite.tasks if task.readings}
+    found = []
+    for epoch in EPOCHS:
+        for at in range(max(map(len, read.values()), default=1)):
+            readings = {task: names[min(at, len(names) - 1)] for task, names in read.items()}
+            found.append(convention_of(suite, epoch, None, seeds, **readings))
+    return found
+
+
 def _tasks(allowed: Mapping[str, Sequence[object]]) -> tuple[str, ...]:
     return tuple(name for name in allowed if name not in ("epoch", "tasks"))

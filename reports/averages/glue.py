@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import pandas as pd
 
 from reports.averages.convention import Convention, choices, convention_of
 from reports.figures.style import seed_words
-from reports.stats.outcomes import NOT_RUN, Outcomes, outcomes, scores_frame
+from reports.stats.outcomes import NOT_RUN, Outcomes
 from reports.stats.over_seeds import Summary, summarise
 from reports.tables.table import EMPTY, Entry, Table
 from results.catalogue import MetricEntry, SuiteEntry
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from reports.records.report_runs import Context
 
 Grid = Mapping[tuple[str, str], Outcomes]
+Summaries = Sequence[Mapping[str, Summary]]
 PUBLISHED = (
     "Published averages that are called RoBERTa, LoRA, rank 8, GLUE: 85.93 [G] over eight tasks, 79.23 [N] over all "
     "GLUE tasks (abstract; its convention is not stated)"
@@ -79,7 +80,7 @@ class Switchboard:
     """Method -> average for every convention."""
 
     conventions: tuple[Convention, ...]
-    averages: tuple[dict[str, Summary], ...]
+    averages: tuple[dict[str, Average], ...]
     default: int
 
 
@@ -94,46 +95,40 @@ def all_conventions(suite: SuiteEntry, seeds: str) -> list[Convention]:
 
 def switchboard(context: Context) -> Switchboard:
     """Return the averages of a report under every convention; seeds are treated as the report does."""
-    grids: dict[tuple[str, tuple[tuple[str, str], ...]], Grid] = {}
-    by_task: dict[tuple[str, str, str | None], dict[str, Outcomes]] = {}
     conventions = all_conventions(context.entry, context.convention.seeds)
     averages = []
     for convention in conventions:
-        grid: dict[tuple[str, str], Outcomes] = {}
-        for task in convention.names:
-            place = (convention.epoch, task, convention.reading(task))
-            if place not in by_task:
-                key = (convention.epoch, convention.readings)
-                if key not in grids:
-                    grids[key] = outcomes(scores_frame(context.runs, context.metrics, convention))
-                by_task[place] = {m: grids[key][m, task] for m in context.methods if (m, task) in grids[key]}
-            grid |= {(method, task): found for method, found in by_task[place].items()}
-        found = {method: average_of(grid, method, context.seeds, convention) for method in context.methods}
-        averages.append({method: item.summary for method, item in found.items()})
+        grid = {
+            (method, task): place
+            for task in convention.names
+            for method, place in context.read.get((convention.epoch, task, convention.reading(task)), {}).items()
+        }
+        averages.append({m: average_of(grid, m, context.seeds, convention) for m in context.methods})
     return Switchboard(tuple(conventions), tuple(averages), conventions.index(context.convention))
 
 
 def tables(context: Context) -> list[Table]:
     """Return the default average, each choice changed alone, and the range over all; none if nothing has an average."""
-    board = switchboard(context)
-    if not any(summary.n for row in board.averages for summary in row.values()):
+    board = context.switchboard
+    if board is None or not any(found.scores for row in board.averages for found in row.values()):
         return []
     metric = context.averaged_metric
-    base = board.averages[board.default]
+    summaries = [{method: found.summary for method, found in row.items()} for row in board.averages]
+    base = summaries[board.default]
     rows = [(Entry("as in the score table"), *(_entry(base[m], metric) for m in context.methods))]
     for name, values in choices(context.entry).items():
         for value in values:
             wanted = context.convention.choices() | {name: value}
             if wanted != context.convention.choices():
                 at = next(i for i, each in enumerate(board.conventions) if each.choices() == wanted)
-                found = board.averages[at]
+                found = summaries[at]
                 rows.append((Entry(f"{name}: {value}"), *(_change(found[m], base[m], metric) for m in context.methods)))
     for label, pick in (("lowest of all", min), ("highest of all", max)):
-        rows.append((Entry(label), *(_extreme(board, m, pick, metric) for m in context.methods)))
+        rows.append((Entry(label), *(_extreme(summaries, m, pick, metric) for m in context.methods)))
     heads = ("Convention", *(context.title(method) for method in context.methods))
     what = f"average in {metric.words} under {len(board.conventions)} conventions, the same runs"
     notes = ("A row with a sign: one choice changed, difference to the first row in points", PUBLISHED)
-    return [Table("switchboard", context.caption(what), heads, tuple(rows), notes, _data(board))]
+    return [Table("switchboard", context.caption(what), heads, tuple(rows), notes, _data(board, summaries))]
 
 
 def _entry(summary: Summary, metric: MetricEntry) -> Entry:
@@ -146,16 +141,16 @@ def _change(found: Summary, base: Summary, metric: MetricEntry) -> Entry:
     return _entry(found, metric) if base.mean is None else Entry(metric.text(found.mean - base.mean, "+"))
 
 
-def _extreme(board: Switchboard, method: str, pick: Any, metric: MetricEntry) -> Entry:
-    known = [row[method].mean for row in board.averages if row[method].mean is not None]
+def _extreme(summaries: Summaries, method: str, pick: Any, metric: MetricEntry) -> Entry:
+    known = [row[method].mean for row in summaries if row[method].mean is not None]
     return Entry(metric.text(pick(known))) if known else EMPTY
 
 
-def _data(board: Switchboard) -> pd.DataFrame:
+def _data(board: Switchboard, summaries: Summaries) -> pd.DataFrame:
     rows = [
         {**convention.choices(), "seeds": convention.seeds, "method": method, "n": summary.n, "mean": summary.mean,
          "sd": summary.sd}
-        for convention, found in zip(board.conventions, board.averages, strict=True)
+        for convention, found in zip(board.conventions, summaries, strict=True)
         for method, summary in found.items()
     ]  # fmt: skip
     return pd.DataFrame(rows).astype({"n": "Int64", "mean": "Float64", "sd": "Float64"})

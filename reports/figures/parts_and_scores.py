@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from reports.figures.front_and_curves import FAINT, INK, Plot, draw, framed, panels, strip, subtitle
 from reports.figures.style import PART_COLOURS, byte_unit, in_unit
+from reports.records.frames import PEAKS, in_order
 from reports.records.report_runs import Column, Context
-from reports.tables.cost import finished, memory_place, memory_task
+from reports.tables.cost import memory_place, memory_task
+from results.schema import Peak, Record
 
 PARTS_TITLE, DOTS_TITLE = "What peak memory consists of", "Scores by task, every seed shown"
 WIDTH = 9.2
@@ -40,37 +41,49 @@ class Bar:
 def memory_bars(context: Context) -> list[Bar]:
     """Return the bars of the memory task: a plain step of every method, and a refresh step where it has one."""
     task = memory_task(context)
-    runs = finished(context)
-    runs = runs[runs["task"] == task]
+    of_task = [record for record in in_order(context.records) if record.plan.task == task]
     bars = []
     for method in context.methods:
-        mine = runs[runs["method"] == method]
-        for peak in ("step_peak", "refresh_peak"):
-            known = mine.dropna(subset=[f"{peak}_total_bytes"])
-            if len(known):
-                worst = known.sort_values(f"{peak}_total_bytes", kind="stable", ascending=False).iloc[0]
+        mine = [record for record in of_task if record.plan.method == method]
+        for peak in PEAKS:
+            worst = heaviest(mine, peak)
+            if worst is not None:
                 refresh = peak == "refresh_peak"
                 title = context.title(method) + (", refresh" if refresh else "")
-                bars.append(Bar(method, title, refresh, split_parts(worst, peak)))
+                bars.append(Bar(method, title, refresh, peak_parts(worst, peak)))
     return bars
 
 
-def split_parts(run: pd.Series, peak: str) -> dict[str, int]:
-    """Return the bytes by part at one peak of a run; the bases are taken out of the optimizer's bytes.
+def heaviest(records: Iterable[Record], peak: str) -> Record | None:
+    """Return the finished run whose peak of that phase is highest, the first of equal ones; None if none has one."""
+    known = [(found.total_bytes, each) for each in records if each.status == "ok" and (found := peak_of(each, peak))]
+    return max(known, key=lambda pair: pair[0])[1] if known else None
+
+
+def peak_of(record: Record, peak: str) -> Peak | None:
+    """Return one of a run's peaks, None where it was not measured."""
+    return None if record.memory is None else {
+        "step_peak": record.memory.step_peak, "refresh_peak": record.memory.refresh_peak
+    }[peak]  # fmt: skip
+
+
+def peak_parts(record: Record, peak: str) -> dict[str, int]:
+    """Return the bytes by part at one measured peak of a run; the bases are taken out of the optimizer's bytes.
 
     The bases in force at the peak are counted, at most what the tracker saw as optimizer state.
     """
-    whole = {name: int(run[f"{peak}_{name}_bytes"]) for name in (
-        "parameter", "gradient", "optimizer", "activation", "temporary", "buffer", "other")}  # fmt: skip
-    bases = min(int(run["basis_bytes"]), whole["optimizer"])
+    found = peak_of(record, peak)
+    assert found is not None
+    assert record.memory is not None
+    bases = min(record.memory.basis_bytes, found.optimizer_bytes)
     return {
-        "Weights": whole["parameter"],
-        "Gradients": whole["gradient"],
-        "Optimizer state": whole["optimizer"] - bases,
+        "Weights": found.parameter_bytes,
+        "Gradients": found.gradient_bytes,
+        "Optimizer state": found.optimizer_bytes - bases,
         "Bases": bases,
-        "Activations": whole["activation"],
-        "Temporaries": whole["temporary"],
-        "Buffers and other": whole["buffer"] + whole["other"],
+        "Activations": found.activation_bytes,
+        "Temporaries": found.temporary_bytes,
+        "Buffers and other": found.buffer_bytes + found.other_bytes,
     }
 
 

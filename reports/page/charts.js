@@ -1,6 +1,4 @@
-// Figures as inline SVG, drawn at the width they get.
-
-const FONT = 12;
+// Figures as inline SVG, drawn at the width they get. All numbers come with the data; only pixels are computed here.
 
 /** Round ticks inside [low, high], about `count` of them. */
 function ticks(low, high, count = 5) {
@@ -14,13 +12,13 @@ function ticks(low, high, count = 5) {
   return found;
 }
 
-/** A frame with axes: {root, x, y, box} where x and y map data to pixels. */
-function frame(width, height, xs, ys, { xLabel, yLabel, left = 52, bottom = 42, top = 12, right = 14, xTicks = 6, yTicks = 5, label }) {
+/** A frame with axes: {root, x, y, box} where x and y map data to pixels; without `ys` there is no vertical axis. */
+function frame(width, height, xs, ys, { xLabel, yLabel, left = 58, bottom = 42, top = 12, right = 14, xTicks = 6, yTicks = 5, label }) {
   const box = { left, right: width - right, top, bottom: height - bottom };
   const x = (value) => box.left + ((value - xs[0]) / (xs[1] - xs[0] || 1)) * (box.right - box.left);
-  const y = (value) => box.bottom - ((value - ys[0]) / (ys[1] - ys[0] || 1)) * (box.bottom - box.top);
+  const y = ys && ((value) => box.bottom - ((value - ys[0]) / (ys[1] - ys[0] || 1)) * (box.bottom - box.top));
   const root = svg("svg", { class: "chart", width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": label });
-  for (const value of ticks(ys[0], ys[1], yTicks)) {
+  for (const value of ys ? ticks(ys[0], ys[1], yTicks) : []) {
     root.append(svg("line", { class: "grid", x1: box.left, x2: box.right, y1: y(value), y2: y(value) }),
       svg("text", { class: "tick", x: box.left - 8, y: y(value) + 4, "text-anchor": "end" }, significant(value, 4)));
   }
@@ -28,8 +26,8 @@ function frame(width, height, xs, ys, { xLabel, yLabel, left = 52, bottom = 42, 
     root.append(svg("line", { class: "grid", x1: x(value), x2: x(value), y1: box.top, y2: box.bottom }),
       svg("text", { class: "tick", x: x(value), y: box.bottom + 17, "text-anchor": "middle" }, significant(value, 4)));
   }
-  root.append(svg("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }));
-  if (xLabel) root.append(svg("text", { class: "axis-label", x: (box.left + box.right) / 2, y: height - 6, "text-anchor": "middle" }, xLabel));
+  root.append(svg("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }),
+    svg("text", { class: "axis-label", x: (box.left + box.right) / 2, y: height - 6, "text-anchor": "middle" }, xLabel));
   if (yLabel) root.append(svg("text", { class: "axis-label", x: -(box.top + box.bottom) / 2, y: 13, "text-anchor": "middle", transform: "rotate(-90)" }, yLabel));
   return { root, x, y, box };
 }
@@ -40,21 +38,19 @@ const padded = (low, high, share) => {
 };
 
 /** Score against peak memory with error bars, the front of the means, and a line at the budget. */
-function frontChart(width, list, { scoreLabel, budget, chance, press }) {
+function frontChart(width, list, { scoreLabel, digits, budget, hollow, press }) {
   const [unit, size] = unitOf(Math.max(...list.map((point) => point.peak)));
   const costs = list.map((point) => point.peak / size);
-  const lows = list.map((point) => point.summary.mean - (point.summary.sd || 0));
-  const highs = list.map((point) => point.summary.mean + (point.summary.sd || 0));
+  const lows = list.map((point) => point.mean - (point.sd || 0));
+  const highs = list.map((point) => point.mean + (point.sd || 0));
   const xs = padded(Math.min(...costs), Math.max(...costs), 0.16);
   const height = Math.min(430, Math.max(300, width * 0.55));
-  const chart = frame(width, height, [Math.max(0, xs[0]), xs[1]], padded(Math.min(...lows), Math.max(...highs), 0.16),
-    { xLabel: `Peak memory of a training step, tracked (${unit})`, yLabel: scoreLabel, label: "Score against peak memory", left: 58, xTicks: width < 500 ? 4 : 7 });
-  const on = front(list.map((point) => ({ cost: point.peak, worth: point.way * point.summary.mean })));
-  const { root, x, y, box } = chart;
+  const { root, x, y, box } = frame(width, height, [Math.max(0, xs[0]), xs[1]], padded(Math.min(...lows), Math.max(...highs), 0.16),
+    { xLabel: `Peak memory of a training step, tracked (${unit})`, yLabel: scoreLabel, label: "Score against peak memory", xTicks: width < 500 ? 4 : 7 });
   const limit = Math.min(box.right, Math.max(box.left, x(budget / size)));
   root.append(svg("rect", { class: "beyond", x: limit, y: box.top, width: Math.max(0, box.right - limit), height: box.bottom - box.top }),
     svg("line", { class: "budget", x1: limit, x2: limit, y1: box.top, y2: box.bottom }));
-  const steps = list.map((point, index) => [x(costs[index]), y(point.summary.mean), on[index]]).filter((p) => p[2]).sort((a, b) => a[0] - b[0]);
+  const steps = list.map((point, index) => [x(costs[index]), y(point.mean), onFront(point)]).filter((p) => p[2]).sort((a, b) => a[0] - b[0]);
   const path = steps.map(([px, py], index) => (index ? `H${px}V${py}` : `M${px},${py}`)).join("") + `H${box.right}`;
   root.append(svg("path", { class: "front", d: path }));
   const taken = list.map((point, index) => ({ left: x(costs[index]) - 9, right: x(costs[index]) + 9,
@@ -64,24 +60,23 @@ function frontChart(width, list, { scoreLabel, budget, chance, press }) {
     taken.push({ left: px + 9, right: nextX, top: py - 1, bottom: py + 1 },
       { left: nextX - 1, right: nextX + 1, top: Math.min(py, nextY), bottom: Math.max(py, nextY) });
   });
-  list.forEach((point, index) => {
-    const px = x(costs[index]);
-    const look = LOOKS.get(point.method);
-    const paint = colour(point.method);
-    const group = svg("g", { class: `point${point.peak > budget ? " dim" : ""}`, "data-method": point.method });
-    if (point.summary.sd !== null) {
-      const [high, low] = [y(highs[index]), y(lows[index])];
-      group.append(svg("path", { class: "error", d: `M${px},${high}V${low}M${px - 5},${high}h10M${px - 5},${low}h10`, style: `stroke:${paint}` }));
-    }
-    group.append(marker(look.marker, px, y(point.summary.mean), 7, { style: `stroke:${paint};fill:${on[index] ? paint : "var(--card)"}`, "stroke-width": 2 }),
-      svg("circle", { cx: px, cy: y(point.summary.mean), r: 18, fill: "transparent" }),
-      pointLabel(title(point.method), px, y(point.summary.mean), box, taken));
-    const text = [title(point.method), `score ${spread(point.summary, 2)} (n = ${point.summary.n})`, `peak ${bytes(point.peak)}`,
-      on[index] ? "on the front of the means" : "not on the front of the means",
-      chance ? `chance of being on it: ${number(100 * chance.get(point.method), 0)} %` : "chance unknown: fewer than two shared seeds"];
-    root.append(pressable(hint(group, () => text), () => press(point.method), text.join(", ")));
-  });
+  list.forEach((point, index) => root.append(frontPoint(point, { px: x(costs[index]), py: y(point.mean), high: y(highs[index]), low: y(lows[index]), box, taken, digits, budget, hollow, press })));
   return root;
+}
+
+const onFront = (point) => point.over.length === 0;
+
+function frontPoint(point, { px, py, high, low, box, taken, digits, budget, hollow, press }) {
+  const paint = colour(point.method);
+  const filled = onFront(point) && !hollow;
+  const node = svg("g", { class: `point${point.peak > budget ? " dim" : ""}`, "data-method": point.method });
+  if (point.sd !== null) node.append(svg("path", { class: "error", d: `M${px},${high}V${low}M${px - 5},${high}h10M${px - 5},${low}h10`, style: `stroke:${paint}` }));
+  node.append(marker(LOOKS.get(point.method).marker, px, py, 7, { style: `stroke:${paint};fill:${filled ? paint : "var(--card)"}`, "stroke-width": 2 }),
+    svg("circle", { cx: px, cy: py, r: 18, fill: "transparent" }), pointLabel(title(point.method), px, py, box, taken));
+  const text = [title(point.method), `score ${spread(point.mean, point.sd, digits + 1)} (n = ${point.n})`, `peak ${bytes(point.peak)}`,
+    onFront(point) ? `on the front of ${hollow ? "these single seeds" : "the means"}` : `not on the front: ${names(point.over)} needs no more memory and scores as well`,
+    point.chance === null ? "chance unknown: fewer than two shared seeds" : `chance of being on it: ${point.chance} %`];
+  return pressable(hint(node, () => text), () => press(point.method), text.join(", "));
 }
 
 /** A label where it covers no other label or mark. */
@@ -100,42 +95,31 @@ function pointLabel(text, px, py, box, taken) {
   return svg("text", { class: "label", x: px + best[0], y: py + best[1] }, text);
 }
 
-/** Mean and band of the thinned training loss by method, over the seeds that finished; broken runs dotted. */
-function curveChart(width, task, runs) {
-  const series = order(new Set(runs.map((run) => run.method))).map((method) => {
-    const mine = runs.filter((run) => run.method === method && run.curve[1].length);
-    const done = mine.filter((run) => run.status === "ok");
-    const grids = new Map();
-    for (const run of done) bucket(grids, run.curve[0]).push(run.curve[1]);
-    const [grid, lines] = [...grids].sort((a, b) => b[1].length - a[1].length)[0] || [null, []];
-    const steps = grid === null ? [] : POOLS.steps[grid];
-    const stats = steps.map((_, index) => summarise(lines.map((line) => line[index]).filter((value) => value !== null)));
-    const broken = mine.filter((run) => run.status !== "ok").map((run) => ({ steps: POOLS.steps[run.curve[0]], losses: run.curve[1] }));
-    return { method, steps, stats, broken, n: lines.length };
-  }).filter((one) => one.steps.length || one.broken.length);
-  const all = series.flatMap((one) => one.stats.flatMap(({ mean, sd }) => (mean === null ? [] : [mean - (sd || 0), mean + (sd || 0)]))
-    .concat(one.broken.flatMap((run) => run.losses.filter((value) => value !== null))));
-  const last = Math.max(...series.map((one) => Math.max(0, ...one.steps, ...one.broken.flatMap((run) => run.steps))));
-  if (!all.length) return null;
-  const { root, x, y, box } = frame(width, 190, [0, last], padded(Math.min(...all), Math.max(...all), 0.04),
-    { left: 42, bottom: 26, top: 8, right: 8, xTicks: 4, yTicks: 4, label: `Training loss, ${taskTitle(task)}` });
-  for (const one of series) {
-    const known = one.steps.map((step, index) => [x(step), one.stats[index]]).filter(([, stat]) => stat.mean !== null);
-    const upper = known.map(([px, stat]) => `${px.toFixed(1)},${y(stat.mean + (stat.sd || 0)).toFixed(1)}`);
-    const lower = known.map(([px, stat]) => `${px.toFixed(1)},${y(stat.mean - (stat.sd || 0)).toFixed(1)}`).reverse();
-    if (one.n > 1) root.append(svg("polygon", { class: "band", points: [...upper, ...lower].join(" "), style: `fill:${colour(one.method)}` }));
-    root.append(svg("polyline", { class: "line", "data-method": one.method, points: known.map(([px, stat]) => `${px.toFixed(1)},${y(stat.mean).toFixed(1)}`).join(" "), style: `stroke:${colour(one.method)}` }));
-    for (const run of one.broken) {
-      const points = run.steps.map((step, index) => [step, run.losses[index]]).filter(([, loss]) => loss !== null);
-      root.append(svg("polyline", { class: "line broken", points: points.map(([step, loss]) => `${x(step)},${y(loss)}`).join(" "), style: `stroke:${colour(one.method)}` }));
-    }
+/** Lines of loss by step: {method, steps, mean, sd}; `broken` are runs that did not finish, dotted. */
+function curveChart(width, name, lines, broken = []) {
+  const known = (values) => values.filter((value) => value !== null);
+  const ends = lines.flatMap((line) => line.mean.flatMap((mean, index) => (mean === null ? [] : [mean - (line.sd[index] || 0), mean + (line.sd[index] || 0)])))
+    .concat(broken.flatMap((run) => known(run.losses)));
+  if (!ends.length) return null;
+  const last = Math.max(...lines.map((line) => Math.max(0, ...line.steps)), ...broken.map((run) => Math.max(0, ...run.steps)));
+  const { root, x, y, box } = frame(width, 210, [0, last], padded(Math.min(...ends), Math.max(...ends), 0.04),
+    { left: 52, top: 8, right: 8, xTicks: 4, yTicks: 4, xLabel: "Optimizer step", yLabel: "Loss", label: `Training loss, ${name}` });
+  for (const line of lines) {
+    const at = line.steps.map((step, index) => [step, line.mean[index], line.sd[index] || 0]).filter((point) => point[1] !== null);
+    const trace = (sign) => at.map(([step, mean, sd]) => `${x(step).toFixed(1)},${y(mean + sign * sd).toFixed(1)}`);
+    if (line.n > 1) root.append(svg("polygon", { class: "band", points: [...trace(1), ...trace(-1).reverse()].join(" "), style: `fill:${colour(line.method)}` }));
+    root.append(svg("polyline", { class: "line", "data-method": line.method, points: trace(0).join(" "), style: `stroke:${colour(line.method)}` }));
   }
-  root.append(crosshair(series, x, box, last));
+  for (const run of broken) {
+    const at = run.steps.map((step, index) => [step, run.losses[index]]).filter(([, loss]) => loss !== null);
+    root.append(svg("polyline", { class: "line broken", points: at.map(([step, loss]) => `${x(step)},${y(loss)}`).join(" "), style: `stroke:${colour(run.method)}` }));
+  }
+  root.append(crosshair(lines, x, box, last));
   return root;
 }
 
 /** A strip over the whole panel that tells the losses at the step under the pointer. */
-function crosshair(series, x, box, last) {
+function crosshair(lines, x, box, last) {
   const line = svg("line", { class: "cross", y1: box.top, y2: box.bottom, visibility: "hidden" });
   let step = 0;
   const strip = svg("rect", { x: box.left, y: box.top, width: box.right - box.left, height: box.bottom - box.top, fill: "transparent" });
@@ -147,21 +131,35 @@ function crosshair(series, x, box, last) {
     line.setAttribute("visibility", "visible");
   });
   strip.addEventListener("pointerleave", () => line.setAttribute("visibility", "hidden"));
-  hint(strip, () => [`step ${step}`, ...series.filter((one) => one.steps.length).map((one) => {
+  hint(strip, () => [`step ${step}`, ...lines.filter((one) => one.steps.length).map((one) => {
     const near = one.steps.reduce((best, value, index) => (Math.abs(value - step) < Math.abs(one.steps[best] - step) ? index : best), 0);
-    return `${title(one.method)}: ${spread(one.stats[near], 3)}`;
+    return `${title(one.method)}: ${spread(one.mean[near], one.sd[near], 3)}`;
   })]);
   return svg("g", {}, line, strip);
 }
 
-/** One horizontal bar of parts; widths in shares of `largest`. */
-function stackedBar(parts, largest, label) {
-  let at = 0;
-  const root = svg("svg", { class: "stack", viewBox: "0 0 1000 26", preserveAspectRatio: "none", height: 26, role: "img", "aria-label": label });
-  for (const [name, amount] of parts) {
-    const wide = (amount / largest) * 1000;
-    if (wide > 0) root.append(svg("rect", { x: at, y: 0, width: Math.max(wide, 0.8), height: 26, style: `fill:${DATA.parts[name]}` }));
-    at += wide;
-  }
+/** Stacked bars of bytes, a row a method: {method, run, amounts}; the totals stand at their ends. */
+function partsChart(width, rows, { press }) {
+  const narrow = width < 560;
+  const total = (row) => row.amounts.reduce((sum, amount) => sum + amount, 0);
+  const [unit, size] = unitOf(Math.max(...rows.map(total)));
+  const [high, left] = [narrow ? 46 : 34, narrow ? 8 : 150];
+  const { root, x, box } = frame(width, 12 + rows.length * high + 46, [0, Math.max(...rows.map(total)) / size], null,
+    { xLabel: `Tracked bytes at the peak (${unit})`, left, right: 82, top: 8, bottom: 46, label: "Parts of the peak", xTicks: narrow ? 4 : 7 });
+  rows.forEach((row, index) => {
+    const top = box.top + index * high + (narrow ? 18 : 4);
+    const node = svg("g", { class: "bar", "data-method": row.method },
+      svg("text", { class: "label", x: narrow ? left : left - 10, y: narrow ? top - 5 : top + 17, "text-anchor": narrow ? "start" : "end" }, title(row.method)));
+    let at = 0;
+    Object.values(DATA.parts).forEach((paint, part) => {
+      const amount = row.amounts[part] / size;
+      if (amount > 0) node.append(svg("rect", { x: x(at), y: top, width: Math.max(0.5, x(at + amount) - x(at)), height: 24, style: `fill:${paint}` }));
+      at += amount;
+    });
+    node.append(svg("text", { class: "label", x: x(at) + 6, y: top + 17 }, bytes(total(row))), svg("rect", { x: 0, y: top, width, height: 24, fill: "transparent" }));
+    const lines = [`${title(row.method)}, ${taskTitle(row.run.task, row.run.suite)}, seed ${row.run.seed}`,
+      ...Object.keys(DATA.parts).map((name, part) => `${name}: ${bytes(row.amounts[part])}`), `total: ${bytes(total(row))}`];
+    root.append(pressable(hint(node, () => lines), () => press(row.run), `${lines[0]}: ${lines.slice(1).join(", ")}: show the run`));
+  });
   return root;
 }

@@ -1,10 +1,8 @@
-// Data, elements, numbers as text, and the state that all sections share.
+// Data, elements, and numbers as text.
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const POOLS = DATA.pools;
-const TASKS = DATA.tasks;
 const LOOKS = new Map(DATA.looks.map((look) => [look.method, look]));
-const LOWER = new Set(DATA.lower);
 const DASH = "—";
 
 const $ = (selector, root = document) => root.querySelector(selector);
@@ -28,20 +26,11 @@ function fill(node, attributes, children) {
   return node;
 }
 
-const title = (method) => (LOOKS.has(method) ? LOOKS.get(method).title : method);
-const taskTitle = (task) => TASKS[task] || task;
 /** The yardstick is drawn in ink, black on white and white on black; every other colour is the same in both themes. */
 const colour = (method) => {
   const found = LOOKS.has(method) ? LOOKS.get(method).colour : "#6F6F6F";
   return found === "#000000" ? "var(--ink)" : found;
 };
-const order = (methods) => [...LOOKS.keys()].filter((method) => methods.has(method));
-
-/** Read one attribute of a `Map` of arrays, made on first use. */
-function bucket(map, key) {
-  if (!map.has(key)) map.set(key, []);
-  return map.get(key);
-}
 
 function number(value, digits = 1) {
   if (value === null || value === undefined || Number.isNaN(value)) return DASH;
@@ -67,39 +56,9 @@ function milliseconds(value) {
   return value === null || value === undefined ? DASH : `${significant(value * 1000)} ms`;
 }
 
-/** Mean ± sd as text; `digits` decimals. */
-function spread(summary, digits = 1) {
-  if (summary.mean === null) return DASH;
-  return number(summary.mean, digits) + (summary.sd === null ? "" : ` ± ${number(summary.sd, digits)}`);
-}
-
-const state = {
-  suite: null, profile: null, rank: null, task: "all", wanted: "all", off: new Set(),
-  convention: { epoch: "last", tasks: "9", mnli: "matched", mrpc: "f1", qqp: "accuracy", stsb: "pearson" },
-  budget: null, phase: "step", paper: null, search: "", purpose: "result", status: "all", shown: 25,
-};
-
-/** Runs of the chosen suite, profile and rank; methods without a rank belong to every rank. */
-function groupRuns() {
-  return DATA.runs.filter((run) => run.suite === state.suite && run.profile === state.profile
-    && run.purpose === "result" && (run.rank === null || state.rank === null || run.rank === state.rank));
-}
-
-const visible = (runs) => runs.filter((run) => !state.off.has(run.method));
-const inTask = (runs) => (state.task === "all" ? runs : runs.filter((run) => run.task === state.task));
-const isMicro = () => groupRuns().some((run) => run.profile === "micro"
-  || POOLS.data[run.data].source === "micro" || POOLS.model[run.model].source === "micro");
-
-function groupTitle() {
-  const rank = state.rank === null ? "" : `, rank ${state.rank}`;
-  return `${state.suite === null ? "no runs" : (DATA.suites[state.suite] || state.suite)}, profile ${state.profile}${rank}`;
-}
-
-/** The larger of plain and refresh step's tracked peak; null where neither was measured. */
-function peak(run) {
-  if (!run.memory) return null;
-  const totals = ["step_peak", "refresh_peak"].map((name) => run.memory[name]).filter(Boolean);
-  return totals.length ? Math.max(...totals.map((part) => part.total_bytes)) : null;
+/** Mean ± sd as text. */
+function spread(mean, sd, digits = 1) {
+  return number(mean, digits) + (sd === null || sd === undefined ? "" : ` ± ${number(sd, digits)}`);
 }
 
 const sections = [];

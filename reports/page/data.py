@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from reports.averages.convention import choices
 from reports.figures.style import PART_COLOURS, looks
+from reports.page.views import group_view, ordered, readable, run_scores, scaled, suite_view
 from reports.paper.agreement import MEANINGS
 from reports.paper.comparison import ComparedCell, PaperTable, elsewhere
-from reports.paper.tables import INEQUALITY, difference_text, ours_text, printed, published_fields
-from reports.records.frames import described
+from reports.paper.tables import INEQUALITY, difference_text, ours_text, printed, published_fields, ratio
+from reports.records.frames import described, main_entry, main_values
 from reports.records.groups import Group
 from reports.records.peft_results import Foreign
 from reports.records.reading import Found, Gathered
 from reports.records.selection import table_rank
-from results.catalogue import Catalogue, SuiteEntry
+from reports.tables.standing import peaks_of
+from results.catalogue import Catalogue
 from results.published import Cell, conflicts
 from results.schema import Memory, Peak, Record, Strict, Timing
 
@@ -70,55 +71,61 @@ def page_data(
 ) -> Json:  # fmt: skip
     """Return everything the page shows, in an order that does not depend on files."""
     pools = {name: Pool() for name in ("environment", "model", "data", "config", "training", "facts", "steps", "keys")}
-    runs = [_run(found, pools) for found in gathered.found]
-    methods = {found.record.plan.method for found in gathered.found} | {i.row["method"] for i in foreign}
+    offered = ordered(groups)
+    contexts = [readable(group) for group in offered]
+    scores = {plan_hash: found for context in contexts for plan_hash, found in run_scores(context).items()}
     catalogue = described(gathered.records)
+    runs = [_run(found, pools, scores, catalogue) for found in gathered.found]
+    numbers = {run["id"]: at for at, run in enumerate(runs)}
+    methods = {found.record.plan.method for found in gathered.found} | {i.row["method"] for i in foreign}
     return {
         "looks": [{"method": m, **vars(look)} for m, look in looks(methods, catalogue).items()],
-        "parts": PART_COLOURS, "tasks": {task.name: task.title for task in _averaged(catalogue).tasks},
-        "suites": {suite.name: suite.title for suite in catalogue.suites},
-        "lower": sorted({m.name for suite in catalogue.suites for m in suite.metrics if m.better == "lower"}),
-        "average": average_rules(catalogue),
+        "parts": PART_COLOURS, "suites": {context.suite: suite_view(context) for context in contexts},
+        "groups": [group_view(group, gathered, numbers) for group in offered],
+        "published": _published_line(papers),
         "runs": runs, "pools": {name: pool.table() for name, pool in pools.items()},
-        "troubles": [{"suite": g.suite, "profile": g.profile, "rank": g.rank, "text": g.trouble}
-                     for g in groups if g.trouble],
         "papers": [_paper(table) for table in papers], "verdicts": MEANINGS, "inequality": INEQUALITY,
-        "conflicts": [[_quoted(cell) for cell in found] for found in conflicts(published)],
+        "conflicts": [{"ratio": ratio(found), "cells": list(map(_quoted, found))} for found in conflicts(published)],
         "elsewhere": [_quoted(cell) for cell in elsewhere(published)],
         "foreign": [_foreign(item) for item in foreign],
         "duplicates": [list(item) for item in gathered.duplicates], "others": list(gathered.others), "link": link,
     }  # fmt: skip
 
 
-def _averaged(catalogue: Catalogue) -> SuiteEntry:
-    return next(suite for suite in catalogue.suites if suite.average is not None)
+def _published_line(papers: Sequence[PaperTable]) -> list[str]:
+    """Return [kind, sentence]: how many published numbers our runs may be held against, and with which verdict."""
+    words = [cell.verdict.word for table in papers for row in table.rows for cell in row.cells.values()]
+    ran = sum(cell.ours is not None for table in papers for row in table.rows for cell in row.cells.values())
+    if not ran:
+        text = f"No run of profile paper: none of {len(words)} published cells is confirmed or refuted here."
+        return ["open", text]
+    counts = ", ".join(f"{word} {words.count(word)}" for word in MEANINGS if word in words)
+    return ["holds", f"Beside {ran} of {len(words)} published cells stands a run of ours: {counts}."]
 
 
-def average_rules(catalogue: Catalogue) -> Json:
-    """Return the choices of the suite that has an average, and the metric keys that each stands for."""
-    suite = _averaged(catalogue)
-    read = {name: values for name, values in choices(suite).items() if suite.task(name) is not None}
-    rules = {task.name: dict(task.readings) for task in suite.tasks if task.readings}
-    fixed = {task.name: [task.main_metric] for task in suite.tasks if not task.readings and task.averaged != "never"}
-    return {"suite": suite.name, "choices": {name: rules[name] for name in read},
-            "of_task": {name: name for name in read}, "fixed": fixed}  # fmt: skip
+def _main_score(record: Record, catalogue: Catalogue) -> Json:
+    """Return the score of a run that stands in no table: its main metric at the last evaluation where it has one."""
+    values = main_values(record) if record.status == "ok" else []
+    return {"main": scaled(main_entry(record, catalogue), values[-1][1])} if values else {}
 
 
-def _run(found: Found, pools: dict[str, Pool]) -> Json:
+def _run(found: Found, pools: dict[str, Pool], scores: Mapping[str, Json], catalogue: Catalogue) -> Json:
     record, plan = found.record, found.record.plan
-    engagement = record.engagement
+    engagement, timing = record.engagement, record.timing
     return {
         "id": record.plan_hash, "suite": plan.suite, "profile": plan.profile, "task": plan.task,
         "method": plan.method, "rank": table_rank(record), "seed": plan.seed, "purpose": plan.purpose,
         "status": record.status, "error": record.error, "main": record.main_metric, "path": found.path,
         "targets": plan.targets, "skipped": record.skipped_steps,
+        "scores": scores.get(record.plan_hash) or _main_score(record, catalogue),
         "started": record.started_at, "finished": record.finished_at,
         "environment": pools["environment"].add(record.environment),
         "model": pools["model"].add(plan.model), "data": pools["data"].add(plan.data),
         "config": pools["config"].add(plan.method_config), "training": pools["training"].add(plan.training),
         "facts": None if record.data is None else pools["facts"].add(record.data),
         "evaluations": [_evaluation(evaluation, pools["keys"]) for evaluation in record.evaluations],
-        "memory": _memory(record.memory), "timing": _timing(record.timing),
+        "memory": _memory(record.memory), "timing": _timing(timing), "peak": peaks_of([record]).get(plan.method),
+        "step": short(timing.train_s / timing.timed_steps) if timing is not None and timing.timed_steps else None,
         "engagement": None if engagement is None else _engagement(record),
         "curve": [pools["steps"].add(found.trace.steps), [short(loss) for loss in found.trace.losses]],
     }  # fmt: skip

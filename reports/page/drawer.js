@@ -6,6 +6,7 @@ let back = [];
 function open(heading, content, push = true) {
   if (push && drawer.open) back.push([...drawer.childNodes]);
   if (!drawer.open) back = [];
+  state.run = null;
   const tools = el("div", { class: "tools" }, back.length ? el("button", { type: "button", class: "plain", onclick: goBack }, "← back") : null,
     el("button", { type: "button", class: "plain close", "aria-label": "Close", onclick: () => drawer.close() }, "✕"));
   drawer.replaceChildren(tools, el("h2", { id: "drawer-title", tabindex: "-1" }, heading), ...content);
@@ -21,6 +22,7 @@ function goBack() {
 }
 
 drawer.addEventListener("click", (event) => { if (event.target === drawer) drawer.close(); });
+drawer.addEventListener("close", () => { state.run = null; remember(); });
 
 /** A nested value as rows of name and text; units stand in the names. */
 function facts(value, prefix = "") {
@@ -46,7 +48,7 @@ function openFacts(heading, blocks) {
   open(heading, blocks.map(([name, value]) => block(name, value, true)));
 }
 
-const runName = (run) => `${title(run.method)}, ${taskTitle(run.task)}, seed ${run.seed}`;
+const runName = (run) => `${title(run.method)}, ${taskTitle(run.task, run.suite)}, seed ${run.seed}`;
 
 function fileLink(path) {
   return DATA.link === null ? el("code", {}, path) : el("a", { href: DATA.link + path }, path);
@@ -55,7 +57,7 @@ function fileLink(path) {
 function openRun(run) {
   const metrics = Object.fromEntries(run.evaluations.map(([step, epoch, values]) => [`step ${step}${epoch === null ? "" : `, epoch ${significant(epoch)}`}`,
     Object.fromEntries(Object.entries(values).map(([key, value]) => [POOLS.keys[key], value === null ? "undefined" : value]))]));
-  const losses = run.curve[1].length ? curveChart(Math.min(480, innerWidth - 60), run.task, [run]) : null;
+  const losses = run.curve[1].length ? curveChart(Math.min(480, innerWidth - 60), taskTitle(run.task, run.suite), [oneLine(run)]) : null;
   open(runName(run), [
     el("p", { class: "badges" }, el("span", { class: `status ${run.status}` }, run.status.replaceAll("_", " ")),
       el("span", {}, `${run.suite}, profile ${run.profile}${run.rank === null ? "" : `, rank ${run.rank}`}`), run.purpose === "result" ? null : el("span", {}, run.purpose)),
@@ -71,13 +73,17 @@ function openRun(run) {
     block("Memory", run.memory), block("Time", run.timing),
     block("Run", { plan_hash: run.id, started_at: run.started, finished_at: run.finished, main_metric: run.main, skipped_steps: run.skipped }),
   ].filter(Boolean));
+  state.run = run.id;
+  remember();
 }
+
+const oneLine = (run) => ({ method: run.method, steps: traceOf(run).steps, mean: run.curve[1], sd: [], n: 1 });
 
 /** The runs of one method, of one task or of all. */
 function openRuns(method, task) {
   const runs = groupRuns().filter((run) => run.method === method && (task === "all" || run.task === task));
   if (runs.length === 1) { openRun(runs[0]); return; }
-  open(`${title(method)}, ${task === "all" ? groupTitle() : taskTitle(task)}`, [runTable(runs, runs.length)]);
+  open(`${title(method)}, ${task === "all" ? groupTitle() : taskTitle(task)}`, [runTable(runs, runs.length, "cell-runs")]);
 }
 
 function openCell(row, cell) {
@@ -87,24 +93,24 @@ function openCell(row, cell) {
     el("p", {}, chip(verdict), " ", DATA.verdicts[verdict]),
     block("Verdict", { published: cell.shown, ours: ours || "no run", difference: difference || null, reasons }, true),
     block("Published", quoted, true),
-    found.length ? runTable(found, found.length) : el("p", { class: "faint" }, "No record stands behind this cell."),
+    found.length ? runTable(found, found.length, "cell-runs") : el("p", { class: "faint" }, "No record stands behind this cell."),
   ]);
 }
 
-function runTable(runs, limit) {
+function runTable(runs, limit, name = "runs") {
   const head = (key, label, text, value = text) => ({ key, label, text, value });
   const numeric = (key, label, value, text) => ({ key, label, value, text: (run) => text(value(run)), numeric: true });
-  const main = (run) => { const { score } = scoreOf(run); return score === null ? null : score * (isGlue(run) ? 100 : 1); };
+  const score = (run) => (typeof scoreOf(run) === "number" ? scoreOf(run) : null);
   return sortableTable([
     { key: "method", label: "Method", value: (run) => title(run.method), text: (run) => badge(run.method) },
-    head("suite", "Suite", (run) => run.suite), head("profile", "Profile", (run) => run.profile), head("task", "Task", (run) => taskTitle(run.task)),
+    head("suite", "Suite", (run) => run.suite), head("profile", "Profile", (run) => run.profile), head("task", "Task", (run) => taskTitle(run.task, run.suite)),
     numeric("rank", "Rank", (run) => run.rank, (value) => (value === null ? DASH : String(value))),
     numeric("seed", "Seed", (run) => run.seed, String),
     { key: "status", label: "Status", value: (run) => run.status, text: (run) => el("span", { class: `status ${run.status}` }, run.status.replaceAll("_", " ")) },
-    numeric("score", "Score", main, (value) => number(value, 2)),
-    numeric("peak", "Peak", peak, (value) => (value === null ? "not measured" : bytes(value))),
-    numeric("step", "Step", (run) => (run.timing && run.timing.timed_steps ? run.timing.train_s / run.timing.timed_steps : null), milliseconds),
+    numeric("score", "Score", score, (value) => number(value, 2)),
+    numeric("peak", "Peak", (run) => run.peak, (value) => (value === null ? "not measured" : bytes(value))),
+    numeric("step", "Step", (run) => run.step, milliseconds),
     numeric("rate", "Learning rate", (run) => POOLS.training[run.training].learning_rate, (value) => significant(value, 2)),
     head("started", "Started", (run) => run.started.slice(0, 10), (run) => run.started),
-  ], runs, { label: "Runs", press: openRun, rowLabel: runName, limit, sort: state.runSort || (state.runSort = { key: null, down: false }) });
+  ], runs, { name, label: "Runs", press: openRun, rowLabel: runName, limit });
 }

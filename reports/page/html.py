@@ -14,7 +14,17 @@ from results.published import Cell
 
 PARTS = Path(__file__).parent
 # In order: each may use what stands before it.
-SCRIPTS = ("core.js", "statistics.js", "tables.js", "charts.js", "sections.js", "papers.js", "drawer.js", "app.js")
+SCRIPTS = (
+    "core.js",
+    "state.js",
+    "save.js",
+    "tables.js",
+    "charts.js",
+    "sections.js",
+    "papers.js",
+    "drawer.js",
+    "app.js",
+)
 STYLES = ("base.css", "parts.css")
 
 

@@ -35,7 +35,7 @@ function paperMatrix(table) {
     ...Object.entries(table.columns).map(([key, label]) => ({ key, label, numeric: true, value: (row) => value(row, key),
       text: (row) => paperCell(row.cells[key]), cell: (node, row) => paperHint(node, row, row.cells[key]) })),
   ];
-  return sortableTable(columns, table.rows, { label: table.title });
+  return sortableTable(columns, table.rows, { name: `paper-${table.name}`, label: table.title });
 }
 
 function paperCell(cell) {
@@ -63,30 +63,24 @@ section("other", "Other numbers", "Other published and foreign numbers", (body) 
   body.append(el("h3", {}, "The same cell in different papers"), el("p", { class: "lead" }, "Kept as printed, neither averaged nor corrected."));
   body.append(sortableTable([
     { key: "cell", label: "Cell", value: (row) => conflictName(row), text: (row) => conflictName(row) },
-    { key: "values", label: "Values", value: (row) => row[0].published, text: (row) => row.map((cell) =>
+    { key: "values", label: "Values", value: (row) => row.cells[0].published, text: (row) => row.cells.map((cell) =>
       hint(el("span", { class: "quoted", tabindex: "0" }, cell.shown, el("sup", { class: "source" }, cell.source)),
         () => [`${cell.title}: ${cell.shown}`, cell.setting || null, cell.basis, cell.remark || null, `[${cell.source}] ${cell.source_name}, ${cell.place} (${cell.status})`])) },
-    { key: "ratio", label: "Largest ÷ smallest", numeric: true, value: ratioOf, text: (row) => (ratioOf(row) === null ? DASH : number(ratioOf(row), 2)) },
-  ], DATA.conflicts, { label: "The same cell in different papers" }));
+    { key: "ratio", label: "Largest ÷ smallest", numeric: true, value: (row) => row.ratio, text: (row) => number(row.ratio, 2) },
+  ], DATA.conflicts, { name: "conflicts", label: "The same cell in different papers" }));
   foreignPart(body);
   body.append(el("details", {}, el("summary", {}, `Other published numbers, nothing of the kind is run here (${DATA.elsewhere.length})`), sortableTable([
     { key: "title", label: "Method", value: (row) => row.title, text: (row) => row.title },
     ...["benchmark", "quantity", "column"].map((key) => ({ key, label: key[0].toUpperCase() + key.slice(1), value: (row) => row[key], text: (row) => row[key].replaceAll("_", " ") })),
     { key: "published", label: "Published", numeric: true, value: (row) => row.published ?? null, text: (row) => row.shown },
     { key: "source", label: "Source", value: (row) => row.source, text: (row) => `[${row.source}] ${row.place}` },
-  ], DATA.elsewhere, { label: "Other published numbers" })));
+  ], DATA.elsewhere, { name: "elsewhere", label: "Other published numbers" })));
   const left = [...DATA.duplicates.map(([out, kept, alike]) => `${out}: same plan as ${kept}, left out; ${alike ? "both ended alike" : "the two differ in how they ended"}`),
-    ...DATA.others.map((path) => `${path}: not a record of a run, left out`), ...DATA.troubles.map((one) => one.text)];
+    ...DATA.others.map((path) => `${path}: not a record of a run, left out`), ...DATA.groups.filter((one) => one.trouble).map((one) => one.trouble)];
   if (left.length) body.append(el("details", {}, el("summary", {}, `What was left out (${left.length})`), el("ul", {}, left.slice(0, 200).map((line) => el("li", {}, line)))));
 });
 
-const conflictName = (row) => `${row[0].benchmark} ${row[0].quantity.replaceAll("_", " ")}, ${LOOKS.has(row[0].method) ? title(row[0].method) : row[0].title}${row[0].rank ? `, rank ${row[0].rank}` : ""}, ${row[0].column}`;
-
-function ratioOf(row) {
-  const units = new Set(row.map((cell) => (cell.unit === "GB" ? "G" : cell.unit)));
-  const values = row.map((cell) => cell.published);
-  return units.size === 1 && Math.min(...values) > 0 ? Math.max(...values) / Math.min(...values) : null;
-}
+const conflictName = ({ cells: row }) => `${row[0].benchmark} ${row[0].quantity.replaceAll("_", " ")}, ${LOOKS.has(row[0].method) ? title(row[0].method) : row[0].title}${row[0].rank ? `, rank ${row[0].rank}` : ""}, ${row[0].column}`;
 
 function foreignPart(body) {
   if (!DATA.foreign.length) return;
@@ -97,5 +91,5 @@ function foreignPart(body) {
     { key: "peak", label: "Peak reserved", numeric: true, value: (row) => row.cuda_reserved_peak_bytes, text: (row) => bytes(row.cuda_reserved_peak_bytes) },
     { key: "time", label: "Training, s", numeric: true, value: (row) => row.train_s, text: (row) => number(row.train_s, 0) },
     { key: "status", label: "Status", value: (row) => row.status, text: (row) => row.status },
-  ], DATA.foreign, { label: "Foreign runs", press: (row) => openFacts(row.title, [["Foreign run", row]]), rowLabel: (row) => row.experiment }));
+  ], DATA.foreign, { name: "foreign", label: "Foreign runs", press: (row) => openFacts(row.title, [["Foreign run", row]]), rowLabel: (row) => row.experiment }));
 }

@@ -1,11 +1,11 @@
 // A table whose columns sort: by a button in the head, first falling for numbers, rising for text.
 
 /**
- * columns: [{key, label, text: row -> string or node, value: row -> number|string|null, numeric, tip, cell}]
- * options: {caption, press: row -> void, rowLabel: row -> string, sort: {key, down}, limit}
+ * columns: [{key, label, text: row -> string or node, value: row -> number|string|null, numeric, cell, csv: row -> {head: value}}]
+ * options: {name, label, press: row -> void, rowLabel: row -> string, limit, dense}; `name` keeps the order in the address
  */
 function sortableTable(columns, rows, options = {}) {
-  const sorting = options.sort || { key: null, down: false };
+  const sorting = options.name ? state.sorts[options.name] || (state.sorts[options.name] = { key: null, down: false }) : { key: null, down: false };
   const body = el("tbody");
   const heads = columns.map((column) => {
     const mark = el("span", { class: "arrow", "aria-hidden": "true" });
@@ -14,6 +14,7 @@ function sortableTable(columns, rows, options = {}) {
       sorting.down = same ? !sorting.down : Boolean(column.numeric);
       sorting.key = column.key;
       draw();
+      remember();
     } }, column.label, mark);
     return el("th", { scope: "col", class: column.numeric ? "num" : null, title: column.title }, button);
   });
@@ -24,9 +25,18 @@ function sortableTable(columns, rows, options = {}) {
       heads[index].setAttribute("aria-sort", active ? (sorting.down ? "descending" : "ascending") : "none");
       $(".arrow", heads[index]).textContent = active ? (sorting.down ? " ▼" : " ▲") : "";
     });
-    const column = columns.find((one) => one.key === sorting.key);
-    const sorted = column ? [...rows].sort((a, b) => compare(column.value(a), column.value(b), sorting.down)) : rows;
+    const sorted = inOrder();
     body.replaceChildren(...sorted.slice(0, options.limit || sorted.length).map(line));
+  }
+
+  function inOrder() {
+    const column = columns.find((one) => one.key === sorting.key);
+    return column ? [...rows].sort((a, b) => compare(column.value(a), column.value(b), sorting.down)) : rows;
+  }
+
+  function csv() {
+    const parts = (row) => columns.map((column) => (column.csv ? column.csv(row) : { [column.label]: column.value(row) }));
+    return csvText(inOrder().map((row) => Object.assign({}, ...parts(row))));
   }
 
   function line(row) {
@@ -42,9 +52,9 @@ function sortableTable(columns, rows, options = {}) {
   }
 
   draw();
-  const caption = options.caption ? el("caption", {}, options.caption) : null;
-  return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": options.label || options.caption || "table" },
-    el("table", {}, caption, el("thead", {}, el("tr", {}, heads)), body));
+  const save = saveButton("CSV", options.label, () => download(`${options.name || "table"}.csv`, new Blob([csv()], { type: "text/csv" })));
+  return el("div", { class: "table" }, el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": options.label },
+    el("table", { class: options.dense ? "dense" : null }, el("thead", {}, el("tr", {}, heads)), body)), el("span", { class: "saves" }, save));
 }
 
 /** Unknown values last, whichever way the column runs. */

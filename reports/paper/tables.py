@@ -186,8 +186,9 @@ def conflict_table(cells: Sequence[Cell]) -> Table:
         first = found[0]
         rank = f", rank {first.row.rank}" if first.row.rank is not None else ""
         what = f"{first.benchmark} {first.series.quantity.replace('_', ' ')}, {first.row.method}{rank}, {first.column}"
+        times = ratio(found)
         texts = [f"{printed(cell)} [{cell.source.letter}]{_circumstance(cell)}" for cell in found]
-        rows.append((Entry(what), Entry("; ".join(texts)), Entry(_ratio(found))))
+        rows.append((Entry(what), Entry("; ".join(texts)), Entry("—" if times is None else f"{times:.2f}")))
         data += [{**_place(cell), **published_fields(cell)} for cell in found]
     caption = "The same cell in different papers: kept as printed, neither averaged nor corrected."
     notes = ("Largest ÷ smallest: only where all are in one unit",)
@@ -200,7 +201,8 @@ def _circumstance(cell: Cell) -> str:
     return f" ({', '.join(parts)})" if parts else ""
 
 
-def _ratio(found: Sequence[Cell]) -> str:
+def ratio(found: Sequence[Cell]) -> float | None:
+    """Return the largest over the smallest value; None where they are not all in one unit."""
     values = [cell.value for cell in found if cell.value]
     units = {"G" if cell.series.unit == "GB" else cell.series.unit for cell in found}
-    return f"{max(values) / min(values):.2f}" if len(units) == 1 and values else "—"
+    return max(values) / min(values) if len(units) == 1 and values else None

@@ -146,14 +146,15 @@ def _scores(record: Record, catalogue: Catalogue) -> Fields:
         last = max(record.evaluations, key=lambda evaluation: evaluation.step)
         value = last.metrics.get(record.main_metric)
         row |= {"last_score": value, "last_step": last.step, "last_epoch": last.epoch}
-    metric = _metric(record, catalogue)
+    metric = main_entry(record, catalogue)
     if values and metric is not None:
         best, value = max(values, key=lambda pair: metric.gain(pair[1]))
         row |= {"best_score": value, "best_step": best.step, "best_epoch": best.epoch}
     return row
 
 
-def _metric(record: Record, catalogue: Catalogue) -> MetricEntry | None:
+def main_entry(record: Record, catalogue: Catalogue) -> MetricEntry | None:
+    """Return how a run's main metric is printed; None where no catalogue has it."""
     try:
         return catalogue.suite(record.plan.suite).metric(record.main_metric or "")
     except CatalogueError:

@@ -9,8 +9,8 @@ from functools import cached_property
 import pandas as pd
 
 from reports import averages as plugins
-from reports.averages.convention import Convention, convention_of
-from reports.averages.glue import Average
+from reports.averages.convention import Convention, convention_of, every_reading
+from reports.averages.glue import Average, Switchboard
 from reports.figures.style import Look, looks, seed_words
 from reports.records.frames import curves_frame, described, metrics_frame, runs_frame
 from reports.records.provenance import joined
@@ -96,6 +96,20 @@ class Context:
     def grid(self) -> dict[tuple[str, str], Outcomes]:
         """(method, task) -> outcomes and scores under the convention."""
         return outcomes(scores_frame(self.runs, self.metrics, self.convention))
+
+    @cached_property
+    def read(self) -> dict[tuple[str, str, str | None], dict[str, Outcomes]]:
+        """(evaluation, task, reading) -> method -> outcomes, for every way in which papers read the suite's tasks."""
+        found: dict[tuple[str, str, str | None], dict[str, Outcomes]] = {}
+        for convention in every_reading(self.entry, self.convention.seeds):
+            for (method, task), place in outcomes(scores_frame(self.runs, self.metrics, convention)).items():
+                found.setdefault((convention.epoch, task, convention.reading(task)), {})[method] = place
+        return found
+
+    @cached_property
+    def switchboard(self) -> Switchboard | None:
+        """The averages under every convention; None where there is none to make."""
+        return None if self.plugin is None else self.plugin.switchboard(self)
 
     @cached_property
     def looks(self) -> dict[str, Look]:
@@ -201,15 +215,18 @@ class Context:
     @cached_property
     def constants(self) -> dict[str, float]:
         """Column -> score of the best prediction that looks at nothing; absent where undefined or not the same."""
-        found: dict[str, set[float]] = {}
+        found = {column.name: self.constant_score(column.task, column.keys) for column in self.columns}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def constant_score(self, task: str, keys: Sequence[str]) -> float | None:
+        """Return the mean over `keys` of what looks at nothing; None where undefined or not the same in all runs."""
+        found = set()
         for record in self.records:
-            for column in self.columns:
-                if record.data is not None and record.plan.task == column.task and column.keys:
-                    values = [record.data.constant_scores.get(key) for key in column.keys]
-                    known = [value for value in values if value is not None]
-                    if len(known) == len(values):
-                        found.setdefault(column.name, set()).add(sum(known) / len(known))
-        return {name: values.copy().pop() for name, values in found.items() if len(values) == 1}
+            if record.data is not None and record.plan.task == task and keys:
+                values = [record.data.constant_scores.get(key) for key in keys]
+                known = [value for value in values if value is not None]
+                found |= {sum(known) / len(known)} if len(known) == len(values) else set()
+        return found.pop() if len(found) == 1 else None
 
     @property
     def constant(self) -> tuple[str, str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from scipy.stats import t as student
 
@@ -77,8 +78,14 @@ def paired_difference(ours: Mapping[int, float], theirs: Mapping[int, float], le
     summary = summarise(ours[seed] - theirs[seed] for seed in sorted(set(ours) & set(theirs)))
     if summary.mean is None or summary.sd is None:
         return Paired(summary.n, summary.mean, None, None, None)
-    half = float(student.ppf((1 + level) / 2, summary.n - 1)) * summary.sd / math.sqrt(summary.n)
+    half = _quantile((1 + level) / 2, summary.n - 1) * summary.sd / math.sqrt(summary.n)
     return Paired(summary.n, summary.mean, summary.sd, summary.mean - half, summary.mean + half)
+
+
+@lru_cache(maxsize=256)
+def _quantile(share: float, freedom: int) -> float:
+    """Return Student's quantile, kept: the page takes it a thousand times over a few numbers of seeds."""
+    return float(student.ppf(share, freedom))
 
 
 def clear_best(scores: Mapping[str, Mapping[int, float]], level: float = LEVEL) -> str | None:
@@ -97,18 +104,26 @@ def clear_best(scores: Mapping[str, Mapping[int, float]], level: float = LEVEL) 
     return best if clear else None
 
 
-def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
-    """Return which points are not dominated: no other costs at most as much, is worth at least as much, and differs.
+def dominators(costs: Sequence[float], values: Sequence[float]) -> list[list[int]]:
+    """Return, for each point, the places of those that cost at most as much, are worth at least as much, and differ.
 
     Raises:
         ValueError: the two sequences differ in length.
     """
     points = list(zip(costs, values, strict=True))
+    return [
+        [at for at, (c, v) in enumerate(points) if c <= cost and v >= value and (c, v) != (cost, value)]
+        for cost, value in points
+    ]
 
-    def dominated(cost: float, value: float) -> bool:
-        return any(c <= cost and v >= value and (c, v) != (cost, value) for c, v in points)
 
-    return [not dominated(cost, value) for cost, value in points]
+def pareto_front(costs: Sequence[float], values: Sequence[float]) -> list[bool]:
+    """Return which points nothing dominates.
+
+    Raises:
+        ValueError: the two sequences differ in length.
+    """
+    return [not found for found in dominators(costs, values)]
 
 
 def geometric_mean(values: Iterable[float]) -> float | None:

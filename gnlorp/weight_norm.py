@@ -93,21 +93,25 @@ class BaseWeight:
         """Write grad W0 into `into_TI`, or add it."""
         for c in self.chunks(grad_TO.dtype):
             rows_cI = self.rows(c, grad_TO.dtype)
-            if add or c.start:
-                into_TI.addmm_(grad_TO[:, c], rows_cI)
-            else:
-                torch.mm(grad_TO[:, c], rows_cI, out=into_TI)
+            _add_product(into_TI, grad_TO[:, c], rows_cI, first=not add and c.start == 0)
 
 
 def product_norms(
-    base_square_O: Tensor, base: BaseWeight, out_OR: Tensor, in_RI: Tensor, scaling: float, dtype: torch.dtype
+    base_square_O: Tensor,
+    base: BaseWeight,
+    out_OR: Tensor,
+    in_RI: Tensor,
+    scaling: float,
+    dtype: torch.dtype,
+    image_OR: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return |V| per row and the derivative-safe 1 / |V|^2 for V = W0 + s A B, without forming V.
 
     |V|^2 = |W0|^2 + 2 s rowsum((W0 B^T) * A) + s^2 rowsum((A (B B^T)) * A)
 
     Where the terms cancel to their own rounding error, |V|^2 is clamped there and 1 / |V|^2 is returned as 0, so that
-    a meaningless norm has no gradient. W0 B^T is computed in `dtype`, the rest in that of `base_square`.
+    a meaningless norm has no gradient. W0 B^T is computed in `dtype`, the rest in that of `base_square`. V B^T goes to
+    `image`, (O, R), where that is given.
 
     Shapes: base_square (O,), weight (O, I), out A (O, R), in B (R, I); returns (O,), (O,).
     """
@@ -120,6 +124,8 @@ def product_norms(
         low_cR = (a_cR @ gram_RR).mul_(scaling)  # s A (B B^T)
         low_square_c = (low_cR * a_cR).sum(1).mul_(scaling)  # s^2 rowsum(A (B B^T) * A)
         cross_cR = (base.rows(c, dtype) @ inner_RI.T).to(high)  # W0 B^T
+        if image_OR is not None:
+            torch.add(low_cR, cross_cR, out=image_OR[c])
         square_c = base_square_O[c] + low_cR.add_(cross_cR, alpha=2).mul_(a_cR).sum(1).mul_(scaling)
         floor_c = (base_square_O[c] + low_square_c).mul_(torch.finfo(high).eps)
         inverse_O[c] = torch.where(square_c > floor_c, square_c.reciprocal(), 0.0)
@@ -166,14 +172,20 @@ class Options:
     keep_output: bool = False
     keep_hidden: bool = False
 
+    def forms_weight(self, x_TI: Tensor, out_OR: Tensor) -> bool:
+        """Whether chunks of V are formed: where it costs less than the low-rank path, and rounding keeps s A B in V."""
+        tokens, inputs, outputs = len(x_TI), x_TI.shape[1], len(out_OR)
+        free = self.probability == 0 and not self.keep_output and not self.keep_hidden
+        return free and x_TI.dtype.itemsize >= 4 and outputs * inputs < tokens * (outputs + inputs)
+
 
 @dataclass
 class _Sums:
-    """What backward sums over tokens; all but `raw_O` and `column_O` without the gain m / |V|."""
+    """What backward sums over tokens, the gain m / |V| left out."""
 
-    out_OR: Tensor  # sum_t g_t hidden_t^T
-    in_RI: Tensor  # sum_t A^T diag(gain) g_t low_t^T
-    raw_O: Tensor  # kept output: sum_t g y;  else: sum_t g (x W0^T)
+    out_OR: Tensor  # G B^T = sum_t g_t hidden_t^T
+    in_RI: Tensor  # (diag(gain) A)^T G, the gain within = sum_t A^T diag(gain) g_t low_t^T
+    raw_O: Tensor  # rowsum(G * V), for an output that is kept: sum_t g_t y_t
 
 
 class _NormLowRank(torch.autograd.Function):
@@ -195,30 +207,20 @@ class _NormLowRank(torch.autograd.Function):
     ) -> Tensor:
         base, dtype, s = BaseWeight(weight_OI, scale_O), cast.dtype, options.scaling
         with no_autocast(x.device):
-            norm_O, inverse_O = product_norms(base_square_O, base, out_OR, in_RI, s, dtype)
+            image_OR = (
+                torch.empty(out_OR.shape, dtype=base_square_O.dtype, device=x.device) if options.keep_hidden else None
+            )
+            norm_O, inverse_O = product_norms(base_square_O, base, out_OR, in_RI, s, dtype, image_OR)
             gain_O = torch.where(norm_O > 0, magnitude_O / norm_O, 0.0)
-            # The dense path: x W0^T + b, with b taken out of the gain's reach below.
-            y = base.apply(cast, bias_O)
-            y_TO, cast_TI = y.view(-1, y.shape[-1]), cast.reshape(-1, cast.shape[-1])
-            out, inner_T = out_OR.to(dtype).T, in_RI.to(dtype).T
-            # The low path: s (low B^T) A^T, a chunk of tokens at a time where a mask is drawn.
-            hidden_TR = cast.new_empty(len(cast_TI), in_RI.shape[0]) if options.keep_hidden else None
-            for index, t in enumerate(_token_spans(cast_TI, options)):
-                low_tI = dropout.dropped(cast_TI[t], options.probability, options.seed, index)
-                hidden_tR = low_tI @ inner_T
-                y_TO[t].addmm_(hidden_tR, out, alpha=s)
-                if hidden_TR is not None:
-                    hidden_TR[t] = hidden_tR
-                del low_tI
-            # y = g * (dense + low) + (1 - g) * b
-            if bias_O is None:
-                y_TO.mul_(gain_O)
+            cast_TI, hidden_TR = cast.reshape(-1, cast.shape[-1]), None
+            if options.forms_weight(cast_TI, out_OR):
+                y = _through_weight(cast, base, bias_O, out_OR, in_RI, gain_O, s)
             else:
-                torch.addcmul((1 - gain_O) * bias_O, y_TO, gain_O, out=y_TO)
+                y, hidden_TR = _through_factors(cast, base, bias_O, out_OR, in_RI, gain_O, options)
         ctx.options, ctx.x_dtype = options, x.dtype
         ctx.save_for_backward(
             cast, hidden_TR, y if options.keep_output else None, weight_OI, scale_O, bias_O, out_OR, in_RI,
-            gain_O, norm_O, inverse_O if options.through_norm else None,
+            gain_O, norm_O, inverse_O if options.through_norm else None, image_OR if options.through_norm else None,
         )  # fmt: skip
         return y
 
@@ -226,7 +228,9 @@ class _NormLowRank(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         _settle()
-        cast, hidden_TR, y, weight_OI, scale_O, bias_O, out_OR, in_RI, gain_O, norm_O, inverse_O = ctx.saved_tensors
+        cast, hidden_TR, y, weight_OI, scale_O, bias_O, out_OR, in_RI, gain_O, norm_O, inverse_O, image_OR = (
+            ctx.saved_tensors
+        )
         needs_x, needs_bias, needs_m = (ctx.needs_input_grad[index] for index in (0, 4, 7))
         options: Options = ctx.options
         base, s = BaseWeight(weight_OI, scale_O), options.scaling
@@ -239,19 +243,17 @@ class _NormLowRank(torch.autograd.Function):
                 sums = _by_rows(grad_TO, cast_TI, base, out_OR, in_RI, gain_O, x_grad_TI, options)
             else:
                 sums = _by_tokens(grad_TO, cast_TI, y_TO, hidden_TR, base, out_OR, in_RI, gain_O, x_grad_TI, options)
-            # raw = rowsum(G * V) of the dense gradient G of W' with the gain left out, so that dL/dm = raw / |V|.
-            column_O = (
-                grad_TO.sum(0, dtype=gain_O.dtype) if needs_bias or (bias_O is not None and y is not None) else None
-            )
-            if y is None:
-                raw_O = sums.raw_O + (sums.out_OR * out_OR).sum(1).mul_(s)  # sum_t g (x W0^T) + s sum_t g (hidden A^T)
-            else:
-                energy_O = sums.raw_O if bias_O is None or column_O is None else sums.raw_O - bias_O * column_O
-                raw_O = torch.where(gain_O != 0, energy_O / gain_O, 0.0)  # y - b = gain * (x V^T)
+            sums_columns = bias_O is not None and (needs_bias or y is not None)
+            column_O = grad_TO.sum(0, dtype=gain_O.dtype) if sums_columns else None
+            raw_O = sums.raw_O
+            if y is not None:  # y - b = gain * (x V^T)
+                energy_O = raw_O if bias_O is None or column_O is None else raw_O - bias_O * column_O
+                raw_O = torch.where(gain_O != 0, energy_O / gain_O, 0.0)
             # dL/dA = s diag(gain) (g^T hidden),  dL/dB = s A^T diag(gain) (g^T low), then what the norm takes away.
             out_grad, in_grad = sums.out_OR.mul_((gain_O * s)[:, None]), sums.in_RI.mul_(s)
             if options.through_norm:
-                _subtract_radial(out_grad, in_grad, raw_O * gain_O * inverse_O, base, out_OR, in_RI, s, grad_TO.dtype)
+                radial_O = raw_O * gain_O * inverse_O
+                _subtract_radial(out_grad, in_grad, radial_O, base, out_OR, in_RI, s, grad_TO.dtype, image_OR)
             m_grad = torch.where(norm_O > 0, raw_O / norm_O, 0.0) if needs_m else None
             x_grad = None if x_grad_TI is None else x_grad_TI.to(ctx.x_dtype).view(cast.shape)
             bias_grad = column_O.to(bias_O.dtype) if needs_bias and column_O is not None else None
@@ -267,6 +269,57 @@ class _NormLowRank(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _through_weight(
+    x: Tensor,
+    base: BaseWeight,
+    bias_O: Tensor | None,
+    out_OR: Tensor,
+    in_RI: Tensor,
+    gain_O: Tensor,
+    scaling: float,
+) -> Tensor:
+    """Return x (diag(gain) V)^T + b, V formed by chunks of rows."""
+    chunks = list(spans(len(out_OR), in_RI.shape[1]))
+    y = x.new_empty(*x.shape[:-1], len(out_OR)) if len(chunks) > 1 else None
+    for c in chunks:
+        weight_cI = torch.addmm(base.rows(c, x.dtype), out_OR[c].to(x.dtype), in_RI.to(x.dtype), alpha=scaling)
+        part = F.linear(x, weight_cI.mul_(gain_O[c, None]), None if bias_O is None else bias_O[c].to(x.dtype))
+        if y is None:
+            return part
+        y[..., c] = part
+    assert y is not None
+    return y
+
+
+def _through_factors(
+    x: Tensor,
+    base: BaseWeight,
+    bias_O: Tensor | None,
+    out_OR: Tensor,
+    in_RI: Tensor,
+    gain_O: Tensor,
+    options: Options,
+) -> tuple[Tensor, Tensor | None]:
+    """Return gain * (x W0^T + s (low B^T) A^T) + b and, where it is to be kept, low B^T."""
+    # The dense path: x W0^T + b, with b taken out of the gain's reach below.
+    y = base.apply(x, bias_O)
+    y_TO, x_TI = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
+    # The low path: s (low B^T) A^T, a chunk of tokens at a time where a mask is drawn.
+    out, inner_T = out_OR.to(x.dtype).T, in_RI.to(x.dtype).T
+    hidden_TR = x.new_empty(len(x_TI), len(in_RI)) if options.keep_hidden else None
+    for index, t in enumerate(_token_spans(x_TI, options)):
+        low_tI = dropout.dropped(x_TI[t], options.probability, options.seed, index)
+        hidden_tR = torch.mm(low_tI, inner_T, out=None if hidden_TR is None else hidden_TR[t])
+        y_TO[t].addmm_(hidden_tR, out, alpha=options.scaling)
+        del low_tI
+    # y = gain * (dense + low) + (1 - gain) * b
+    if bias_O is None:
+        y_TO.mul_(gain_O)
+    else:
+        torch.addcmul((1 - gain_O) * bias_O, y_TO, gain_O, out=y_TO)
+    return y, hidden_TR
 
 
 def _token_spans(cast_TI: Tensor, options: Options) -> Iterator[slice]:
@@ -288,20 +341,31 @@ def _by_rows(
     options: Options,
 ) -> _Sums:
     """Return the sums from chunks of rows of G = g^T x, (c, I): the work of full training's weight gradient."""
-    dtype, high = grad_TO.dtype, gain_O.dtype
+    dtype, high, forms_weight = grad_TO.dtype, gain_O.dtype, options.forms_weight(cast_TI, out_OR)
     inner_RI, gained_OR = in_RI.to(dtype), (gain_O[:, None] * out_OR).to(dtype)
     out_sum_OR = torch.empty(out_OR.shape, dtype=high, device=grad_TO.device)
     in_sum_RI = torch.zeros(in_RI.shape, dtype=high, device=grad_TO.device)
     raw_O = torch.empty_like(gain_O)
     for c in spans(out_OR.shape[0], in_RI.shape[1]):
         dense_cI = grad_TO[:, c].T @ cast_TI
-        out_sum_OR[c] = dense_cI @ inner_RI.T  # G B^T = g^T hidden
+        out_sum_OR[c] = dense_cI @ inner_RI.T  # G B^T
         in_sum_RI += gained_OR[c].T @ dense_cI  # (diag(gain) A)^T G
         raw_O[c] = dense_cI.mul_(base.rows(c, dtype)).sum(1, dtype=high)  # rowsum(G * W0)
+        if forms_weight and x_grad_TI is not None:  # dL/dx = g diag(gain) V
+            torch.addmm(base.rows(c, dtype), out_OR[c].to(dtype), inner_RI, alpha=options.scaling, out=dense_cI)
+            _add_product(x_grad_TI, grad_TO[:, c], dense_cI.mul_(gain_O[c, None]), first=c.start == 0)
         del dense_cI
-    if x_grad_TI is not None:
+    raw_O += (out_sum_OR * out_OR).sum(1).mul_(options.scaling)  # + s rowsum((G B^T) * A)
+    if x_grad_TI is not None and not forms_weight:
         _input_gradient(grad_TO, base, grad_TO @ gained_OR, inner_RI, gain_O, x_grad_TI, options)
     return _Sums(out_sum_OR, in_sum_RI, raw_O)
+
+
+def _add_product(into: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    if first:
+        torch.mm(left, right, out=into)
+    else:
+        into.addmm_(left, right)
 
 
 def _by_tokens(
@@ -337,6 +401,8 @@ def _by_tokens(
         if x_grad_TI is not None:
             _input_gradient(g_tO, base, hidden_grad_tR, inner_RI, gain_O, x_grad_TI[t], options, keep_tI)
         del keep_tI
+    if y_TO is None:
+        raw_O += (out_sum_OR * out_OR).sum(1).mul_(options.scaling)
     return _Sums(out_sum_OR, in_sum_RI, raw_O)
 
 
@@ -367,10 +433,12 @@ def _subtract_radial(
     in_RI: Tensor,
     scaling: float,
     dtype: torch.dtype,
+    image_OR: Tensor | None,
 ) -> None:
     """Take the radial part k V, k = gain raw / |V|^2, out of dL/dV:  dA -= s k (V B^T),  dB -= s (k A)^T V.
 
-    V B^T = W0 B^T + s A (B B^T) and (k A)^T V = (k A)^T W0 + s ((k A)^T A) B, by chunks of rows.
+    V B^T = W0 B^T + s A (B B^T), `image` where it was kept, and (k A)^T V = (k A)^T W0 + s ((k A)^T A) B, by chunks of
+    rows.
     """
     high = radial_O.dtype
     inner_RI, wide_RI = in_RI.to(dtype), in_RI.to(high)
@@ -378,7 +446,10 @@ def _subtract_radial(
     pull_O = radial_O * -scaling
     for c in spans(out_OR.shape[0], max(in_RI.shape)):
         a_cR, rows_cI = out_OR[c].to(high), base.rows(c, dtype)
-        image_cR = (rows_cI @ inner_RI.T).to(high).addmm_(a_cR, gram_RR, alpha=scaling)
+        if image_OR is None:
+            image_cR = (rows_cI @ inner_RI.T).to(high).addmm_(a_cR, gram_RR, alpha=scaling)
+        else:
+            image_cR = image_OR[c]
         out_grad_OR[c].addcmul_(pull_O[c, None], image_cR)
         pulled_cR = pull_O[c, None] * a_cR
         mix_RR.addmm_(pulled_cR.T, a_cR)

@@ -1,33 +1,34 @@
-"""One linear layer, forward and backward: ours under both gradient rules beside peft's LoRA and DoRA.
+"""One linear layer, forward and backward: ours under both gradient rules, peft's LoRA and DoRA, and full training.
 
-All four share one frozen weight and equal factors; the three that have magnitudes share them too. The detached rule's
-output and gradients must be those of DoRA, the full rule's those of autograd through the formed weight. LoRA has no
-norm: it does less work and is the yardstick.
+All share one weight; those with factors have equal ones, those with magnitudes too. The detached rule's output and
+gradients must be those of DoRA, the full rule's those of autograd through the formed weight. LoRA has no norm: it does
+less work and is the yardstick. Ours stands twice: keeping everything for backward ("fast"), and the input alone
+("least").
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final, Literal
+from typing import Any, get_args
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 
 from gnlorp import NormLowRankLinear
+from gnlorp.layer import Activations, NormGradient
 from results.bench import BenchCell
 from suites.bench.timing import candidate, in_turns, ratio_claim
 from suites.measure.tracker import peak_of, track
 
-FULL: Final = "full"
-DETACHED: Final = "detached"
-LORA = "lora"
-DORA = "dora"
-TITLES = {
-    FULL: "gnlorp, full rule",
-    DETACHED: "gnlorp, detached rule",
+LORA, DORA, LINEAR = "lora", "dora", "linear"
+OURS: dict[str, tuple[NormGradient, Activations]] = {
+    f"{rule}, {mode}": (rule, mode) for rule in get_args(NormGradient) for mode in ("fast", "least")
+}
+TITLES = {name: f"gnlorp, {rule} rule, {mode}" for name, (rule, mode) in OURS.items()} | {
     LORA: "LoRA (peft)",
     DORA: "DoRA (peft)",
+    LINEAR: "nn.Linear, trained",
 }
 TIME_TARGET, BYTES_TARGET = 1.15, 1.1
 LIMIT = 1e-3
@@ -46,15 +47,15 @@ def layer_cell(shape: tuple[int, int], rank: int, tokens: int, bias: bool, budge
     peaks = {name: _peak_bytes(layers[name], x, call) for name, call in work.items()}
     seconds = in_turns(work, budget_s)
     claims = []
-    for ours in (FULL, DETACHED):
-        for peer, limit in ((LORA, TIME_TARGET), (DORA, None)):
+    for ours, (_, mode) in OURS.items():
+        for peer, limit in ((LORA, TIME_TARGET if mode == "fast" else None), (DORA, None), (LINEAR, None)):
             names = (TITLES[ours], TITLES[peer])
             claims.append(ratio_claim("time", seconds[ours], seconds[peer], names, target=limit))
             limit = limit and BYTES_TARGET
             claims.append(ratio_claim("peak bytes", [peaks[ours]], [peaks[peer]], names, target=limit))
     return BenchCell(
         group="layer",
-        label=f"{outputs}x{inputs}, rank {rank}",
+        label=f"{outputs}x{inputs}, rank {rank}, {tokens} tokens",
         settings={"shape": list(shape), "rank": rank, "tokens": tokens, "bias": bias, "dtype": "float32"},
         candidates=[candidate(name, title, seconds, peaks[name]) for name, title in TITLES.items()],
         claims=claims,
@@ -64,7 +65,7 @@ def layer_cell(shape: tuple[int, int], rank: int, tokens: int, bias: bool, budge
 
 
 def make_layers(base: nn.Linear, rank: int) -> dict[str, nn.Module]:
-    """Return the four layers over one frozen weight, with equal factors and magnitudes near the row norms."""
+    """Return the layers over one weight, with equal factors and magnitudes near the row norms."""
     alpha = 2 * rank
     factor_out, factor_in = 0.02 * torch.randn(base.out_features, rank), 0.02 * torch.randn(rank, base.in_features)
     with torch.no_grad():
@@ -72,13 +73,12 @@ def make_layers(base: nn.Linear, rank: int) -> dict[str, nn.Module]:
         magnitude = torch.linalg.vector_norm(direction, dim=1) * (1 + 0.1 * torch.randn(base.out_features))
         del direction
     layers: dict[str, nn.Module] = {}
-    rule: Literal["full", "detached"]
-    for rule in (FULL, DETACHED):
-        ours = NormLowRankLinear(_sharing(base), rank, alpha, norm_gradient=rule)
+    for name, (rule, mode) in OURS.items():
+        ours = NormLowRankLinear(_sharing(base), rank, alpha, norm_gradient=rule, activations=mode)
         _set(ours.factor_out, factor_out)
         _set(ours.factor_in, factor_in)
         _set(ours.magnitude, magnitude)
-        layers[rule] = ours
+        layers[name] = ours
     for name in (LORA, DORA):
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=["0"], use_dora=name == DORA)
         theirs: Any = inject_adapter_in_model(config, nn.Sequential(_sharing(base))).get_submodule("0")
@@ -87,15 +87,19 @@ def make_layers(base: nn.Linear, rank: int) -> dict[str, nn.Module]:
         if "default" in theirs.lora_magnitude_vector:
             _set(theirs.lora_magnitude_vector["default"].weight, magnitude)
         layers[name] = theirs
+    layers[LINEAR] = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None)
     return layers
 
 
 def compared(layers: dict[str, nn.Module], base: nn.Linear, x: Tensor, grad: Tensor) -> dict[str, float]:
     """Return the largest relative difference of each layer's outputs and gradients from what they must be."""
-    found = {name: _results(layers[name], x, grad) for name in (FULL, DETACHED, DORA)}
+    found = {name: _results(layer, x, grad) for name, layer in layers.items() if name in (DORA, *OURS)}
+    formed = _formed(next(layers[name] for name in OURS), base, x, grad)
     return {
-        "detached rule against DoRA": _apart(found[DETACHED], found[DORA]),
-        "full rule against the formed weight": _apart(found[FULL], _formed(layers[FULL], base, x, grad)),
+        f"{TITLES[name]} against {'DoRA' if rule == 'detached' else 'the formed weight'}": _apart(
+            found[name], found[DORA] if rule == "detached" else formed
+        )
+        for name, (rule, _) in OURS.items()
     }
 
 

@@ -50,6 +50,7 @@ def _whole_items() -> list[Item]:
         for rank in (8, 128)
         for shape, bias, seconds in shapes
     ]
+    found += [_layer_item(shape, 8, 4096, bias, 2.5 * seconds, seconds) for shape, bias, seconds in shapes[:2]]
     found += [
         _refresh_item("768x768", QUERY, (768, 3072), ((8, 40.0), (512, None)), (5, 35), 10.0, 15.0),
         _refresh_item("768x3072", DOWN, (768, 3072), ((8, 40.0), (512, None)), (5, 35), 12.0, 15.0),
@@ -94,7 +95,7 @@ def _quick_items() -> list[Item]:
 
 
 def _layer_item(shape: tuple[int, int], rank: int, tokens: int, bias: bool, seconds: float, overhead_s: float) -> Item:
-    label = f"layer {shape[0]}x{shape[1]}, rank {rank}"
+    label = f"layer {shape[0]}x{shape[1]}, rank {rank}, {tokens} tokens"
     return Item("layer", label, seconds, lambda given: layer_cell(shape, rank, tokens, bias, given), overhead_s)
 
 

@@ -245,3 +245,15 @@ def test_no_file_names_a_home_folder_or_this_checkout() -> None:
         if conventional.search(text) or (len(ROOT.parts) > 2 and f"{ROOT}/" in text):
             wrong.append(str(path.relative_to(ROOT)))
     assert not wrong
+
+
+def test_no_function_is_longer_than_60_lines() -> None:
+    long = [
+        f"{path.relative_to(ROOT)}: {node.name} has {length} lines"
+        for package in ALLOWED
+        for path in sources(package)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.FunctionDef) and node.end_lineno is not None
+        if (length := node.end_lineno - node.lineno + 1) >= 60
+    ]
+    assert not long

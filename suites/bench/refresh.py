@@ -53,16 +53,9 @@ def refresh_cell(
         found = projector.get_orthogonal_matrix(grad, projector.rank, type=side)
         exact = found.T if side == "right" else found
     seconds = in_turns(work, budget_s, least=2)
-    claims: list[Ratio] = []
-    for rank, target in ranks:
-        best = _energy(grad, exact[:, :rank])
-        for kind, limit in (("warm", target), ("exact", None)):
-            key = f"{kind} {rank}"
-            names = (titles[key], SVD)
-            claims.append(ratio_claim("times faster", seconds.get("svd", []), seconds[key], names, "at least", limit))
-            kept = _energy(grad, bases[key]) / best
-            goal = ENERGY_TARGET if limit else None
-            claims.append(ratio_claim("energy kept", [kept], [1.0], names, "at least", goal))
+    energies = {rank: _energy(grad, exact[:, :rank]) for rank, _ in ranks}
+    shares = {key: _energy(grad, basis) / energies[int(key.split()[1])] for key, basis in bases.items()}
+    claims = _claims(ranks, titles, seconds, shares)
     candidates = [candidate(key, title, seconds) for key, title in titles.items()]
     missing = None if theirs is not None else NO_GALORE
     candidates.append(Candidate(name="svd", title=SVD, seconds=seconds.get("svd", []), missing=missing))
@@ -81,6 +74,24 @@ def refresh_cell(
             f"and {losses[1]:.2f}); the old basis is that of the first; products in {products}"
         ),
     )
+
+
+def _claims(
+    ranks: Sequence[tuple[int, float | None]],
+    titles: dict[str, str],
+    seconds: dict[str, list[float]],
+    shares: dict[str, float],
+) -> list[Ratio]:
+    """Return, for each way at each rank, how much faster than the SVD it is and what share of its energy it keeps."""
+    claims = []
+    for rank, target in ranks:
+        for kind, limit in (("warm", target), ("exact", None)):
+            key = f"{kind} {rank}"
+            names = (titles[key], SVD)
+            claims.append(ratio_claim("times faster", seconds.get("svd", []), seconds[key], names, "at least", limit))
+            goal = ENERGY_TARGET if limit else None
+            claims.append(ratio_claim("energy kept", [shares[key]], [1.0], names, "at least", goal))
+    return claims
 
 
 def _energy(grad: Tensor, basis: Tensor) -> float:

@@ -20,13 +20,14 @@ Only = Annotated[
     list[str] | None,
     typer.Option(help="part of a run's label or of a cell, such as `galore` or `glue/rte`; repeatable; default: all"),
 ]
+OneLineErrors = Callable[[], AbstractContextManager[None]]
 Workers = Annotated[int | None, typer.Option(help="runs at a time; default: one a core")]
 
 
 def register(
     app: typer.Typer,
     console: Console,
-    one_line_errors: Callable[[], AbstractContextManager[None]],
+    one_line_errors: OneLineErrors,
     start: Callable[[list[Plan], Runtime, Path], int],
 ) -> None:
     """Add the gate's commands to the command line of the suites; `start` runs missing plans as every suite does."""
@@ -38,7 +39,16 @@ def register(
         ),
     )
     app.add_typer(gate, name="gate")
+    _register_runs(gate, console, one_line_errors, start)
+    _register_replicates(gate, console, one_line_errors)
 
+
+def _register_runs(
+    gate: typer.Typer,
+    console: Console,
+    one_line_errors: OneLineErrors,
+    start: Callable[[list[Plan], Runtime, Path], int],
+) -> None:
     @gate.command()
     def run(
         only: Only = None,
@@ -70,6 +80,8 @@ def register(
 
             console.print(str(RUNS / fingerprint()), markup=False)
 
+
+def _register_replicates(gate: typer.Typer, console: Console, one_line_errors: OneLineErrors) -> None:
     @gate.command()
     def replicate(
         out: Annotated[Path, typer.Option(help="folder of the replicates")] = RUNS / "replicates",

@@ -19,9 +19,17 @@ REFERENCE = Path("results") / "reference" / "memory"
 FAMILY = "llama"
 
 
-def register(app: typer.Typer, console: Console, one_line_errors: Callable[[], AbstractContextManager[None]]) -> None:
-    """Add the lab's commands to the command line of the suites."""
+OneLineErrors = Callable[[], AbstractContextManager[None]]
 
+
+def register(app: typer.Typer, console: Console, one_line_errors: OneLineErrors) -> None:
+    """Add the lab's commands to the command line of the suites."""
+    _register_memory(app, console, one_line_errors)
+    _register_matrix(app, console, one_line_errors)
+    _register_claims(app, console, one_line_errors)
+
+
+def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLineErrors) -> None:
     @app.command()
     def memory(
         model: Annotated[
@@ -56,6 +64,8 @@ def register(app: typer.Typer, console: Console, one_line_errors: Callable[[], A
                 lab, setting = _lab(model, name, rank, precision, asked, offline)
                 _print_ledger(console, lab.cell(setting))
 
+
+def _register_matrix(app: typer.Typer, console: Console, one_line_errors: OneLineErrors) -> None:
     @app.command("memory-matrix")
     def matrix(
         model: Annotated[str, typer.Option(help="comma-joined models; default: roberta-base and every LLaMA")] = "",
@@ -84,6 +94,8 @@ def register(app: typer.Typer, console: Console, one_line_errors: Callable[[], A
             for path in run_matrix(split(model) or MODELS, names, out, said, at_once):
                 console.print(str(path))
 
+
+def _register_claims(app: typer.Typer, console: Console, one_line_errors: OneLineErrors) -> None:
     @app.command()
     def claims(
         out: Annotated[Path, typer.Option(help="file of the recomputed claims")] = REFERENCE / "claims.json",

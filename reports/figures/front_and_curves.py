@@ -121,9 +121,14 @@ def front_points(context: Context) -> list[FrontPoint]:
 def _front(context: Context, points: list[FrontPoint], title: str) -> Figure:
     left_out = [context.title(m) for m in context.methods if m not in {p.method for p in points}]
     counts = sorted({context.averages[point.method].summary.n for point in points})
+    hollow = counts[0] == 1
     bars = "one seed each, so no error bars" if counts == [1] else "error bars: ± standard deviation over seeds"
     footer = f"Average: {context.convention.words()}; {bars}. "
-    footer += "Dashed: Pareto front of the means; filled: on it (nothing that needs no more memory scores as well). "
+    footer += (
+        "Dashed: Pareto front of what one seed gave; hollow, since one seed cannot say what lies on the front. "
+        if hollow
+        else "Dashed: Pareto front of the means; filled: on it (nothing that needs no more memory scores as well). "
+    )
     footer += f"Not shown, no average or no measured peak: {', '.join(left_out)}. " if left_out else ""
     figure, (bottom, top) = framed(8, 5.4, title, subtitle(context), footer)
     axes = figure.add_axes((0.085, bottom + 0.105, 0.885, top - bottom - 0.12))
@@ -133,7 +138,7 @@ def _front(context: Context, points: list[FrontPoint], title: str) -> Figure:
     xs = [point.peak_bytes / size for point in points]
     for x, point in zip(xs, points, strict=True):
         look = context.looks[point.method]
-        face = look.colour if point.on_front else "white"
+        face = look.colour if point.on_front and not hollow else "white"
         axes.errorbar(x, point.score, yerr=point.sd, color=look.colour, capsize=4, elinewidth=1.4, fmt="none", zorder=3)
         axes.plot(x, point.score, look.marker, markersize=9, color=look.colour, markerfacecolor=face, zorder=4)
     _limits(axes, xs, points)

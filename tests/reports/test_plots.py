@@ -127,6 +127,19 @@ def test_methods_without_average_or_memory_are_named_not_drawn(drawn: list[Drawn
     assert "Not shown, no average or no measured peak: DoRA" in words
 
 
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_a_front_over_one_seed_is_hollow_and_says_so(
+    drawn: list[Drawn], make_grid: Grid, seeds: tuple[int, ...]
+) -> None:
+    context = Context(make_grid(seeds=seeds), "micro", 8)
+    front_plot(context)
+    (axes,) = drawn[0].figure.axes
+    filled = [line for line in axes.lines if line.get_markersize() == 9 and line.get_markerfacecolor() != "white"]
+    assert len(filled) == (0 if len(seeds) == 1 else sum(point.on_front for point in front_points(context)))
+    words = " ".join(text for text, *_ in drawn[0].texts).replace("\n", " ")
+    assert ("one seed cannot say what lies on the front" in words) == (len(seeds) == 1)
+
+
 def test_figures_without_their_values_are_not_made(make_grid: Grid) -> None:
     context = Context(make_grid(tasks=("rte",), measured=False, curve=False), "micro", 8)
     assert [make(context) is None for make in MAKERS] == [True, True, True, False]

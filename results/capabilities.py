@@ -31,6 +31,11 @@ class Capabilities(Strict):
         answers = {cell.answer for cell in self.cells}
         return "yes" in answers and "no" not in answers
 
+    @property
+    def checks(self) -> list[str]:
+        """The checks that were answered, in order."""
+        return [cell.check for cell in self.cells]
+
     def cell(self, check: str) -> Answered:
         """Return what `check` found.
 
@@ -40,7 +45,7 @@ class Capabilities(Strict):
         for cell in self.cells:
             if cell.check == check:
                 return cell
-        raise KeyError(f"{check!r}: checks are {', '.join(cell.check for cell in self.cells)}")
+        raise KeyError(f"{check!r}: checks are {', '.join(self.checks)}")
 
     def __str__(self) -> str:
         wide = max((len(cell.check) for cell in self.cells), default=0)

@@ -5,24 +5,35 @@ from __future__ import annotations
 import pandas as pd
 
 from reports.tables.table import Entry, Table
-from results.capabilities import CapabilityMatrix
+from results.capabilities import Answered, CapabilityMatrix
+from results.catalogue import Catalogue, committed
 
 SHORT = {"yes": "yes", "no": "NO", "refused": "refused", "not applicable": "n/a"}
+UNRECORDED = Entry("not recorded yet")
 
 
-def capabilities_table(found: CapabilityMatrix) -> Table:
+def capabilities_table(found: CapabilityMatrix, catalogue: Catalogue | None = None) -> Table:
     """Return the matrix; the notes hold every reason, the data one line an answer.
+
+    A method of the catalogue (the committed one, unless another is given) that the record lacks, and a check that a
+    method has no answer for, read as not recorded yet.
 
     Raises:
         ValueError: the record holds no row.
     """
     if not found.rows:
         raise ValueError("the capabilities record holds no method")
-    checks = [cell.check for cell in found.rows[0].cells]
-    rows = tuple(
-        (Entry(row.title), *(Entry(SHORT[row.cell(check).answer], row.cell(check).answer == "no") for check in checks))
+    checks = list(dict.fromkeys(cell.check for row in found.rows for cell in row.cells))
+    rows = [
+        (Entry(row.title), *(_entry(row.cell(check)) if check in row.checks else UNRECORDED for check in checks))
         for row in found.rows
-    )
+    ]
+    known = {row.name for row in found.rows}
+    rows += [
+        (Entry(method.title), *(UNRECORDED for _ in checks))
+        for method in (catalogue or committed()).methods
+        if method.name not in known
+    ]
     lines = [
         {"method": row.name, "check": cell.check, "answer": cell.answer, "reason": cell.reason}
         for row in found.rows
@@ -33,7 +44,11 @@ def capabilities_table(found: CapabilityMatrix) -> Table:
         f"n/a: there is nothing to ask for. torch {found.environment.packages.get('torch', 'unknown')}, peft "
         f"{found.environment.packages.get('peft', 'unknown')}, torch.compile with {found.compile_backend}."
     )
-    return Table("capabilities", caption, ("Method", *checks), rows, _notes(found, checks), pd.DataFrame(lines))
+    return Table("capabilities", caption, ("Method", *checks), tuple(rows), _notes(found, checks), pd.DataFrame(lines))
+
+
+def _entry(cell: Answered) -> Entry:
+    return Entry(SHORT[cell.answer], cell.answer == "no")
 
 
 def _notes(found: CapabilityMatrix, checks: list[str]) -> tuple[str, ...]:
@@ -41,7 +56,7 @@ def _notes(found: CapabilityMatrix, checks: list[str]) -> tuple[str, ...]:
     notes = []
     for check in checks:
         reasons: dict[str, list[str]] = {}
-        for row in found.rows:
+        for row in (row for row in found.rows if check in row.checks):
             cell = row.cell(check)
             reasons.setdefault(f"{SHORT[cell.answer]}, {cell.reason}", []).append(row.title)
         texts = [reason if len(reasons) == 1 else f"{', '.join(who)}: {reason}" for reason, who in reasons.items()]

@@ -14,6 +14,7 @@ from reports.tables.capabilities import capabilities_table
 from reports.tables.table import to_markdown
 from results.bench import Bench, BenchCell, Candidate, Ratio
 from results.capabilities import Answered, Capabilities, CapabilityMatrix
+from results.catalogue import Catalogue, MethodEntry
 from results.schema import Environment
 from results.store import read_single, write_single
 
@@ -132,6 +133,17 @@ def test_the_matrix_shows_each_answer_and_its_reason_once() -> None:
     assert "| LoRA | yes | n/a |" in text
     assert text.count("because") == 1
     assert "| DoRA | **NO** | n/a |" in to_markdown(capabilities_table(matrix("no")))
+
+
+def test_a_method_or_an_answer_that_the_record_lacks_reads_not_recorded_yet() -> None:
+    found = matrix()
+    older = Capabilities(name="full", title="Full", cells=found.rows[0].cells[:1])
+    newer = found.model_copy(update={"rows": [older, *found.rows]})
+    known = Catalogue(methods=[MethodEntry(name="lora", title="LoRA"), MethodEntry(name="vera", title="VeRA")])
+    text = to_markdown(capabilities_table(newer, known))
+    assert "| VeRA | not recorded yet | not recorded yet |" in text
+    assert "| Full | yes | not recorded yet |" in text
+    assert text.count("| LoRA |") == 1
 
 
 def test_the_snapshot_of_the_matrix_is_what_the_committed_record_gives() -> None:

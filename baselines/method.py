@@ -79,13 +79,19 @@ class Placement:
 
 @dataclass(frozen=True)
 class AdamSettings:
-    """The inner AdamW that every method shares. `state_bits` is 32 (fp32 moments) or 8 (bitsandbytes blockwise)."""
+    """The inner AdamW that every method shares.
+
+    Attributes:
+        rest_learning_rate: of `Placement.trained`, what every method trains alike; None: the same.
+        state_bits: 32 (fp32 moments) or 8 (bitsandbytes blockwise).
+    """
 
     learning_rate: float
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
     state_bits: int = 32
+    rest_learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -198,7 +204,8 @@ class Method(Generic[C]):
             rank where only gradients are projected).
         attach: (model, placement, config) -> None. Changes the model in place and sets requires_grad everywhere.
             Raises ValueError for settings that do not fit a layer, naming layer, value and nearest allowed value.
-        optimizer: (model, placement, adam, config) -> Optimizer over exactly the trainable parameters. One that keeps
+        optimizer: (model, placement, adam, config) -> Optimizer over exactly the trainable parameters, all at
+            `adam.learning_rate`; `make_optimizer` sets the rest's apart. One that keeps
             bases is a `Refreshing`; one with an update inside backward of its own an `UpdatesInBackward`.
         merge: (model) -> model without any trace of the method: ordinary nn.Linear layers again.
         ranks: ((O, I), config) -> LayerRanks.
@@ -215,6 +222,7 @@ class Method(Generic[C]):
         rates: its learning rates by kind of work, for profiles that give none.
         variants: settings that the memory lab shows as rows of their own, by what sets them apart; "": itself.
         settles: whether a first step finds out what later ones keep for backward.
+        default: whether a comparison that names no methods has it.
     """
 
     name: str
@@ -237,10 +245,27 @@ class Method(Generic[C]):
     rates: Mapping[Work, Rates] = field(default_factory=dict, hash=False)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}}, hash=False)
     settles: bool = False
+    default: bool = True
 
     def layer_state_bytes(self, shape: tuple[int, int], config: C, state_bits: int) -> int:
         """Return the bytes of optimizer state, bases included, that one target weight of an fp32 model costs."""
         return sum(part.state_bytes(state_bits) for part in self.layer_parts(shape, config))
+
+    def trains_layers(self, shape: tuple[int, int], config: C) -> bool:
+        """Whether anything that stands for a target weight is trained."""
+        return any(part.trained for part in self.layer_parts(shape, config))
+
+    def make_optimizer(self, model: nn.Module, placement: Placement, adam: AdamSettings, config: C) -> Optimizer:
+        """Return the optimizer of a run: the method's, with the rest at its own learning rate.
+
+        Raises:
+            RuntimeError: it does not hold exactly the trainable parameters, each once.
+        """
+        optimizer = self.optimizer(model, placement, adam, config)
+        check_optimizer_covers(model, optimizer)
+        if adam.rest_learning_rate not in (None, adam.learning_rate):
+            set_rest_apart(model, placement, optimizer, adam.rest_learning_rate)
+        return optimizer
 
 
 @runtime_checkable
@@ -316,6 +341,20 @@ def check_rank(rank: int, layers: dict[str, tuple[int, int]], what: str = "rank"
             f"{what} {rank}: larger than layer {name} of shape {shape[0]}x{shape[1]} allows "
             f"(nearest allowed value: {min(shape)})"
         )
+
+
+def set_rest_apart(model: nn.Module, placement: Placement, optimizer: Optimizer, learning_rate: float) -> None:
+    """Give `placement.trained` groups of its own at `learning_rate`, every other option of its group as it was."""
+    named = dict(model.named_parameters())
+    rest = {id(named[name]) for name in placement.trained}
+    for group in list(optimizer.param_groups):
+        own = [parameter for parameter in group["params"] if id(parameter) not in rest]
+        moved = [parameter for parameter in group["params"] if id(parameter) in rest]
+        if not own:
+            group["lr"] = learning_rate
+        elif moved:
+            group["params"] = own
+            optimizer.add_param_group({**group, "params": moved, "lr": learning_rate})
 
 
 def check_optimizer_covers(model: nn.Module, optimizer: Optimizer) -> None:

@@ -43,6 +43,11 @@ def methods() -> dict[str, Method[Any]]:
     return dict(sorted(found.items(), key=lambda item: (item[1].order, item[0])))
 
 
+def default_methods() -> list[str]:
+    """Return the names of the methods that a comparison has if it names none."""
+    return [name for name, method in methods().items() if method.default]
+
+
 def get_method(name: str) -> Method[Any]:
     """Return the method called `name`.
 

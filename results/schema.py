@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
 from results.catalogue import Catalogue
 from results.strict import Strict as Strict
@@ -59,6 +59,9 @@ class TrainingPlan(Strict):
     batch_size: int = Field(gt=0, description="sequences per optimizer step")
     accumulation: int = Field(default=1, gt=0, description="micro-batches per optimizer step")
     learning_rate: float = Field(gt=0)
+    rest_learning_rate: float | None = Field(
+        default=None, gt=0, description="of what every method trains alike (Placement.trained); None: the same rate"
+    )
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     final_fraction: float = Field(default=0.0, ge=0, le=1, description="last learning rate over the peak one")
     warmup_steps: int = Field(default=0, ge=0)
@@ -243,6 +246,15 @@ class CurvePoint(Strict):
     loss: float
     learning_rate: float
     gradient_norm: float | None
+    rest_learning_rate: float | None = Field(default=None, description="None: the same as the learning rate")
+
+    @model_serializer(mode="wrap")
+    def _without_a_rate_that_is_the_same(self, write: SerializerFunctionWrapHandler) -> dict[str, JsonValue]:
+        # A point a step: what is not there is not written.
+        found: dict[str, JsonValue] = write(self)
+        if self.rest_learning_rate is None:
+            found.pop("rest_learning_rate", None)
+        return found
 
 
 class DataFacts(Strict):

@@ -46,6 +46,11 @@ class Settings(BaseModel):
     batch_size: int = Field(default=16, gt=0)
     accumulation: int = Field(default=1, gt=0)
     learning_rate: float | None = Field(default=None, gt=0, description="default: the method's usual one")
+    rest_learning_rate: float | None = Field(
+        default=None,
+        gt=0,
+        description="of what every method trains alike: the head; in pre-training also the rest",
+    )
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     final_fraction: float = Field(default=0.0, ge=0, le=1, description="last learning rate over the peak one")
     warmup_fraction: float = Field(default=0.06, ge=0, lt=1)

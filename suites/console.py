@@ -62,7 +62,7 @@ def plan_table(plans: Sequence[Plan], todo: Sequence[Plan], predicted: dict[str,
             str(len(own)),
             str(sum(plan.hash() in waiting for plan in own)),
             ", ".join(f"{key}={value}" for key, value in _common(own).items()) or "-",
-            _span([plan.training.learning_rate for plan in own]),
+            _rates(own),
             _span([plan.training.steps for plan in own]),
             bytes_text(max(peaks, default=None)),
         )
@@ -216,6 +216,12 @@ def _common(plans: Sequence[Plan]) -> dict[str, object]:
     return {
         key: first[key] for key in shown if key in first and all(p.method_config.get(key) == first[key] for p in plans)
     }
+
+
+def _rates(plans: Sequence[Plan]) -> str:
+    rest = [plan.training.rest_learning_rate or plan.training.learning_rate for plan in plans]
+    own = [plan.training.learning_rate for plan in plans]
+    return _span(own) + (f" (rest {_span(rest)})" if rest != own else "")
 
 
 def _span(values: Sequence[float]) -> str:

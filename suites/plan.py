@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.method import Rates
-from baselines.registry import checked_name, get_method, methods
+from baselines.registry import checked_name, default_methods, get_method, methods
 from results.schema import Plan, Record, TrainingPlan
 from results.store import FINAL
 from suites.config import Layer, Settings, check_table, load_profile, method_config, profile_path, resolve
@@ -45,7 +45,7 @@ class Comparison:
 
     def cells(self) -> list[tuple[str, str]]:
         """Return (task, method) of every cell, tasks outermost."""
-        tasks, names = self.request.tasks or self.suite.tasks, self.request.methods or methods()
+        tasks, names = self.request.tasks or self.suite.tasks, self.request.methods or default_methods()
         return [(task, method) for task in tasks for method in names]
 
     def settings(self, task: str, method: str, *more: Layer) -> Settings:
@@ -172,6 +172,7 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
         batch_size=settings.batch_size,
         accumulation=settings.accumulation,
         learning_rate=settings.learning_rate,
+        rest_learning_rate=settings.rest_learning_rate,
         schedule=settings.schedule,
         final_fraction=settings.final_fraction,
         warmup_steps=round(settings.warmup_fraction * steps),

@@ -36,6 +36,7 @@ class Resolved:
         training = self.training
         return AdamSettings(
             learning_rate=training.learning_rate,
+            rest_learning_rate=training.rest_learning_rate,
             betas=training.betas,
             eps=training.eps,
             weight_decay=training.weight_decay,

@@ -18,7 +18,7 @@ from suites.plan import Comparison, Request, comparison
 from suites.suite import Runtime
 
 Point = dict[str, Any]
-POINT_SETTINGS = ("learning_rate", "config.scale")
+POINT_SETTINGS = ("learning_rate", "rest_learning_rate", "config.scale")
 
 
 def grid_plans(request: Request, runtime: Runtime) -> list[Plan]:
@@ -118,12 +118,15 @@ def choice_table(plans: Sequence[Plan], store: Path) -> Table:
     """Return the grid as a table, the choice marked."""
     chosen = choose(plans, store)
     tasks = ", ".join(dict.fromkeys(plan.task for plan in plans))
-    table = Table("method", "learning rate", "scale", "mean held-out score", "chosen", title=f"Grid on {tasks}")
+    table = Table(
+        "method", "learning rate", "of the rest", "scale", "mean held-out score", "chosen", title=f"Grid on {tasks}"
+    )
     for method, points in mean_scores(plans, store).items():
         for point, score in points:
             table.add_row(
                 method,
                 f"{point['learning_rate']:g}",
+                f"{point.get('rest_learning_rate', point['learning_rate']):g}",
                 str(point.get("config", {}).get("scale", "-")),
                 "-" if score is None else f"{score:.4f}",
                 "yes" if chosen.get(method) == point else "",
@@ -154,6 +157,8 @@ def write_choice(request: Request, plans: Sequence[Plan], store: Path) -> Path:
     earlier = tomllib.loads(path.read_text()).get("method", {}) if path.exists() else {}
     for method, point in sorted({**earlier, **chosen}.items()):
         lines += ["", f"[method.{method}]", f"learning_rate = {point['learning_rate']!r}"]
+        if "rest_learning_rate" in point:
+            lines.append(f"rest_learning_rate = {point['rest_learning_rate']!r}")
         if "config" in point:
             lines.append(f"config = {{ scale = {point['config']['scale']!r} }}")
     return write_atomically(path, ("\n".join(lines) + "\n").encode())
@@ -161,6 +166,8 @@ def write_choice(request: Request, plans: Sequence[Plan], store: Path) -> Path:
 
 def _point(plan: Plan) -> Point:
     point: Point = {"learning_rate": plan.training.learning_rate}
+    if plan.training.rest_learning_rate is not None:
+        point["rest_learning_rate"] = plan.training.rest_learning_rate
     if "scale" in plan.method_config:
         point["config"] = {"scale": plan.method_config["scale"]}
     return point

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from baselines.method import AdamSettings, check_optimizer_covers
+from baselines.method import AdamSettings
 from baselines.registry import get_method
 from baselines.shared.targets import place
 from results.bench import BenchCell
@@ -81,8 +81,7 @@ def _prepared(
     placement, config = place(model, "attention+mlp", train_rest=False), method_config(name, 8, settings)
     torch.manual_seed(0)
     method.attach(model, placement, config)
-    optimizer = method.optimizer(model, placement, AdamSettings(1e-3), config)
-    check_optimizer_covers(model, optimizer)
+    optimizer = method.make_optimizer(model, placement, AdamSettings(1e-3), config)
     with torch.no_grad():
         start = model.eval()(**batch).logits.clone()
     model.train()

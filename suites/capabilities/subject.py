@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, Method, MethodConfig, check_optimizer_covers
+from baselines.method import AdamSettings, Method, MethodConfig
 from baselines.shared.targets import place
 from suites.capabilities.networks import make_network
 
@@ -94,8 +94,7 @@ def method_subject(method: Method[Any], learning_rate: float | None = None) -> S
     def make(model: nn.Module, bits: int, rate: float) -> Optimizer:
         placement, config = place(model, "attention+mlp", train_rest=False), pack_config(method)
         method.attach(model, placement, config)
-        optimizer = method.optimizer(model, placement, AdamSettings(rate, state_bits=bits), config)
-        check_optimizer_covers(model, optimizer)
+        optimizer = method.make_optimizer(model, placement, AdamSettings(rate, state_bits=bits), config)
         return optimizer
 
     return Subject(method.name, method.title, chosen, make, method.merge)

@@ -112,9 +112,9 @@ def _register_claims(app: typer.Typer, console: Console, one_line_errors: OneLin
 
 
 def _methods(names: list[str] | None) -> list[str]:
-    from baselines.registry import get_method, methods
+    from baselines.registry import default_methods, get_method
 
-    return [get_method(name).name for name in names or methods()]
+    return [get_method(name).name for name in names or default_methods()]
 
 
 def _lab(

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from baselines.registry import get_method, methods
+from baselines.registry import default_methods, get_method
 from results.catalogue import joined
 from results.lab import MemoryCell, Precision, Setting, read_cell_file, write_cells
 from suites.c4.sizes import SIZES
@@ -63,7 +63,7 @@ def run_matrix(models: Iterable[str], names: Iterable[str], out: Path, said: Sai
     if workers < 1:
         raise ValueError(f"workers {workers}: must be at least 1 (nearest allowed value: 1)")
     networks = [find_network(name) for name in models]
-    chosen = [get_method(name).name for name in names] or list(methods())
+    chosen = [get_method(name).name for name in names] or default_methods()
     order = {network.name: [s for method in chosen for s in settings_of(network, method)] for network in networks}
     files = {name: read_cell_file(path) for name in order if (path := out / f"{name}.json").exists()}
     made = {name: {c.setting: c for c in files[name].cells} if name in files else {} for name in order}

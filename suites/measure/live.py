@@ -180,11 +180,14 @@ def engagement(
     )
 
 
-def check_engagement(certificate: Engagement, model: nn.Module, title: str, saves_state: bool) -> None:
+def check_engagement(
+    certificate: Engagement, model: nn.Module, title: str, saves_state: bool, trains_layers: bool = True
+) -> None:
     """Raise RuntimeError unless the method took effect; call it after the first optimizer step.
 
-    Rules: a layer matched; every matched layer holds something trainable; the optimizer has state; where a layer has
-    a projection rank there are bases; where the method saves state, it has less than dense AdamW.
+    Rules: a layer matched; every matched layer holds something trainable (nothing, unless `trains_layers`); the
+    optimizer has state; where a layer has a projection rank there are bases; where the method saves state, it has less
+    than dense AdamW.
     """
     if not certificate.layers:
         raise RuntimeError(f"{title}: no layer was matched, so the method changed nothing")
@@ -192,8 +195,9 @@ def check_engagement(certificate: Engagement, model: nn.Module, title: str, save
     for layer in certificate.layers:
         if layer.name not in modules:
             raise RuntimeError(f"{title}: the matched layer {layer.name} is not in the model any more")
-        if not any(parameter.requires_grad for parameter in modules[layer.name].parameters()):
-            raise RuntimeError(f"{title}: nothing is trainable in the matched layer {layer.name}")
+        if any(parameter.requires_grad for parameter in modules[layer.name].parameters()) != trains_layers:
+            found = "nothing" if trains_layers else "something"
+            raise RuntimeError(f"{title}: {found} is trainable in the matched layer {layer.name}")
     if certificate.state_bytes == 0:
         raise RuntimeError(f"{title}: the optimizer has no state (a certificate needs at least one step)")
     if certificate.basis_bytes == 0 and any(layer.projection_rank is not None for layer in certificate.layers):

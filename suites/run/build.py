@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import Placement, check_optimizer_covers, trainable
+from baselines.method import Placement, trainable
 from baselines.shared import targets
 from baselines.shared.adamw import adam_state_bytes
 from results.schema import Layer
@@ -46,8 +46,7 @@ def build(model: nn.Module, placement: Placement, case: Resolved, device: torch.
     torch.manual_seed(derived_seed(case.plan.seed, "method"))
     case.method.attach(model, placement, case.config)
     model = model.to(device or case.runtime.device)
-    optimizer = case.method.optimizer(model, placement, case.adam, case.config)
-    check_optimizer_covers(model, optimizer)
+    optimizer = case.method.make_optimizer(model, placement, case.adam, case.config)
     layers = [
         Layer(name=name, shape=shape, rank=ranks.rank, projection_rank=ranks.projection_rank)
         for name, shape in shapes.items()

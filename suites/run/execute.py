@@ -143,7 +143,9 @@ class _Run:
         """Record what the method did, and raise RuntimeError where that is not what it should do."""
         certificate = _certificate(built, self.out)
         self.parts["engagement"] = certificate
-        live.check_engagement(certificate, built.model, case.method.title, case.method.saves_state)
+        method, shape = case.method, built.layers[0].shape if built.layers else (1, 1)
+        trains_layers = method.trains_layers(shape, case.config)
+        live.check_engagement(certificate, built.model, method.title, method.saves_state, trains_layers)
 
     def _memory(self, built: Built, tracked: Tracked, devices: live.DevicePeaks) -> Memory:
         return Memory(

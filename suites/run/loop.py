@@ -192,8 +192,10 @@ def train(
         clock = Clock(device)
         loss, norm, applied = train_step(model, optimizer, batches, job, plan, clock, group, per_layer)
         fitted = applied and refreshed(optimizer)
+        rest = None if plan.rest_learning_rate is None else plan.rest_learning_rate * factor
+        rate = plan.learning_rate * factor
         out.curve.append(
-            CurvePoint(step=step, loss=loss, learning_rate=plan.learning_rate * factor, gradient_norm=norm)
+            CurvePoint(step=step, loss=loss, learning_rate=rate, rest_learning_rate=rest, gradient_norm=norm)
         )
         out.refreshes += fitted
         if step > untimed:

@@ -35,18 +35,32 @@ from suites.measure import live
 from suites.measure.formula import trains_everything
 from suites.resolved import Resolved
 from suites.run.build import Built, build
+from suites.run.resume import digest
 from suites.suite import Runtime
 
 NETWORKS = ("bert", "roberta", "llama")
 ALL_NETWORKS = (*NETWORKS, "llama-lm", "llama-tied")
 METHODS = tuple(methods())
 Make = Callable[[str], nn.Module]
+
+
+def trains_layers(name: str) -> bool:
+    """Whether the method trains the target layers at all: a control need not."""
+    return methods()[name].trains_layers((64, 64), pack_config(methods()[name]))
+
+
 MakeBatch = Callable[[str], dict[str, Tensor]]
 
 every_method = pytest.mark.parametrize("method_name", METHODS)
+every_training = pytest.mark.parametrize("method_name", [name for name in METHODS if trains_layers(name)])
 every_network = pytest.mark.parametrize("network", NETWORKS)
 every_network_and_heads = pytest.mark.parametrize("network", ALL_NETWORKS)
 both_widths = pytest.mark.parametrize("bits", [32, 8])
+
+
+def placed(model: nn.Module, method_name: str) -> Placement:
+    """Return where the method works in fine-tuning; a control, which trains no layer, is one of pre-training."""
+    return place(model, "attention+mlp", train_rest=not trains_layers(method_name))
 
 
 def plan_of(method: Method[Any], bits: int) -> Plan:
@@ -60,7 +74,7 @@ def plan_of(method: Method[Any], bits: int) -> Plan:
 
 def built_on(model: nn.Module, method_name: str, bits: int = 32, only_targets: bool = False) -> Built:
     """Attach a method at a fixed seed; with `only_targets` a parameter-efficient method trains nothing but adapters."""
-    placement = place(model, "attention+mlp", train_rest=False)
+    placement = placed(model, method_name)
     if only_targets:
         placement = Placement(placement.targets, ())
     method = methods()[method_name]
@@ -92,7 +106,7 @@ def outputs(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, float]:
 def test_trains_exactly_what_it_documents(method_name: str, network: str, make_network: Make) -> None:
     method, model = methods()[method_name], make_network(network)
     before = dict(model.named_parameters())
-    placement = place(model, "attention+mlp", train_rest=False)
+    placement = placed(model, method_name)
     dense = shapes(model, placement.targets)
     config = pack_config(method)
     method.attach(model, placement, config)
@@ -126,7 +140,7 @@ def test_trained_values_of_one_layer(method_name: str, values: int, make_network
 @both_widths
 def test_optimizer_covers_exactly_the_trainable(method_name: str, network: str, bits: int, make_network: Make) -> None:
     method, model = methods()[method_name], make_network(network)
-    placement = place(model, "attention+mlp", train_rest=False)
+    placement = placed(model, method_name)
     config = pack_config(method)
     method.attach(model, placement, config)
     optimizer = method.optimizer(model, placement, AdamSettings(1e-3, state_bits=bits), config)
@@ -160,7 +174,7 @@ def test_starts_at_the_base_function(method_name: str, network: str, make_networ
     assert torch.equal(outputs(built.model, batch)[0], base)
 
 
-@every_method
+@every_training
 @every_network
 @both_widths
 def test_a_few_steps_reduce_the_loss_without_the_head(
@@ -178,13 +192,13 @@ def test_a_few_steps_reduce_the_loss_without_the_head(
 @every_network
 def test_every_target_layer_changes(method_name: str, network: str, make_network: Make, make_batch: MakeBatch) -> None:
     model = make_network(network)
-    layers = place(model, "attention+mlp", False).targets
+    layers = placed(model, method_name).targets
     before = {name: model.get_submodule(name).weight.detach().clone() for name in layers}
     built = built_on(model, method_name)
     train(built.model, built.optimizer, make_batch(network), range(3))
     merged = methods()[method_name].merge(built.model)
     still = [name for name in layers if torch.equal(merged.get_submodule(name).weight, before[name])]
-    assert not still
+    assert not still if trains_layers(method_name) else still == list(layers)
 
 
 @every_method
@@ -320,6 +334,53 @@ def test_merge_leaves_the_base_network_with_the_same_outputs(
 
 
 @every_method
+@both_widths
+@pytest.mark.parametrize("train_rest", [False, True], ids=["fine-tuning", "pre-training"])
+def test_the_rest_has_a_learning_rate_of_its_own(
+    method_name: str, bits: int, train_rest: bool, make_network: Make, make_batch: MakeBatch
+) -> None:
+    method, model = methods()[method_name], make_network("llama")
+    config, placement = pack_config(method), place(model, "attention+mlp", train_rest=train_rest)
+    method.attach(model, placement, config)
+    optimizer = method.make_optimizer(
+        model, placement, AdamSettings(1e-3, state_bits=bits, rest_learning_rate=3e-2), config
+    )
+    names = {id(parameter): name for name, parameter in trainable(model).items()}
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates == {name: 3e-2 if name in placement.trained else 1e-3 for name in names.values()}
+    other = [
+        {key: value for key, value in group.items() if key not in ("params", "lr")} for group in optimizer.param_groups
+    ]
+    plain = [group for group in other if group.get("projection_rank") is None]
+    assert all(group == plain[0] for group in plain)
+    # A rate of zero for everything else: the rest alone moves, at its rate.
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0 if group["lr"] == 1e-3 else group["lr"]
+    before = {name: parameter.detach().clone() for name, parameter in trainable(model).items()}
+    train(model, optimizer, make_batch("llama"), range(2))
+    moved = {name for name, parameter in trainable(model).items() if not torch.equal(parameter, before[name])}
+    assert moved == set(placement.trained)
+
+
+@every_method
+@pytest.mark.parametrize("rest", [None, 2e-3])
+def test_an_equal_rate_of_the_rest_changes_no_bit(
+    method_name: str, rest: float | None, make_network: Make, make_batch: MakeBatch
+) -> None:
+    method, found = methods()[method_name], []
+    for adam in (AdamSettings(2e-3), AdamSettings(2e-3, rest_learning_rate=rest)):
+        model, config = make_network("llama"), pack_config(method)
+        placement = place(model, "attention+mlp", train_rest=True)
+        torch.manual_seed(0)
+        method.attach(model, placement, config)
+        make = method.optimizer if adam.rest_learning_rate is None else method.make_optimizer
+        optimizer = make(model, placement, adam, config)
+        train(model, optimizer, make_batch("llama"), range(4))
+        found.append((digest(model, optimizer), len(optimizer.param_groups)))
+    assert found[0] == found[1]
+
+
+@every_method
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_a_merged_network_takes_a_method_again(method_name: str, make_network: Make, make_batch: MakeBatch) -> None:
     batch = make_batch("bert")
@@ -351,7 +412,7 @@ def test_same_seed_gives_the_same_adapters(method_name: str, network: str, make_
         model = make_network(network)
         torch.manual_seed(seed)
         method = methods()[method_name]
-        method.attach(model, place(model, "attention+mlp", False), pack_config(method))
+        method.attach(model, placed(model, method_name), pack_config(method))
         return trainable(model)
 
     first, same, other = attached(3), attached(3), attached(4)
@@ -370,8 +431,10 @@ def test_tied_weights_stay_tied_and_are_trained_once(
     train(built.model, built.optimizer, make_batch("llama-tied"), range(3))
     merged = methods()[method_name].merge(built.model)
     assert merged.lm_head.weight is merged.model.embed_tokens.weight
-    # Fine-tuning keeps the backbone's embeddings frozen, and with them the head that they are.
-    assert torch.equal(merged.lm_head.weight, start) == is_adapter(methods()[method_name])
+    # Fine-tuning keeps the backbone's embeddings frozen, and with them the head that they are, unless all is trained.
+    everything = trains_everything(methods()[method_name], pack_config(methods()[method_name]), (64, 64))
+    pretraining = not trains_layers(method_name)
+    assert torch.equal(merged.lm_head.weight, start) == (not everything and not pretraining)
 
 
 @every_method

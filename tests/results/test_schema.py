@@ -40,6 +40,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "data": {"digest": None, "train_rows": None, "eval_rows": None, "held_out": False, "tokenizer": None,
              "tokenizer_revision": None, "tokenizer_digest": None, "layout": None, "eval_tokens": None},
     "training": {
+        "rest_learning_rate": None,
         "accumulation": 1, "schedule": "linear", "final_fraction": 0.0, "warmup_steps": 0, "weight_decay": 0.0,
         "betas": [0.9, 0.999], "eps": 1e-8, "clip_norm": None, "precision": "fp32", "state_bits": 32,
         "per_layer": False, "checkpointing": False, "evaluations": 1, "max_skipped": 20,
@@ -54,6 +55,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "training": {
         "steps": 9, "epochs": None, "batch_size": 8, "accumulation": 2, "learning_rate": 1e-4, "schedule": "cosine",
         "final_fraction": 0.1, "warmup_steps": 3, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-6,
+        "rest_learning_rate": 2e-2,
         "clip_norm": 1.0, "precision": "bf16", "state_bits": 8, "per_layer": True, "checkpointing": True,
         "evaluations": 2, "max_skipped": 3,
     },

@@ -211,6 +211,32 @@ def test_full_fine_tuning_is_a_plain_torch_loop_bit_for_bit(make_plan: Any, runt
     assert not torch.equal(theirs["classifier.dense.weight"], start["classifier.dense.weight"])
 
 
+@pytest.mark.parametrize("rest", [None, 2e-2])
+def test_the_schedule_scales_the_rests_rate_too_and_the_curve_holds_both(
+    rest: float | None, make_plan: Any, runtime: Runtime
+) -> None:
+    plan = make_plan(steps=4, schedule="cosine", warmup_fraction=0.25, rest_learning_rate=rest)
+    model, out, job = micro_training(plan, runtime)
+    rate = plan.training.learning_rate
+    factors = [point.learning_rate / rate for point in out.curve]
+    assert len(set(factors)) == 4
+    found = [point.rest_learning_rate for point in out.curve]
+    assert found == ([None] * 4 if rest is None else pytest.approx([rest * factor for factor in factors]))
+    written = out.curve[0].model_dump(mode="json")
+    assert ("rest_learning_rate" in written) == (rest is not None)
+
+    # The first step of Adam moves every value by its rate: the head's by the rest's, the backbone's by the other.
+    first, _, _ = micro_training(
+        plan.model_copy(update={"training": plan.training.model_copy(update={"steps": 1})}), runtime
+    )
+    start = dict(job.model().named_parameters())
+    for name, value in first.named_parameters():
+        expected = (rest or rate) if name in job.placement.trained else rate
+        assert float((value - start[name]).detach().abs().max()) <= 1.01 * expected
+    head = next(name for name in job.placement.trained if name.endswith("weight"))
+    assert float((dict(first.named_parameters())[head] - start[head]).detach().abs().max()) > 0.3 * (rest or rate)
+
+
 def test_losses_are_those_of_the_transformers_trainer(make_plan: Any, runtime: Runtime, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     plan = make_plan(steps=6, warmup_fraction=0.0)

@@ -68,6 +68,10 @@ def test_a_run_gives_a_whole_record(name: str, record_of: Execute) -> None:
     assert 0 <= (evaluation.metrics["validation/accuracy"] or -1) <= 1
 
 
+def trains_layers(name: str) -> bool:
+    return get_method(name).trains_layers((96, 96), get_method(name).configure(8))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_certificate_says_what_the_method_did(name: str, record_of: Execute, runtime: Runtime) -> None:
     record = record_of(name)
@@ -325,7 +329,7 @@ def test_per_layer_updates_give_the_same_run_and_free_gradients(name: str, make_
     assert first.memory.step_peak is not None
     assert second.memory is not None
     assert second.memory.step_peak is not None
-    if name in ("full", "galore"):
+    if get_method(name).ranks((96, 96), get_method(name).configure(8)).rank is None and trains_layers(name):
         assert second.memory.step_peak.gradient_bytes < first.memory.step_peak.gradient_bytes
     assert second.memory.predicted_peak_bytes == second.memory.step_peak.total_bytes
 
@@ -343,5 +347,7 @@ def test_checkpointing_gives_the_same_losses_with_fewer_activations(
     assert first.memory.step_peak is not None
     assert second.memory is not None
     assert second.memory.step_peak is not None
-    assert second.memory.step_peak.activation_bytes < first.memory.step_peak.activation_bytes
+    # Where no layer is trained nothing is kept for backward that could be left out, and the blocks' inputs come on top.
+    fewer = second.memory.step_peak.activation_bytes < first.memory.step_peak.activation_bytes
+    assert fewer == trains_layers(name)
     assert second.memory.predicted_peak_bytes == second.memory.step_peak.total_bytes

@@ -1,0 +1,62 @@
+"""Frozen: the target weights stay at their start, the rest is trained with AdamW; the control of pre-training.
+
+    W <- W;   what every method trains alike (embeddings, norms, head) as in full training
+
+What this row reaches, every method reaches without training a matrix: a lead over it is the matrices' own. It has no
+paper: it is the yardstick's own control.
+
+Bytes of state for an O x I weight: 0. Stated choice: the targets' biases are frozen too.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim import Optimizer
+
+from baselines.method import (
+    AdamSettings,
+    LayerRanks,
+    Method,
+    MethodConfig,
+    Part,
+    Placement,
+    Rates,
+    freeze_except,
+    trainable,
+)
+from baselines.shared.adamw import adamw
+
+
+class FrozenConfig(MethodConfig):
+    """Freezing has no settings of its own."""
+
+
+def attach(model: nn.Module, placement: Placement, config: FrozenConfig) -> None:
+    """Leave `placement.trained` trainable alone."""
+    freeze_except(model, placement.trained)
+
+
+def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: FrozenConfig) -> Optimizer:
+    """Return plain AdamW over the rest."""
+    return adamw(trainable(model).values(), adam)
+
+
+METHOD = Method(
+    name="frozen",
+    title="Frozen matrices",
+    arxiv=None,
+    config_type=FrozenConfig,
+    configure=lambda rank: FrozenConfig(),
+    attach=attach,
+    optimizer=optimizer,
+    merge=lambda model: model,
+    ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=None),
+    layer_parts=lambda shape, config: (Part("weight", shape, trained=False, added=False),),
+    saves_state=True,
+    order=5,
+    rates={
+        "fine-tuning": Rates.around(3e-5, "own choice: full fine-tuning's"),
+        "pre-training": Rates.around(1e-3, "own choice: full training's"),
+    },
+    default=False,
+)

@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from results.lab import Claim, MemoryCells, read_cells, read_claims, read_verdicts, write_cells, write_verdicts
+from results.lab import (
+    Claim,
+    MemoryCells,
+    read_cell_file,
+    read_cells,
+    read_claims,
+    read_verdicts,
+    write_cells,
+    write_verdicts,
+)
 from results.store import StoreError
 from suites.lab.claims import lines_of, prints_as, recompute
 from suites.lab.conventions import Convention, conventions, shapes_of, values_of
@@ -82,9 +91,9 @@ def test_the_committed_verdicts_are_those_of_the_code() -> None:
 
 def test_the_committed_cells_can_be_read_and_written(tmp_path: Path) -> None:
     path = REFERENCE / "7b.json"
-    cells = read_cells(path)
-    assert len(cells) == 40
-    assert write_cells(tmp_path / "again.json", cells).read_bytes() == path.read_bytes()
+    file = read_cell_file(path)
+    assert len({cell.setting for cell in file.cells}) == len(file.cells) == 56
+    assert write_cells(tmp_path / "again.json", file.cells, file.catalogue).read_bytes() == path.read_bytes()
     found = read_verdicts(REFERENCE / "claims.json")
     assert read_verdicts(write_verdicts(tmp_path / "claims.json", found)) == found
 

@@ -85,40 +85,6 @@ class Series(Strict):
     rows: list[PublishedRow] = Field(min_length=1)
 
 
-class FineTuning(Strict):
-    """How a paper's fine-tuning runs were made; `batches` are those of tasks with another batch size."""
-
-    source: str
-    model: str
-    epochs: int
-    length: int
-    batch: int
-    batches: dict[str, int]
-
-
-class Size(Strict):
-    """How a paper's pre-training run at one size was made; `rank` is that of the projection."""
-
-    steps: int
-    rank: int
-    batch: int
-    length: int
-
-
-class PreTraining(Strict):
-    """How a paper's pre-training runs were made, by size."""
-
-    source: str
-    sizes: dict[str, Size]
-
-
-class Protocols(Strict):
-    """The protocols that runs are held against before their numbers are."""
-
-    glue: FineTuning
-    c4: PreTraining
-
-
 class Published(Strict):
     """One file."""
 
@@ -186,11 +152,6 @@ def read_published(path: Path) -> Published:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise PublishedError(f"{path}: not a file of published numbers: {where}: {first['msg']}") from error
-
-
-def read_protocols(path: Path = FOLDER / "protocols.json") -> Protocols:
-    """Return the published protocols."""
-    return Protocols.model_validate_json(path.read_bytes())
 
 
 def published_cells(folder: Path = FOLDER) -> list[Cell]:

@@ -191,6 +191,20 @@ def tasks(suite: Suite = "glue") -> None:
         console.print(", ".join(get_suite(suite).tasks))
 
 
+@app.command()
+def protocol(
+    suite: Suite = "glue",
+    method: Annotated[str, typer.Option(help="comma-joined methods; default: all that it speaks of")] = "",
+    rank: Annotated[int | None, typer.Option(help="that rank alone")] = None,
+    place: Annotated[str, typer.Option(help="that task or model size alone, such as cola or 60m")] = "",
+) -> None:
+    """Show every setting of the published runs, which the profile `paper` takes, with its source."""
+    with one_line_errors():
+        from suites.console import protocol_table
+
+        console.print(protocol_table(suite, split(method), rank, place))
+
+
 @app.command("catalogue")
 def write_the_catalogue(
     out: Annotated[Path | None, typer.Option(help="The file [results/reference/catalogue.json].")] = None,

@@ -1,9 +1,10 @@
 """Settings of a suite: defaults, then a profile's TOML delta, then the command line; resolved per task and method.
 
-Precedence, weakest first: the defaults of the suite's `Settings`; the profile's table for the suite; its `rank.<n>`
-table; the tuned file beside the profile; the command line. Inside each, `size.<model>` (where the model's name is that
-of the strongest layer), then `task.<name>`, then `method.<name>`, then `size.<model>.method.<name>` and
-`task.<name>.method.<name>` override the values above them for single runs.
+Precedence, weakest first: the defaults of the suite's `Settings`; the published protocol, for a profile that follows it
+(`protocol = true`); the profile's table for the suite; its `rank.<n>` table; the tuned file beside the profile; the
+command line. Inside each, `size.<model>` (where the model's name is that of the strongest layer), then `task.<name>`,
+then `method.<name>`, then `size.<model>.method.<name>` and `task.<name>.method.<name>` override the values above them
+for single runs.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from baselines.method import Method, MethodConfig
 from baselines.registry import checked_name, get_method, methods
+from results.protocols import Statement, read_protocols
 
 PROFILES = Path(__file__).parent / "profiles"
-PROFILE_NAMES = ("micro", "small", "paper")
+PROFILE_NAMES = ("micro", "small", "paper", "fair")
+PUBLISHED = ("paper", "fair")
+"Profiles at the scale of published runs."
 TABLES = ("rank", "task", "method", "size", "default_rank")
 DEFAULT_RANK = 8
 T = TypeVar("T", bound=BaseModel)
@@ -72,21 +76,62 @@ S = TypeVar("S", bound=Settings)
 
 
 def load_profile(name: str, suite: str, rank: int, tuned: bool = True) -> list[Layer]:
-    """Return the profile's layers for a suite, weakest first: its table, its rank table, and unless
-    `tuned` is false its tuned table.
+    """Return the profile's layers for a suite, weakest first: the published protocol where it follows one, its table,
+    its rank table, and unless `tuned` is false its tuned table.
 
     Raises:
-        ValueError: unknown profile, or one without a table for the suite.
+        ValueError: unknown profile, one without a table for the suite, or a rank that its protocol has no settings for.
     """
-    checked_name(name, PROFILE_NAMES, "profile")
-    table = tomllib.loads(profile_path(name).read_text()).get(suite)
-    if table is None:
-        raise ValueError(f"profile {name!r} has no settings for suite {suite!r}")
-    layers = [table, table.get("rank", {}).get(str(rank), {})]
+    table = _profile_table(name, suite)
+    layers = [*_protocol_layers(table, suite, rank, name), table, table.get("rank", {}).get(str(rank), {})]
     choice = tuned_path(name, suite, rank)
     if tuned and choice.exists():
         layers.append(tomllib.loads(choice.read_text()))
     return layers
+
+
+def _profile_table(name: str, suite: str) -> dict[str, Any]:
+    """Return a profile's table for a suite; one that `extends` another lies over that one's, setting by setting."""
+    checked_name(name, PROFILE_NAMES, "profile")
+    table: dict[str, Any] | None = tomllib.loads(profile_path(name).read_text()).get(suite)
+    if table is None:
+        raise ValueError(f"profile {name!r} has no settings for suite {suite!r}")
+    base = table.pop("extends", None)
+    return table if base is None else {**_profile_table(base, suite), **table}
+
+
+def _protocol_layers(table: dict[str, Any], suite: str, rank: int, profile: str) -> list[Layer]:
+    """Return what a profile takes from the published protocol, a layer a statement; `searched` settings are left out.
+
+    Takes `protocol` and `searched`, which say so, out of the table.
+    """
+    follows, searched = table.pop("protocol", False), table.pop("searched", [])
+    if not follows:
+        return []
+    protocol = read_protocols()[suite]
+    if protocol.ranks and rank not in protocol.ranks:
+        near = min(protocol.ranks, key=lambda known: abs(known - rank))
+        raise ValueError(
+            f"rank {rank}: the protocol of profile {profile!r} ({protocol.source}) has settings for rank "
+            f"{', '.join(map(str, protocol.ranks))} alone (nearest: {near}); other ranks: --profile small"
+        )
+    statements = [each for each in protocol.statements if not each.ranks or rank in each.ranks]
+    return [_as_layer(each, protocol.places.removesuffix("s"), searched) for each in statements]
+
+
+def _as_layer(statement: Statement, place: str, left_out: Iterable[str]) -> Layer:
+    """Return a statement as a layer: its settings inside the tables of the methods, tasks or sizes that it names."""
+    settings: dict[str, Any] = {}
+    for name, value in statement.values.items():
+        if name in left_out:
+            continue
+        inside, _, own = name.rpartition(".")
+        (settings.setdefault(inside, {}) if inside else settings)[own] = value
+    if not settings:
+        return {}
+    if statement.methods:
+        settings = {"method": {method: settings for method in statement.methods}}
+    return {place: {name: settings for name in statement.places}} if statement.places else settings
 
 
 def default_rank(name: str, suite: str, model: str | None = None) -> int:
@@ -95,9 +140,15 @@ def default_rank(name: str, suite: str, model: str | None = None) -> int:
     Raises:
         ValueError: unknown profile, or one without a table for the suite.
     """
-    table = load_profile(name, suite, DEFAULT_RANK)[0]
-    by_size = table.get("size", {}).get(model or table.get("model"), {})
-    return int(by_size.get("default_rank", table.get("default_rank", DEFAULT_RANK)))
+    layers = load_profile(name, suite, DEFAULT_RANK)
+    size = model or next((layer["model"] for layer in reversed(layers) if "model" in layer), None)
+    found = [
+        part["default_rank"]
+        for layer in layers
+        for part in (layer, layer.get("size", {}).get(size, {}))
+        if "default_rank" in part
+    ]
+    return int(found[-1]) if found else DEFAULT_RANK
 
 
 def profile_path(name: str) -> Path:

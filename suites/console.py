@@ -17,7 +17,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from baselines.registry import get_method
+from baselines.registry import checked_name, get_method
+from results.protocols import read_protocols
 from results.schema import Peak, Plan, Record
 from suites.measure.environment import bf16_slowdown
 from suites.run.worker import Event
@@ -227,3 +228,33 @@ def _rates(plans: Sequence[Plan]) -> str:
 def _span(values: Sequence[float]) -> str:
     low, high = min(values), max(values)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def protocol_table(suite: str, methods: Sequence[str], rank: int | None, place: str) -> Table:
+    """Return the settings of a suite's published runs with their sources, of some methods, a rank, a place.
+
+    Raises:
+        ValueError: no published runs of the suite, or a name or rank that their protocol does not know.
+    """
+    known = read_protocols()
+    protocol = known[checked_name(suite, known, "suite with published runs")]
+    named = sorted({place for each in protocol.statements for place in each.places})
+    for method in methods:
+        get_method(method)
+    if place:
+        checked_name(place, named, protocol.places.removesuffix("s"))
+    if rank is not None and protocol.ranks and rank not in protocol.ranks:
+        near = min(protocol.ranks, key=lambda one: abs(one - rank))
+        raise ValueError(f"rank {rank}: the protocol speaks of {', '.join(map(str, protocol.ranks))} (nearest: {near})")
+    table = Table(title=f"Protocol of {protocol.source}; the last row that fits counts", title_justify="left")
+    for column in ("methods", "ranks", protocol.places, "setting", "value", "status", "source"):
+        table.add_column(column, overflow="fold")
+    for each in protocol.statements:
+        asked = ((methods, each.methods), ([rank] if rank else [], each.ranks), ([place] if place else [], each.places))
+        if any(wanted and spoken and not {*wanted} & {*spoken} for wanted, spoken in asked):
+            continue
+        who, ranks = ", ".join(each.methods) or "all", ", ".join(map(str, each.ranks)) or "all"
+        for name, value in each.values.items():
+            text = "one for all" if value is None else str(value)
+            table.add_row(who, ranks, ", ".join(each.places) or "all", name, text, each.status, each.source)
+    return table

@@ -26,7 +26,10 @@ RUNS = Path("results") / "runs"
 Suite = Annotated[str, typer.Argument(help="suite to run, e.g. `glue`")]
 Profile = Annotated[
     str,
-    typer.Option(help="`auto` (micro without a CUDA device, paper with one), `micro`, `small` or `paper`"),
+    typer.Option(
+        help="`auto` (micro without a CUDA device, paper with one), `micro`, `small`, `paper` (published settings) or "
+        "`fair` (the same runs, searched learning rates)"
+    ),
 ]
 Device = Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`")]
 
@@ -165,19 +168,19 @@ def resolve_profile(name: str, device: torch.device, insisted: bool = False) -> 
     """Return (profile, why).
 
     Raises:
-        ValueError: unknown, or `paper` without a GPU and without `--device cpu` insisting on it.
+        ValueError: unknown, or `paper` or `fair` without a GPU and without `--device cpu` insisting on it.
     """
     from baselines.registry import checked_name
-    from suites.config import PROFILE_NAMES
+    from suites.config import PROFILE_NAMES, PUBLISHED
 
     checked_name(name, ("auto", *PROFILE_NAMES), "profile")
     if name == "auto":
         if device.type == "cuda":
             return "paper", "auto: a CUDA device is here"
         return "micro", "auto: no CUDA device is here"
-    if name == "paper" and device.type != "cuda" and not insisted:
+    if name in PUBLISHED and device.type != "cuda" and not insisted:
         raise ValueError(
-            "profile 'paper': needs a CUDA device, and none is here (allowed: micro, small; nearest: small); "
+            f"profile {name!r}: needs a CUDA device, and none is here (allowed: micro, small; nearest: small); "
             "to run it on the processor for days, insist with --device cpu"
         )
     return name, "asked for"

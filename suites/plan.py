@@ -123,7 +123,8 @@ def comparison(request: Request, tuned: bool = True) -> Comparison:
             raise ValueError(f"seed {seed}: must be at least 0 (nearest allowed value: 0)")
     layers = load_profile(request.profile, request.suite, request.rank, tuned)
     try:
-        check_table(layers[0], suite.settings, suite.tasks, "the profile")
+        for layer in layers:
+            check_table(layer, suite.settings, suite.tasks, "the profile")
     except ValueError as error:
         raise ValueError(f"{profile_path(request.profile).name}, [{request.suite}]: {error}") from error
     return Comparison(request, suite, (*layers, dict(request.overrides)))

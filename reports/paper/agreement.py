@@ -1,12 +1,15 @@
-"""The verdict on one published number: a stated inequality, never a feeling.
+"""The verdict on one published number: stated inequalities, never a feeling.
 
 Ours `x` has a mean over n seeds and standard deviation s; the published number p stands for k runs and was rounded to
 half a unit h of its last digit. If both come from one distribution, mean(x) - p lies with probability `LEVEL` within
 
-    t_(n-1) * s * sqrt(1/n + 1/k) + h
+    b = t_(n-1) * s * sqrt(1/n + 1/k) + h
 
-so p *holds* if |mean(x) - p| is at most that. k is 1 where the source does not say (the widest reading). Numbers that
-no seed moves, such as bytes, are compared with h alone. Two seeds or one give no verdict.
+A difference that makes no difference is at most the margin m, which is stated with the protocol. So with
+d = |mean(x) - p| the number *holds* if d + b <= m (all of the interval lies inside the margin), *does not hold* if
+d - b > m (all of it outside), and is *undecided* in between: too few seeds, here or there, to tell. k is 1 where the
+source does not say (the widest reading). Numbers that no seed moves, such as bytes, are compared with h alone. Two
+seeds or one have no interval.
 """
 
 from __future__ import annotations
@@ -24,12 +27,13 @@ ACCOUNTING, PROTOCOL, ABSENT = "accounting differs", "other protocol", "not run 
 UNPUBLISHED, UNDECIDED = "not published", "undecided"
 
 MEANINGS: dict[str, str] = {
-    HOLDS: "ours and the published number agree within the stated bound",
-    FAILS: "they differ by more than the bound",
+    HOLDS: "the whole interval of the difference lies within the stated margin (bytes: within the rounding)",
+    FAILS: "the whole interval of the difference lies outside the margin (bytes: outside the rounding)",
     ACCOUNTING: "the two numbers count different things, so no bound applies",
     PROTOCOL: "our run departs from the published protocol, or the source does not state it",
     ABSENT: "no record of such a run",
-    UNDECIDED: f"fewer than {LEAST_SEEDS} seeds: no spread to judge by",
+    UNDECIDED: "the interval of the difference reaches over an end of the margin, or there are fewer than "
+    f"{LEAST_SEEDS} seeds: more can tell",
     UNPUBLISHED: "no published value was found; the cell stays empty and says why",
 }
 
@@ -44,6 +48,7 @@ class Ours:
         departures: where the runs leave the published protocol.
         accounting: how our count differs from the published one; None: both count the same.
         exact: no seed moves the value.
+        chosen: what the runs chose where the source states nothing.
     """
 
     values: Mapping[int, float]
@@ -51,6 +56,7 @@ class Ours:
     departures: tuple[str, ...] = ()
     accounting: str | None = None
     exact: bool = False
+    chosen: tuple[str, ...] = ()
 
     @property
     def summary(self) -> Summary:
@@ -60,18 +66,19 @@ class Ours:
 
 @dataclass(frozen=True)
 class Agreement:
-    """The word, and the numbers behind it: difference is ours minus published."""
+    """The word, and the numbers behind it: difference is ours minus published, bound the half-width of its interval."""
 
     word: str
     difference: float | None = None
     bound: float | None = None
+    margin: float | None = None
     reasons: tuple[str, ...] = field(default=())
 
 
 def agreement_bound(
     summary: Summary, published_seeds: int | None, rounding: float, exact: bool = False, level: float = LEVEL
 ) -> float | None:
-    """Return the largest |mean - published| that still agrees; None if the seeds are too few to tell.
+    """Return the half-width of the interval of mean - published; None if the seeds are too few to tell.
 
     Raises:
         ValueError: `level` is not between 0 and 1.
@@ -86,11 +93,14 @@ def agreement_bound(
     return float(student.ppf((1 + level) / 2, summary.n - 1)) * spread + rounding
 
 
-def judge(published: float | None, rounding: float, published_seeds: int | None, ours: Ours | None) -> Agreement:
+def judge(
+    published: float | None, rounding: float, published_seeds: int | None, ours: Ours | None, margin: float = 0.0
+) -> Agreement:
     """Return the verdict on one cell.
 
-    In this order: nothing published, nothing run, another protocol, another accounting, too few seeds, the inequality.
-    An exact value that agrees in spite of another accounting holds: agreement to the last digit is no accident.
+    In this order: nothing published, nothing run, another protocol, another accounting, too few seeds, the
+    inequalities. An exact value that agrees in spite of another accounting holds: agreement to the last digit is no
+    accident.
     """
     mean = ours.summary.mean if ours else None
     difference = mean - published if mean is not None and published is not None else None
@@ -99,12 +109,19 @@ def judge(published: float | None, rounding: float, published_seeds: int | None,
     if ours is None or mean is None or difference is None:
         return Agreement(ABSENT)
     if ours.departures:
-        return Agreement(PROTOCOL, difference, None, ours.departures)
+        return Agreement(PROTOCOL, difference, reasons=ours.departures)
     bound = agreement_bound(ours.summary, published_seeds, rounding, ours.exact)
-    # A difference on the edge of the rounding must not depend on the last bit of a float.
-    agrees = bound is not None and abs(difference) <= bound * (1 + 1e-9)
-    if ours.accounting and not (ours.exact and agrees):
-        return Agreement(ACCOUNTING, difference, None, (ours.accounting,))
     if bound is None:
-        return Agreement(UNDECIDED, difference, None, (f"n = {ours.summary.n}",))
-    return Agreement(HOLDS if agrees else FAILS, difference, bound)
+        return Agreement(UNDECIDED, difference, reasons=(f"n = {ours.summary.n}",))
+    # A difference on an edge must not depend on the last bit of a float.
+    if ours.exact:
+        agrees = abs(difference) <= bound * (1 + 1e-9)
+        if ours.accounting and not agrees:
+            return Agreement(ACCOUNTING, difference, reasons=(ours.accounting,))
+        return Agreement(HOLDS if agrees else FAILS, difference, bound, reasons=ours.chosen)
+    word = UNDECIDED
+    if abs(difference) + bound <= margin * (1 + 1e-9):
+        word = HOLDS
+    elif abs(difference) - bound > margin * (1 + 1e-9):
+        word = FAILS
+    return Agreement(word, difference, bound, margin, ours.chosen)

@@ -10,6 +10,7 @@ from reports.paper import our_numbers as answers
 from reports.paper.agreement import Agreement, Ours, judge
 from reports.paper.our_numbers import Answer, PaperRuns
 from results.catalogue import committed
+from results.protocols import read_protocols
 from results.published import Cell
 
 SIZES = {"60m": "60M", "130m": "130M", "350m": "350M", "1b": "1B"}
@@ -152,13 +153,20 @@ def _row(shape: Shape, group: Sequence[Cell], paper_runs: PaperRuns) -> PaperRow
     judged = {}
     for cell in group:
         ours = shape.answer[cell.series.quantity](cell, paper_runs)
-        judged[cell.column] = ComparedCell(cell, ours, judge(cell.value, cell.rounding, cell.series.seeds, ours))
+        verdict = judge(cell.value, cell.rounding, cell.series.seeds, ours, _margin(cell))
+        judged[cell.column] = ComparedCell(cell, ours, verdict)
     rank = f", rank {first.row.rank}" if first.row.rank is not None and shape.rank is None else ""
     scope = first.series.scope or ""
     if (basis := _basis(first)) and not scope.startswith(basis):
         scope = f"{basis}, {scope}" if scope else basis
     ordered = {column: judged[column] for column in shape.columns if column in judged}
     return PaperRow(f"{first.row.title}{rank}", first.row.method, first.source.letter, scope, ordered)
+
+
+def _margin(cell: Cell) -> float:
+    """Return the stated equivalence margin of a published number; 0 where its benchmark has none."""
+    protocol = read_protocols().get(cell.benchmark.partition("-")[0])
+    return 0.0 if protocol is None or cell.value is None else protocol.margin(cell.series.quantity, cell.value)
 
 
 def _basis(cell: Cell) -> str | None:

@@ -12,7 +12,7 @@ from functools import cached_property
 from reports.averages.convention import convention_of
 from reports.averages.glue import average
 from reports.paper.agreement import Ours
-from reports.paper.departures import UNSTATED, c4_departures, departures, glue_departures, model_size
+from reports.paper.departures import UNSTATED, departures, model_size, unstated
 from reports.records.frames import described
 from reports.records.reading import Gathered
 from reports.records.report_runs import Context
@@ -98,40 +98,41 @@ def glue_score(cell: Cell, paper_runs: PaperRuns, rank: int) -> Ours | None:
         place = context.grid[method, task]
         scores = place.scores
         broken = [f"runs without a score: {place.trouble(context.seeds)}"] if place.broken else []
-    unstated = (UNSTATED,) if cell.row.setting == ALL_TASKS else ()
-    known = departures(runs, glue_departures)
-    return Ours({s: 100 * v for s, v in scores.items()}, paper_runs.paths(runs), (*unstated, *known, *broken))
+    open_ = (UNSTATED,) if cell.row.setting == ALL_TASKS else ()
+    left = (*open_, *departures(runs), *broken)
+    values = {seed: 100 * value for seed, value in scores.items()}
+    return Ours(values, paper_runs.paths(runs), left, chosen=departures(runs, unstated))
 
 
 def glue_memory(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer a GLUE memory cell with the highest count over tasks."""
     runs = [r for r in paper_runs.of("glue") if r.plan.method == cell.row.method]
     runs = [r for r in runs if table_rank(r) in (cell.row.rank, None) and r.plan.training.state_bits == 32]
-    return _memory(cell, paper_runs, runs, departures(runs, glue_departures))
+    return _memory(cell, paper_runs, runs, departures(runs))
 
 
 def c4_perplexity(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer the perplexity of one model size at the end of training."""
     runs = _c4_runs(cell, paper_runs, cell.column)
-    return _by_seed(runs, paper_runs, lambda record: _main(record, None), c4_departures)
+    return _by_seed(runs, paper_runs, lambda record: _main(record, None))
 
 
 def c4_memory(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer a memory cell of one model size."""
     runs = _c4_runs(cell, paper_runs, cell.column)
-    return _memory(cell, paper_runs, runs, departures(runs, c4_departures))
+    return _memory(cell, paper_runs, runs, departures(runs))
 
 
 def seven_perplexity(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer the perplexity of the 7B model at a step such as "40k"."""
     step = 1000 * int(cell.column.removesuffix("k"))
-    return _by_seed(_c4_runs(cell, paper_runs, "7b"), paper_runs, lambda record: _main(record, step), c4_departures)
+    return _by_seed(_c4_runs(cell, paper_runs, "7b"), paper_runs, lambda record: _main(record, step))
 
 
 def seven_memory(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer a memory cell of the 7B model."""
     runs = _c4_runs(cell, paper_runs, "7b")
-    return _memory(cell, paper_runs, runs, departures(runs, c4_departures))
+    return _memory(cell, paper_runs, runs, departures(runs))
 
 
 def state_reduction(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
@@ -162,12 +163,7 @@ def _main(record: Record, step: int | None) -> float | None:
     return next((e.metrics.get(record.main_metric) for e in record.evaluations if e.step == wanted), None)
 
 
-def _by_seed(
-    runs: list[Record],
-    paper_runs: PaperRuns,
-    value: Callable[[Record], float | None],
-    check: Callable[[Record], list[str]],
-) -> Ours | None:
+def _by_seed(runs: list[Record], paper_runs: PaperRuns, value: Callable[[Record], float | None]) -> Ours | None:
     if not runs:
         return None
     values: dict[int, float] = {}
@@ -182,7 +178,8 @@ def _by_seed(
             values[record.plan.seed] = found
     if not values:
         return None
-    return Ours(values, paper_runs.paths(runs), (*departures(runs, check), *dict.fromkeys(trouble)))
+    left = (*departures(runs), *dict.fromkeys(trouble))
+    return Ours(values, paper_runs.paths(runs), left, chosen=departures(runs, unstated))
 
 
 def _memory(cell: Cell, paper_runs: PaperRuns, runs: list[Record], known: tuple[str, ...]) -> Ours | None:

@@ -10,16 +10,21 @@ import pandas as pd
 from reports.paper.agreement import MEANINGS
 from reports.paper.comparison import ComparedCell, PaperRow, PaperTable
 from reports.tables.table import Entry, Table
+from results.catalogue import committed
+from results.protocols import MEANINGS as STATUSES
+from results.protocols import read_protocols
 from results.published import Cell, conflicts
 
 EMPTY = Entry("—")
 MANY = "by cell"
 SUFFIXES = {"M": "M", "G": "G", "GB": " GB", "GiB": " GiB", "percent": "", "perplexity": "", "s": " s",
             "tokens/s": " tokens/s", "billions": "B", "count": "", "nats": ""}  # fmt: skip
+PROTOCOL_COLUMNS = ("Suite", "Methods", "Ranks", "Tasks or sizes", "Setting", "Value", "Status", "Source")
 INEQUALITY = (
-    "Holds: |mean of ours − published| ≤ t·s·√(1/n + 1/k) + half a unit of the last printed digit, with the two-sided "
-    "95 % t quantile for n − 1 degrees, s our standard deviation over n seeds, k the runs behind the published number "
-    "(1 where not stated); bytes, which no seed moves, by the rounding alone"
+    "With d = |mean of ours − published| and b = t·s·√(1/n + 1/k) + half a unit of the last printed digit, with the "
+    "two-sided 95 % t quantile for n − 1 degrees, s our standard deviation over n seeds, k the runs behind the "
+    "published number (1 where not stated), and the stated margin m: holds if d + b ≤ m, does not hold if d − b > m, "
+    "else undecided; bytes, which no seed moves, by the rounding alone"
 )
 
 
@@ -46,13 +51,16 @@ def ours_text(judged: ComparedCell) -> str:
 
 
 def difference_text(judged: ComparedCell) -> str:
-    """Return ours minus published with its sign, and the bound where one was applied."""
-    difference, bound = judged.verdict.difference, judged.verdict.bound
+    """Return ours minus published with its sign, the half-width of its interval and the margin where applied."""
+    difference, bound, margin = judged.verdict.difference, judged.verdict.bound, judged.verdict.margin
     if difference is None:
         return "—"
     places = decimals(judged.cell)
     text = f"{difference:+.{places}f}".replace("-", "−")
-    return text if bound is None else f"{text} (bound {bound:.{max(places, 2)}f})"
+    places = max(places, 2)
+    if margin is not None:
+        return f"{text} ± {bound:.{places}f} (margin {margin:.{places}f})"
+    return text if bound is None else f"{text} (bound {bound:.{places}f})"
 
 
 def to_table(paper: PaperTable) -> Table:
@@ -106,7 +114,7 @@ def long_form(tables: Sequence[PaperTable]) -> pd.DataFrame:
     rows = [_long_row(paper, row, judged) for paper in tables for row in paper.rows for judged in row.cells.values()]
     frame = pd.DataFrame(rows)
     whole = ["published_seeds", "rank", "n"]
-    real = ["published", "rounding", "ours", "sd", "difference", "bound"]
+    real = ["published", "rounding", "ours", "sd", "difference", "bound", "margin"]
     return frame.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(real, "Float64"))
 
 
@@ -118,6 +126,7 @@ def _long_row(paper: PaperTable, row: PaperRow, judged: ComparedCell) -> dict[st
         "setting": cell.row.setting, "column": cell.column, **published_fields(cell),
         "ours": summary.mean if summary else None, "sd": summary.sd if summary else None,
         "n": summary.n if summary else 0, "difference": verdict.difference, "bound": verdict.bound,
+        "margin": verdict.margin,
         "verdict": verdict.word, "reasons": "; ".join(verdict.reasons),
         "records": " ".join(judged.ours.records) if judged.ours else "",
     }  # fmt: skip
@@ -151,6 +160,27 @@ def verdict_table(tables: Sequence[PaperTable]) -> Table:
     notes = (*(f"{word[0].upper()}{word[1:]}: {text}" for word, text in MEANINGS.items()), INEQUALITY)
     caption = "Published cells by verdict. Only runs of the profile paper are compared; others have own tables."
     return Table("verdicts", caption, ("Table", *words), tuple(rows), notes, pd.DataFrame(data))
+
+
+def protocol_table() -> Table:
+    """Return every setting of the published runs, with where it stands."""
+    titles = committed()
+    rows, data = [], []
+    for suite, protocol in read_protocols().items():
+        for each in protocol.statements:
+            methods = ", ".join(titles.method(name).title for name in each.methods) or "all"
+            ranks, places = ", ".join(map(str, each.ranks)) or "all", ", ".join(each.places) or "all"
+            for name, value in each.values.items():
+                text = "one for all" if value is None else str(value)
+                words = (titles.suite(suite).title, methods, ranks, places, name, text, each.status, each.source)
+                rows.append(tuple(map(Entry, words)))
+                data.append(dict(zip(PROTOCOL_COLUMNS, words, strict=True)))
+    notes = [f"{word[0].upper()}{word[1:]}: {text}" for word, text in STATUSES.items()]
+    for suite, protocol in read_protocols().items():
+        margins = ", ".join(f"{quantity} {size:g}" for quantity, size in protocol.margins.items())
+        notes.append(f"Margins, {titles.suite(suite).title}: {margins} ({protocol.margins_source})")
+    caption = "Settings of the published runs and of the profile `paper`, with sources; the last row that fits counts."
+    return Table("protocol", caption, PROTOCOL_COLUMNS, tuple(rows), tuple(notes), pd.DataFrame(data))
 
 
 def elsewhere_table(cells: Sequence[Cell]) -> Table:

@@ -9,7 +9,14 @@ from pathlib import Path
 from reports.page.html import page_html
 from reports.paper.comparison import PaperTable, elsewhere, paper_tables
 from reports.paper.our_numbers import PaperRuns
-from reports.paper.tables import conflict_table, elsewhere_table, long_form, to_table, verdict_table
+from reports.paper.tables import (
+    conflict_table,
+    elsewhere_table,
+    long_form,
+    protocol_table,
+    to_table,
+    verdict_table,
+)
 from reports.records.groups import Group, groups
 from reports.records.peft_results import Foreign, foreign_table
 from reports.records.reading import Gathered
@@ -44,7 +51,7 @@ class Paper:
         """Every table in the order of reading."""
         quoted = [verdict_table(self.papers), *map(to_table, self.papers), conflict_table(self.published)]
         imported = foreign_table(self.foreign)
-        rest = [elsewhere_table(elsewhere(self.published)), *([imported] if imported else [])]
+        rest = [protocol_table(), elsewhere_table(elsewhere(self.published)), *([imported] if imported else [])]
         return [*quoted, *self.own, *rest]
 
 

@@ -32,19 +32,43 @@ def test_the_bound_is_the_stated_one(published_seeds: int | None, spread: float)
 
 
 @pytest.mark.parametrize(
-    ("published", "word"), [(60.0, HOLDS), (60 + BOUND, HOLDS), (60 - BOUND - 0.01, FAILS), (60 + BOUND + 0.01, FAILS)]
+    ("published", "margin", "word"),
+    [
+        # b is 4.973: within a margin of 5 only a difference near zero, outside it only one of nearly ten.
+        (60.0, 5.0, HOLDS),
+        (60.02, 5.0, HOLDS),
+        (60.1, 5.0, UNDECIDED),
+        (55.0, 5.0, UNDECIDED),
+        (60 + BOUND + 5.0, 5.0, UNDECIDED),
+        (60 + BOUND + 5.01, 5.0, FAILS),
+        (60 - BOUND - 5.01, 5.0, FAILS),
+        # Without a margin nothing that seeds move can be shown to be the same.
+        (60.0, 0.0, UNDECIDED),
+        (60 + BOUND + 0.01, 0.0, FAILS),
+    ],
 )
-def test_the_inequality_decides(published: float, word: str) -> None:
-    verdict = judge(published, 0.005, None, Ours(SEEDS))
+def test_the_interval_and_the_margin_decide(published: float, margin: float, word: str) -> None:
+    verdict = judge(published, 0.005, None, Ours(SEEDS), margin)
     assert verdict.word == word
     assert verdict.difference == pytest.approx(60 - published)
-    assert verdict.bound == pytest.approx(BOUND + 0.005, rel=1e-6)
+    assert (verdict.bound, verdict.margin) == (pytest.approx(BOUND + 0.005, rel=1e-6), margin)
 
 
-def test_a_larger_spread_of_ours_holds_more() -> None:
+def test_a_larger_spread_of_ours_decides_less() -> None:
     wide = Ours({0: 55.0, 1: 60.0, 2: 65.0})
-    assert judge(70.0, 0.0, 1, Ours(SEEDS)).word == FAILS
-    assert judge(70.0, 0.0, 1, wide).word == HOLDS
+    assert judge(70.0, 0.0, 1, Ours(SEEDS), 1.0).word == FAILS
+    assert judge(70.0, 0.0, 1, wide, 1.0).word == UNDECIDED
+
+
+def test_more_seeds_can_show_what_three_cannot() -> None:
+    many = Ours({seed: 60.0 + 0.4 * (-1) ** seed for seed in range(40)})
+    assert judge(60.1, 0.005, 40, many, 1.0).word == HOLDS
+    assert judge(60.1, 0.005, 1, Ours(SEEDS), 1.0).word == UNDECIDED
+
+
+def test_what_a_run_chose_is_said_beside_the_verdict() -> None:
+    chosen = Ours(SEEDS, chosen=("learning rate 0.0005: not stated by GaLore",))
+    assert judge(60.0, 0.005, 1, chosen, 5.0).reasons == chosen.chosen
 
 
 @pytest.mark.parametrize("values", [{0: 60.0}, {0: 60.0, 1: 60.0}])

@@ -11,6 +11,7 @@ import pytest
 
 from reports.paper.agreement import ABSENT, ACCOUNTING, FAILS, HOLDS, PROTOCOL, UNDECIDED, UNPUBLISHED
 from reports.paper.comparison import SHAPES, ComparedCell, PaperTable, elsewhere, paper_tables
+from reports.paper.departures import suite_departures
 from reports.paper.our_numbers import PaperRuns
 from reports.paper.tables import conflict_table, elsewhere_table, long_form, to_table, verdict_table
 from reports.records.reading import Found, Gathered, gather
@@ -21,7 +22,7 @@ from results.store import write_record
 
 Make = Callable[..., Record]
 HUB = ModelPlan(name="FacebookAI/roberta-base", source="hub", revision="abc")
-FULL = {"epochs": 30.0, "batch_size": 16}
+FULL = {"epochs": 30.0, "batch_size": 16, "steps": 4680, "learning_rate": 5e-4, "targets": "attention+mlp"}
 
 
 def data_of(length: int, **changes: Any) -> DataPlan:
@@ -64,10 +65,11 @@ def c4_run(make_record: Make) -> Make:
         steps = changes.pop("steps", 10_000)
         last = Evaluation(step=steps, epoch=None, rows={}, metrics={"validation/perplexity": perplexity})
         parts = {"evaluations": [last], "main_metric": "validation/perplexity"}
-        config = {"projection_rank": 128} if method != "full" else {}
+        config = {"projection_rank": 128, "scale": 0.25, "refresh_gap": 200} if method != "full" else {}
         fields = {
             "suite": "c4", "method_config": config, "model": ModelPlan(name="llama-60m", source="config"),
-            "data": data_of(256), "steps": steps, "batch_size": 512,
+            "data": data_of(256), "steps": steps, "batch_size": 512, "warmup_steps": steps // 10, "schedule": "cosine",
+            "final_fraction": 0.1, "precision": "bf16", "learning_rate": 0.01, "targets": "attention+mlp",
         }  # fmt: skip
         return make_record("c4", method, seed, "paper", score=0.5, curve=False, parts=parts, **{**fields, **changes})
 
@@ -96,7 +98,9 @@ def test_without_records_every_cell_says_so() -> None:
 def test_runs_of_the_published_protocol_are_judged(paper_run: Make) -> None:
     records = [paper_run(seed=seed, score=0.79 + 0.002 * seed) for seed in range(3)]
     judged = cell_of(tables_of(records)["glue-rank8"], "lora", "rte")
-    assert judged.verdict.word == HOLDS
+    # Three seeds within half a point of each other, one published: an interval of a point around a difference of 0.14.
+    assert judged.verdict.word == UNDECIDED
+    assert any("learning rate 0.0005: not stated by GaLore" in reason for reason in judged.verdict.reasons)
     assert judged.ours is not None
     assert judged.ours.summary.mean == pytest.approx(79.2)
     assert judged.verdict.difference == pytest.approx(79.2 - 79.06)
@@ -126,6 +130,13 @@ def test_two_seeds_decide_nothing(paper_run: Make) -> None:
         ({"data": data_of(512, held_out=True)}, "held-out"),
         ({"data": data_of(512, train_rows=100)}, "train rows capped at 100"),
         ({"model": ModelPlan(name="minilm", source="package")}, "model minilm (published: roberta-base)"),
+        ({"precision": "bf16-autocast"}, "precision bf16-autocast (published: fp32)"),
+        ({"schedule": "cosine"}, "schedule cosine (published: linear)"),
+        ({"warmup_steps": 280}, "warmup fraction 0.0598291 (published: 0)"),
+        ({"rest_learning_rate": 1e-3}, "rest learning rate 0.001 (published: one for all)"),
+        ({"targets": "attention"}, "targets attention (published: attention+mlp)"),
+        ({"clip_norm": 1.0}, "clipping 1 (published: 0)"),
+        ({"data": data_of(512, eval_rows=1000)}, "eval rows capped at 1000"),
     ],
 )
 def test_a_departure_from_the_protocol_is_named(paper_run: Make, changes: dict[str, Any], text: str) -> None:
@@ -133,6 +144,28 @@ def test_a_departure_from_the_protocol_is_named(paper_run: Make, changes: dict[s
     assert judged.verdict.word == PROTOCOL
     assert any(text in reason for reason in judged.verdict.reasons)
     assert judged.verdict.difference is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"learning_rate": 2e-4}, "learning rate 0.0002 (published: 2e-05)"),
+        ({"method_config": {"projection_rank": 8, "scale": 1.0}}, "scale 1 (published: 2)"),
+        ({"method_config": {"projection_rank": 16, "scale": 2.0}}, "rank 16 (published: 4, 8)"),
+    ],
+)
+def test_a_projected_run_is_held_to_the_rates_of_its_rank_and_task(
+    paper_run: Make, changes: dict[str, Any], text: str
+) -> None:
+    kept = {"method_config": {"projection_rank": 8, "scale": 2.0}, "learning_rate": 2e-5}
+    assert suite_departures(paper_run(method="galore", **kept)) == []
+    assert text in suite_departures(paper_run(method="galore", **{**kept, **changes}))
+
+
+def test_lora_of_pretraining_is_held_to_its_alpha_and_dropout(c4_run: Make) -> None:
+    config = {"rank": 128, "alpha": 16.0, "dropout": 0.0}
+    found = suite_departures(c4_run("lora", method_config=config, learning_rate=1e-3))
+    assert found == ["alpha 16 (published: 32)", "dropout 0 (published: 0.05)"]
 
 
 def test_runs_of_other_profiles_never_stand_beside_a_paper(make_grid: Callable[..., list[Record]]) -> None:
@@ -152,7 +185,7 @@ def test_averages_take_eight_tasks_or_all_nine(paper_run: Make) -> None:
     assert nine.ours is not None
     assert eight.ours.summary.mean == pytest.approx(85.1)
     assert nine.ours.summary.mean == pytest.approx((8 * 85.1 + 50) / 9)
-    assert eight.verdict.word == FAILS
+    assert eight.verdict.word == UNDECIDED
     # The abstract states no protocol, so its average is never judged as if it did.
     assert nine.verdict.word == PROTOCOL
 
@@ -171,12 +204,13 @@ def test_runs_that_cannot_be_told_apart_are_named(paper_run: Make) -> None:
 
 
 def test_perplexity_is_judged_at_the_size_of_the_model(c4_run: Make) -> None:
-    table = tables_of([c4_run(seed=s, perplexity=34.8 + 0.1 * s) for s in range(3)])["c4-perplexity"]
+    table = tables_of([c4_run(seed=s, perplexity=34.87 + 0.01 * s) for s in range(3)])["c4-perplexity"]
     assert cell_of(table, "galore", "60m").verdict.word == HOLDS
     assert cell_of(table, "galore", "130m").verdict.word == ABSENT
     off = tables_of([c4_run(seed=s, steps=100) for s in range(3)])["c4-perplexity"]
     assert cell_of(off, "galore", "60m").verdict.reasons == ("steps 100 (published: 10000)",)
-    other = tables_of([c4_run(seed=s, method_config={"projection_rank": 64}) for s in range(3)])["c4-perplexity"]
+    half = {"projection_rank": 64, "scale": 0.25, "refresh_gap": 200}
+    other = tables_of([c4_run(seed=s, method_config=half) for s in range(3)])["c4-perplexity"]
     assert cell_of(other, "galore", "60m").verdict.reasons == ("rank 64 (published: 128)",)
 
 
@@ -223,12 +257,12 @@ def test_the_printed_table_shows_ours_below_the_published_row(paper_run: Make) -
     text = to_markdown(table)
     assert "| LoRA [G] | 61.83 |" in text
     assert "79.20 ± 0.20 (n=3)" in text
-    assert "+0.14 (bound 1.00)" in text
+    assert "+0.14 ± 1.00 (margin 1.00)" in text
     assert "| by cell |" in text
     assert r"\toprule" in to_latex(table)
     frame = table.data.set_index(["method", "source", "column"])
     row = frame.loc[("lora", "G", "rte")].iloc[0] if frame.index.has_duplicates else frame.loc[("lora", "G", "rte")]
-    assert (row["verdict"], row["n"], row["published"]) == (HOLDS, 3, 79.06)
+    assert (row["verdict"], row["n"], row["published"]) == (UNDECIDED, 3, 79.06)
     assert row["records"].count(".json") == 3
 
 

@@ -178,7 +178,7 @@ def test_validated_returns_the_kind_asked_for() -> None:
 
 def test_an_unknown_profile_and_one_without_the_suite(profiles: Path) -> None:
     (profiles / "micro.toml").write_text("[glue]\nmodel = 'micro'\n")
-    with pytest.raises(ValueError, match="unknown profile 'smal': known are micro, small, paper; nearest: small"):
+    with pytest.raises(ValueError, match="unknown profile 'smal': known are micro, small, paper, fair; nearest: small"):
         load_profile("smal", "glue", 8)
     with pytest.raises(ValueError, match="profile 'micro' has no settings for suite 'c4'"):
         load_profile("micro", "c4", 8)

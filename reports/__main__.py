@@ -16,7 +16,7 @@ from reports.paper.write import paper as make_paper
 from reports.paper.write import trouble_lines, write_paper, write_reports
 from reports.records.peft_results import read_foreign
 from reports.records.reading import gather
-from reports.suite_command import SuiteCommands
+from reports.suite_command import Against, SuiteCommands, Where
 from reports.suite_command import register as register_suites
 from reports.tables.memory_lab import build_memory_report
 from reports.tables.table import to_screen
@@ -87,6 +87,8 @@ def paper(
     out: Annotated[Path, typer.Option(help="Folder for the tables: OUT/paper/, and a folder a report.")] = Path(
         "reports/build"
     ),
+    against: Against = None,
+    where: Where = None,
     figures: Annotated[
         bool, typer.Option(help="Write all other reports too: GLUE, C4, memory, bench, capabilities, trial.")
     ] = True,
@@ -101,8 +103,9 @@ def paper(
     """
     with one_line_errors():
         roots = existing(records or [Path("results/reference")])
-        made = make_paper(gather(roots), published_cells(), read_foreign(foreign or ()))
-        paths = (write_reports(made, roots, out) if figures else []) + write_paper(made, out)
+        gathered = gather(roots).where(where or ())
+        made = make_paper(gathered, published_cells(), read_foreign(foreign or ()))
+        paths = (write_reports(made, roots, out, against) if figures else []) + write_paper(made, out)
     console = Console()
     console.print(to_screen(made.tables[0], console.width))
     sys.stdout.write("".join(f"note: {line}\n" for line in trouble_lines(made)[:20]))

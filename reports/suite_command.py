@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 from reports.averages.convention import Convention, choices, convention_of
 from reports.bad_input import existing, one_line_errors
 from reports.records.frames import described
+from reports.records.selection import parse_rank
 from reports.tables.table import to_screen
 from reports.write import Report, suite_report, write_report
 from results.catalogue import SuiteEntry, committed
@@ -26,6 +27,16 @@ BUILD = Path("reports/build")
 Records = Annotated[
     list[Path] | None,
     typer.Option(metavar="PATH", help=f"Folder or file of records; may be given several times [{RECORDS}]."),
+]
+Against = Annotated[
+    str | None, typer.Option(metavar="ROW", help="Row of the paired differences, by name or title [the yardstick].")
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FIELD=VALUE",
+        help="Keep plans with this setting, such as training.state_bits=32; repeatable. Without it each is a row.",
+    ),
 ]
 
 
@@ -58,7 +69,7 @@ def suite_command(entry: SuiteEntry) -> Callable[..., None]:
             loaded = read_records(existing(given["records"] or [RECORDS]))
             chosen = {name: given[name] for name in (*offered, "seeds") if name in given}
             report = suite_report(
-                loaded, entry.name, given["profile"], given["rank"],
+                loaded, entry.name, given["profile"], parse_rank(given["rank"]),
                 _convention(loaded, entry.name, chosen) if offered else None, given["where"] or (), given["against"],
             )  # fmt: skip
             paths = write_report(report, given["out"])
@@ -84,7 +95,7 @@ def _parameters(entry: SuiteEntry, offered: dict[str, tuple[object, ...]]) -> It
     known = "may be left out where the records hold one only."
     yield inspect.Parameter("records", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Records)
     yield option("profile", str | None, f"Profile of the runs; {known}")
-    yield option("rank", int | None, f"Rank of the runs; {known} A method without a rank belongs to every one.")
+    yield option("rank", str | None, f"Rank of the runs, or all: a row each; {known} A method without one is in all.")
     yield option("out", Path, f"Folder for the report: OUT/{entry.name}-PROFILE-rRANK/.", BUILD)
     for name, values in offered.items():
         words = ", ".join(map(str, values))
@@ -92,9 +103,8 @@ def _parameters(entry: SuiteEntry, offered: dict[str, tuple[object, ...]]) -> It
         yield option(name, int | None if name == "tasks" else str | None, f"{what or entry.task_title(name)}: {words}.")
     if offered:
         yield option("seeds", str | None, "same: an average needs equal seeds on all tasks; shared: those all have.")
-    yield option("against", str | None, "Method of the paired differences [the yardstick].")
-    conditions = "Keep plans with FIELD=VALUE, such as training.state_bits=32; repeatable."
-    yield option("where", list[str] | None, conditions, metavar="FIELD=VALUE")
+    yield inspect.Parameter("against", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Against)
+    yield inspect.Parameter("where", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Where)
 
 
 def _help(entry: SuiteEntry, offered: dict[str, tuple[object, ...]]) -> str:

@@ -13,7 +13,7 @@ from reports.figures.parts_and_scores import dots_plot, parts_plot
 from reports.figures.validation import validation_plot
 from reports.gate.fault_table import trial_table
 from reports.records.report_runs import Context
-from reports.records.selection import folder_name, select, table_rank
+from reports.records.selection import ALL, Rank, folder_name, select, table_rank
 from reports.tables.bench import bench_plot, claims_table, measurements_table, targets_table
 from reports.tables.capabilities import capabilities_table
 from reports.tables.cost import estimate_table, memory_table, peak_by_task_table, process_table, time_table
@@ -67,7 +67,7 @@ def suite_report(
     records: Sequence[Record],
     suite: str,
     profile: str | None = None,
-    rank: int | None = None,
+    rank: Rank = None,
     convention: Convention | None = None,
     where: Iterable[str] = (),
     against: str | None = None,
@@ -76,18 +76,24 @@ def suite_report(
 
     Args:
         profile: None takes the only one among the records.
-        rank: None takes the only one among them.
+        rank: None takes the only one among them, "all" every one: each is a row.
         convention: how runs become scores and scores an average; None is the suite's usual one.
         where: conditions on plans, see `selection.select`.
         against: method of the paired differences; None is the yardstick.
 
     Raises:
-        ReportError: no record fits, or two fit the same place.
-        ChoiceError: unknown method in `against`.
+        ReportError: no record fits, or a plan has two records.
+        ChoiceError: unknown row in `against`, or a method with several.
     """
     chosen = select(records, suite, profile, rank, where)
+    return report_of(context_of(chosen, rank, convention), against)
+
+
+def context_of(chosen: Sequence[Record], rank: Rank, convention: Convention | None = None) -> Context:
+    """Return what all tables and figures of the selected runs share."""
     ranks = [found for record in chosen if (found := table_rank(record)) is not None]
-    return report_of(Context(chosen, chosen[0].plan.profile, next(iter(ranks), rank), convention), against)
+    shown = None if rank == ALL else next(iter(ranks), rank)
+    return Context(chosen, chosen[0].plan.profile, shown, convention)
 
 
 def report_of(context: Context, against: str | None = None) -> Report:

@@ -7,6 +7,7 @@ described by the committed `results/reference/catalogue.json`.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -162,7 +163,7 @@ class Catalogue(Strict):
 
     def ordered(self, names: Iterable[str]) -> list[str]:
         """Return the names of methods in the order of rows."""
-        return sorted(set(names), key=lambda name: (self.method(name).order, name))
+        return sorted(set(names), key=lambda name: (self.method(name).order, _natural(name)))
 
     def yardstick(self, names: Iterable[str]) -> str | None:
         """Return the yardstick among the names of methods; None where none of them is."""
@@ -170,6 +171,12 @@ class Catalogue(Strict):
 
 
 E = TypeVar("E", MethodEntry, MetricEntry, TaskEntry, SuiteEntry)
+
+
+def _natural(name: str) -> list[tuple[float, str]]:
+    """Return by what names are sorted: numbers in them by size, so that "alpha=8" comes before "alpha=16"."""
+    parts = re.split(r"(?<![\w.])(\d+(?:\.\d+)?(?:e[-+]?\d+)?)", name)
+    return [(float(part), "") if at % 2 else (-1.0, part) for at, part in enumerate(parts)]
 
 
 def _known(name: str, known: list[str]) -> str:

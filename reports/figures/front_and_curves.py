@@ -20,6 +20,7 @@ from matplotlib.transforms import Bbox
 
 from reports.figures.labels import Label, place_labels
 from reports.figures.style import Look, byte_unit, seed_words
+from reports.records.provenance import listed
 from reports.records.report_runs import MICRO, Context
 from reports.stats.over_seeds import pareto_front
 from reports.tables.cost import byte_range, finished
@@ -129,7 +130,7 @@ def _front(context: Context, points: list[FrontPoint], title: str) -> Figure:
         if hollow
         else "Dashed: Pareto front of the means; filled: on it (nothing that needs no more memory scores as well). "
     )
-    footer += f"Not shown, no average or no measured peak: {', '.join(left_out)}. " if left_out else ""
+    footer += f"Not shown, no average or no measured peak: {listed(left_out)}. " if left_out else ""
     figure, (bottom, top) = framed(8, 5.4, title, subtitle(context), footer)
     axes = figure.add_axes((0.085, bottom + 0.105, 0.885, top - bottom - 0.12))
     unit, size = byte_unit(max(point.peak_bytes for point in points))

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
+from reports.records.frames import ROW
 from results.catalogue import Catalogue, SuiteEntry
 
 
@@ -50,7 +51,8 @@ def looks(names: Iterable[str], catalogue: Catalogue, suite: SuiteEntry | None =
         slot = method.slot if method.slot is not None and method.slot < len(SLOTS) else None
         look = next(free) if slot is None or slot in taken else SLOTS[slot]
         taken |= set() if slot is None else {slot}
-        renamed = suite.yardstick_title if suite is not None and method.yardstick else None
+        whole = method.yardstick and ROW not in name
+        renamed = suite.yardstick_title if suite is not None and whole else None
         found[name] = Look(renamed or method.title, *look)
     return found
 

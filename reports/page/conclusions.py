@@ -138,4 +138,6 @@ def _front_lines(context: Context, gains: Mapping[str, Mapping[int, float]], pea
 
 def _joined(context: Context, methods: Sequence[str]) -> str:
     names = [context.title(method) for method in methods]
+    if any("," in name for name in names):
+        return "; ".join(names)
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

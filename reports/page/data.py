@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from reports.figures.style import PART_COLOURS, looks
-from reports.page.views import group_view, ordered, readable, run_scores, scaled, suite_view
+from reports.page.views import group_view, ordered, run_scores, scaled, suite_view
 from reports.paper.agreement import MEANINGS
 from reports.paper.comparison import ComparedCell, PaperTable, elsewhere
 from reports.paper.tables import INEQUALITY, difference_text, ours_text, printed, published_fields, ratio
@@ -72,12 +73,14 @@ def page_data(
     """Return everything the page shows, in an order that does not depend on files."""
     pools = {name: Pool() for name in ("environment", "model", "data", "config", "training", "facts", "steps", "keys")}
     offered = ordered(groups)
-    contexts = [readable(group) for group in offered]
+    contexts = [group.context for group in offered]
     scores = {plan_hash: found for context in contexts for plan_hash, found in run_scores(context).items()}
-    catalogue = described(gathered.records)
-    runs = [_run(found, pools, scores, catalogue) for found in gathered.found]
+    rows = {record.plan_hash: record for context in contexts for record in context.records}
+    shown = [replace(found, record=rows.get(found.record.plan_hash, found.record)) for found in gathered.found]
+    catalogue = described(found.record for found in shown)
+    runs = [_run(found, pools, scores, catalogue) for found in shown]
     numbers = {run["id"]: at for at, run in enumerate(runs)}
-    methods = {found.record.plan.method for found in gathered.found} | {i.row["method"] for i in foreign}
+    methods = {found.record.plan.method for found in shown} | {i.row["method"] for i in foreign}
     return {
         "looks": [{"method": m, **vars(look)} for m, look in looks(methods, catalogue).items()],
         "parts": PART_COLOURS, "suites": {context.suite: suite_view(context) for context in contexts},

@@ -76,7 +76,7 @@ section("other", "Other numbers", "Other published and foreign numbers", (body) 
     { key: "source", label: "Source", value: (row) => row.source, text: (row) => `[${row.source}] ${row.place}` },
   ], DATA.elsewhere, { name: "elsewhere", label: "Other published numbers" })));
   const left = [...DATA.duplicates.map(([out, kept, alike]) => `${out}: same plan as ${kept}, left out; ${alike ? "both ended alike" : "the two differ in how they ended"}`),
-    ...DATA.others.map((path) => `${path}: not a record of a run, left out`), ...DATA.groups.filter((one) => one.trouble).map((one) => one.trouble)];
+    ...DATA.others.map((path) => `${path}: not a record of a run, left out`)];
   if (left.length) body.append(el("details", {}, el("summary", {}, `What was left out (${left.length})`), el("ul", {}, left.slice(0, 200).map((line) => el("li", {}, line)))));
 });
 

@@ -27,7 +27,7 @@ function groupWarnings() {
   const found = group();
   if (!found) return [];
   return [found.micro ? warn("Profile micro: checks the pipeline and the ordering of methods. Never the paper's numbers.") : null,
-    found.trouble ? warn(`Several runs share one place here; the first of them is shown. ${found.trouble}`) : null].filter(Boolean);
+  ].filter(Boolean);
 }
 
 section("front", "Memory", "Score against memory", (body) => {

@@ -17,7 +17,6 @@ from reports.stats.over_seeds import LEAST_SEEDS, dominators, paired_difference,
 from reports.stats.significance import front_probability
 from reports.tables.standing import averages_of, peaks_of
 from results.catalogue import MetricEntry
-from results.schema import Record
 
 Json = dict[str, Any]
 PROFILES = ("paper", "small", "micro")
@@ -29,22 +28,12 @@ def ordered(groups: Sequence[Group]) -> list[Group]:
     """Return the groups as the page offers them: first those whose seeds allow conclusions, then by profile."""
 
     def place(group: Group) -> tuple[bool, bool, int, str, int]:
-        context = readable(group)
+        context = group.context
         profile = PROFILES.index(group.profile) if group.profile in PROFILES else len(PROFILES)
         few = max((len(scores) for scores in averages_of(context).values()), default=0) < LEAST_SEEDS
         return few, context.plugin is None, profile, group.name, -(group.rank or 0)
 
     return sorted(groups, key=place)
-
-
-def readable(group: Group) -> Context:
-    """Return the group as a report reads it; where several runs share a place, the first of each place."""
-    if group.context is not None:
-        return group.context
-    first: dict[tuple[str, str, int], Record] = {}
-    for record in group.records:
-        first.setdefault((record.plan.method, record.plan.task, record.plan.seed), record)
-    return group.context_of(list(first.values()))
 
 
 def group_view(group: Group, gathered: Gathered, numbers: Mapping[str, int]) -> Json:
@@ -53,12 +42,12 @@ def group_view(group: Group, gathered: Gathered, numbers: Mapping[str, int]) -> 
     Args:
         numbers: plan hash -> place of the run in the page's list.
     """
-    context = readable(group)
+    context = group.context
     tasks = {"all": set(context.tasks), **{task: {task} for task in context.tasks}}
     chosen = {name: [r for r in context.records if r.plan.task in names] for name, names in tasks.items()}
     return {
         "suite": group.suite, "profile": group.profile, "rank": group.rank, "title": group.title,
-        "trouble": group.trouble, "micro": context.is_micro, "shared": context.convention.seeds == "shared",
+        "micro": context.is_micro, "shared": context.convention.seeds == "shared",
         "methods": context.methods, "names": {method: context.title(method) for method in context.methods},
         "runs": [numbers[record.plan_hash] for record in group.records],
         "tasks": [task for task in context.tasks if chosen[task]],

@@ -139,7 +139,7 @@ def _table(shape: Shape, cells: Sequence[Cell], paper_runs: PaperRuns) -> PaperT
     found = sorted(groups.values(), key=lambda group: order.index(group[0].row.method))
     rows = tuple(_row(shape, group, paper_runs) for group in found)
     return PaperTable(
-        shape.name, shape.title, shape.what, _present(shape, cells), rows, _notes(shape, cells, paper_runs)
+        shape.name, shape.title, shape.what, _present(shape, cells), rows, _notes(cells)
     )
 
 
@@ -173,7 +173,7 @@ def _basis(cell: Cell) -> str | None:
     return cell.series.basis if "memory" in cell.series.quantity and cell.series.basis != "unknown" else None
 
 
-def _notes(shape: Shape, cells: Sequence[Cell], paper_runs: PaperRuns) -> tuple[str, ...]:
+def _notes(cells: Sequence[Cell]) -> tuple[str, ...]:
     notes = []
     names = {cell.source.letter: cell.source for cell in cells}
     places: dict[str, list[str]] = {}
@@ -188,6 +188,4 @@ def _notes(shape: Shape, cells: Sequence[Cell], paper_runs: PaperRuns) -> tuple[
             remarks.setdefault(cell.why, []).append(f"{cell.row.title} [{cell.source.letter}]")
     notes += [f"{', '.join(dict.fromkeys(titles))}: {why}" for why, titles in remarks.items()]
     notes += dict.fromkeys(f"[{c.source.letter}] {text}" for c in cells for text in c.series.notes)
-    if shape.rank is not None and isinstance(trouble := paper_runs.glue(shape.rank), str):
-        notes.append(f"Runs of profile {answers.PROFILE} that cannot be told apart, none shown: {trouble}")
     return tuple(notes)

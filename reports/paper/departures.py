@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from reports.records.frames import ROW
 from reports.records.selection import table_rank
 from results.protocols import Protocol, read_protocols
 from results.schema import Plan, Record
@@ -49,7 +50,7 @@ def suite_departures(record: Record) -> list[str]:
     if place is None:
         return [f"model {record.plan.model.name} (published: {', '.join(protocol.stated_places)})"]
     rank = table_rank(record)
-    settings = protocol.settings(record.plan.method, rank, place)
+    settings = protocol.settings(_method(record), rank, place)
     stated = {name: given.value for name, given in settings.items() if given.statement.status == "stated"}
     rows = [_unlike(record, name, value) for name, value in stated.items()]
     found = [text for text in rows if text] + _data_departures(record)
@@ -64,7 +65,7 @@ def unstated(record: Record) -> list[str]:
     place = _place(record, protocol)
     if place is None:
         return []
-    found = protocol.settings(record.plan.method, table_rank(record), place)
+    found = protocol.settings(_method(record), table_rank(record), place)
     return [
         f"{_name(name)} {_show(_value(record, name))}: not stated by {protocol.source}"
         for name, given in found.items()
@@ -76,6 +77,11 @@ def model_size(record: Record) -> str | None:
     """Return the published size that a model's name ends in or holds as a word, as "60m"; None for any other."""
     words = set(re.split(r"[^a-z0-9]+", record.plan.model.name.lower()))
     return next((size for size in read_protocols()["c4"].stated_places if size in words), None)
+
+
+def _method(record: Record) -> str:
+    """Return the method of a run, whatever row of several settings it stands in."""
+    return record.plan.method.partition(ROW)[0]
 
 
 def _place(record: Record, protocol: Protocol) -> str | None:

@@ -5,7 +5,7 @@ Only runs of the profile `paper` stand beside a paper's value; those of other pr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,10 +13,11 @@ from reports.averages.convention import convention_of
 from reports.averages.glue import average
 from reports.paper.agreement import Ours
 from reports.paper.departures import UNSTATED, departures, model_size, unstated
-from reports.records.frames import described
+from reports.records.frames import ROW, described
 from reports.records.reading import Gathered
 from reports.records.report_runs import Context
-from reports.records.selection import ReportError, select, table_rank
+from reports.records.rows import told_apart
+from reports.records.selection import table_rank
 from reports.tables.standing import reduction_of
 from results.published import Cell
 from results.schema import Record
@@ -46,25 +47,16 @@ class PaperRuns:
         return found
 
     @cached_property
-    def _contexts(self) -> dict[tuple[int, int], Context | str]:
+    def _contexts(self) -> dict[tuple[int, int], Context | None]:
         return {}
 
-    def glue(self, rank: int, tasks: int = 8) -> Context | str | None:
-        """Return the paper-profile GLUE runs of one rank with 32-bit state under GaLore's convention.
-
-        None where there are none; text where they cannot be told apart, which says why.
-        """
-        if not any(table_rank(record) in (rank, None) for record in self.of("glue")):
-            return None
+    def glue(self, rank: int, tasks: int = 8) -> Context | None:
+        """Return the paper-profile GLUE runs of one rank with 32-bit state under GaLore's convention; None: no run."""
         key = (rank, tasks)
         if key not in self._contexts:
-            try:
-                chosen = select(self.of("glue"), "glue", PROFILE, rank, ("training.state_bits=32",))
-                self._contexts[key] = Context(
-                    chosen, PROFILE, rank, convention_of(described(chosen).suite("glue"), tasks=tasks)
-                )
-            except ReportError as error:
-                self._contexts[key] = str(error)
+            bits = [record for record in self.of("glue") if record.plan.training.state_bits == BITS[""]]
+            chosen = [record for record in bits if table_rank(record) in (rank, None)]
+            self._contexts[key] = self._context(chosen, rank, tasks) if chosen else None
         return self._contexts[key]
 
     def _context(self, chosen: list[Record], rank: int, tasks: int) -> Context:
@@ -84,13 +76,13 @@ def glue_score(cell: Cell, paper_runs: PaperRuns, rank: int) -> Ours | None:
     context = paper_runs.glue(rank, 9 if cell.row.setting == ALL_TASKS else 8)
     if context is None:
         return None
-    if isinstance(context, str):
-        return None
-    method, task = cell.row.method, cell.column
+    task = cell.column
     whole = task == "average"
-    runs = [r for r in context.records if r.plan.method == method and (whole or r.plan.task == task)]
+    runs = [r for r in context.records if r.plan.method.partition(ROW)[0] == cell.row.method]
+    runs = nearest_row([r for r in runs if whole or r.plan.task == task])
     if not runs:
         return None
+    method = runs[0].plan.method
     if whole:
         found = average(context, method)
         scores, broken = found.scores, [f"no average: {text}" for text in found.missing] if not found.scores else []
@@ -108,6 +100,7 @@ def glue_memory(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer a GLUE memory cell with the highest count over tasks."""
     runs = [r for r in paper_runs.of("glue") if r.plan.method == cell.row.method]
     runs = [r for r in runs if table_rank(r) in (cell.row.rank, None) and r.plan.training.state_bits == 32]
+    runs = nearest_row(runs)
     return _memory(cell, paper_runs, runs, departures(runs))
 
 
@@ -151,7 +144,15 @@ def state_reduction(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
 def _c4_runs(cell: Cell, paper_runs: PaperRuns, size: str) -> list[Record]:
     bits = BITS.get(cell.row.setting)
     runs = [r for r in paper_runs.of("c4") if r.plan.method == cell.row.method and model_size(r) == size]
-    return [r for r in runs if r.plan.training.state_bits == bits]
+    return nearest_row([r for r in runs if r.plan.training.state_bits == bits])
+
+
+def nearest_row(runs: Sequence[Record]) -> list[Record]:
+    """Return those runs of a method under several settings that depart least from the published protocol."""
+    rows: dict[str, list[Record]] = {}
+    for record in told_apart(runs):
+        rows.setdefault(record.plan.method, []).append(record)
+    return min(rows.values(), key=lambda row: (len(departures(row)), -len(row)), default=[])
 
 
 def _main(record: Record, step: int | None) -> float | None:
@@ -172,8 +173,6 @@ def _by_seed(runs: list[Record], paper_runs: PaperRuns, value: Callable[[Record]
         found = value(record)
         if found is None:
             trouble.append(f"seed {record.plan.seed} without a value ({record.status.replace('_', ' ')})")
-        elif record.plan.seed in values:
-            trouble.append(f"several different runs of seed {record.plan.seed}")
         else:
             values[record.plan.seed] = found
     if not values:

@@ -17,6 +17,7 @@ from reports.paper.tables import (
     to_table,
     verdict_table,
 )
+from reports.records.frames import ROW
 from reports.records.groups import Group, groups
 from reports.records.peft_results import Foreign, foreign_table
 from reports.records.reading import Gathered
@@ -62,7 +63,7 @@ def paper(gathered: Gathered, published: Sequence[Cell], foreign: Sequence[Forei
     for group in found:
         own.append(standing_table(group))
         context = group.context
-        if context is not None and context.plugin is not None:
+        if context.plugin is not None:
             own += [replace(table, name=f"{table.name}-{group.name}") for table in context.plugin.tables(context)]
     own.append(state_table(found))
     tables = tuple(table for table in own if table is not None)
@@ -100,24 +101,27 @@ def trouble_lines(made: Paper) -> list[str]:
     for left_out, kept, alike in gathered.duplicates:
         ended = "both ended alike" if alike else "the two differ in how they ended"
         lines.append(f"{left_out}: same plan as {kept}, left out; {ended}")
-    lines += [f"{group.title}: no table: {group.trouble}" for group in made.groups if group.trouble]
     shown = list(gathered.others[:SHOWN_FILES])
     more = len(gathered.others) - len(shown)
     lines += [f"{path}: not a record of a run, left out" for path in shown]
     return [*lines, *([f"and {more} more files that are no records of runs"] if more > 0 else [])]
 
 
-def write_reports(made: Paper, roots: Iterable[Path], out: Path) -> list[Path]:
+def write_reports(made: Paper, roots: Iterable[Path], out: Path, against: str | None = None) -> list[Path]:
     """Write below `out` the report of every group, and of what else lies below `roots`; return the paths.
+
+    Args:
+        against: row of the paired differences in the groups that have it; the others keep their yardstick.
 
     Raises:
         ReportError, StoreError: as the reports themselves do.
     """
     paths = []
     for group in made.groups:
-        if not group.trouble:
-            whole = made.gathered.whole(group.records)
-            paths += write_report(report_of(group.context_of(whole)), out)
+        whole = made.gathered.whole(group.records)
+        context = group.context_of(whole)
+        named = against if against in {method.partition(ROW)[0] for method in context.methods} else None
+        paths += write_report(report_of(context, against if against in context.methods else named), out)
     for root in roots:
         for place, write in ONE_FILE.items():
             if (root / place).exists():

@@ -21,6 +21,8 @@ Fields = dict[str, Any]
 STATUSES: tuple[str, ...] = get_args(Status)
 PEAKS = ("step_peak", "refresh_peak")
 PACKAGES = ("torch", "transformers", "datasets", "peft", "bitsandbytes")
+ROW = ":"
+"""Stands between a method's name and the settings of one of its rows, see `reports.records.rows`."""
 TEXT, WHOLE, REAL, FLAG = "string", "Int64", "Float64", "boolean"
 
 # Runs that agree in all of these did the same work on the same machine, so that their times can be divided.
@@ -231,13 +233,23 @@ def runs_frame(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def with_step_ratio(runs: pd.DataFrame, yardstick: str | None) -> pd.DataFrame:
-    """Return `runs` with `step_ratio`: `step_s` over the mean one of `yardstick` in equal `CLOCK_FIELDS`."""
+    """Return `runs` with `step_ratio`: `step_s` over the mean one of `yardstick` in equal `CLOCK_FIELDS`.
+
+    Where the yardstick was run under several settings, its other rows stand in for it: one of another precision has
+    runs of equal clock there.
+    """
+    method = (yardstick or "").partition(ROW)[0]
+    exact, any_row = runs["method"] == yardstick, runs["method"].str.split(ROW).str[0] == method
+    return runs.assign(step_ratio=_step_ratio(runs, exact).fillna(_step_ratio(runs, any_row)))
+
+
+def _step_ratio(runs: pd.DataFrame, of_yardstick: pd.Series) -> pd.Series:
     keys = list(CLOCK_FIELDS)
-    base = runs[(runs["method"] == yardstick) & (runs["status"] == "ok") & runs["step_s"].notna()]
+    base = runs[of_yardstick & (runs["status"] == "ok") & runs["step_s"].notna()]
     mean = base.groupby(keys, dropna=False, observed=True)["step_s"].mean().rename("base_s").reset_index()
     joined = runs[[*keys, "step_s"]].merge(mean, on=keys, how="left")
-    ratio = joined["step_s"] / joined["base_s"]
-    return runs.assign(step_ratio=ratio.astype(pd.Float64Dtype()))
+    ratio: pd.Series = (joined["step_s"] / joined["base_s"]).astype(pd.Float64Dtype())
+    return ratio.set_axis(runs.index)
 
 
 def metrics_frame(records: Sequence[Record]) -> pd.DataFrame:

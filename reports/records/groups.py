@@ -7,47 +7,38 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from reports.averages.convention import convention_of
-from reports.records.frames import described
 from reports.records.report_runs import Context
-from reports.records.selection import ReportError, folder_name, select, table_rank
-from results.catalogue import Catalogue
+from reports.records.selection import folder_name, table_rank
 from results.schema import Record
 
 
 @dataclass(frozen=True)
 class Group:
-    """The result runs of one suite, profile and rank; `trouble` says why they cannot be told apart, "" if they can."""
+    """The result runs of one suite, profile and rank."""
 
     suite: str
     profile: str
     rank: int | None
     records: tuple[Record, ...]
-    trouble: str = ""
 
     @property
     def name(self) -> str:
         """Stem of its files."""
         return folder_name(self.suite, self.profile, self.rank)
 
-    @cached_property
-    def catalogue(self) -> Catalogue:
-        """What the records say of methods and suites."""
-        return described(self.records)
-
     @property
     def title(self) -> str:
         """What is printed."""
-        title = self.catalogue.suite(self.suite).title
-        return f"{title}, profile {self.profile}" + ("" if self.rank is None else f", rank {self.rank}")
+        return self.context.heading
 
     @cached_property
-    def context(self) -> Context | None:
-        """The group as a report reads it; None where its runs cannot be told apart.
+    def context(self) -> Context:
+        """The group as a report reads it.
 
         Averages need equal seeds on all tasks; where no method has such an average, the seeds that all tasks have are
         used.
         """
-        return None if self.trouble else self.context_of(self.records)
+        return self.context_of(self.records)
 
     def context_of(self, records: Sequence[Record]) -> Context:
         """Return the context of the same runs, read with or without their curves."""
@@ -59,7 +50,7 @@ class Group:
     @property
     def is_micro(self) -> bool:
         """Whether the numbers say nothing about a paper."""
-        return self.profile == "micro" or any(r.plan.data.source == "micro" for r in self.records)
+        return self.context.is_micro
 
 
 def groups(records: Sequence[Record]) -> list[Group]:
@@ -72,9 +63,5 @@ def groups(records: Sequence[Record]) -> list[Group]:
         ranks: list[int | None] = [*sorted({rank for r in here if (rank := table_rank(r)) is not None})]
         for rank in ranks or [None]:
             mine = [r for r in here if table_rank(r) in (rank, None)]
-            try:
-                chosen, trouble = select(mine, suite, profile, rank), ""
-            except ReportError as error:
-                chosen, trouble = mine, str(error)
-            found.append(Group(suite, profile, rank, tuple(chosen), trouble))
+            found.append(Group(suite, profile, rank, tuple(mine)))
     return found

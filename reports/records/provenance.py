@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -52,7 +52,12 @@ def _learning_rates(context: Context) -> list[str]:
         mine = context.runs[context.runs["method"] == method]
         rates = sorted({float(rate) for rate in mine["learning_rate"]})
         parts.append(f"{context.title(method)} {rates[0]:g}" + (f" to {rates[-1]:g}" if len(rates) > 1 else ""))
-    return [f"Learning rates: {', '.join(parts)}"]
+    return [f"Learning rates: {listed(parts)}"]
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Return names of rows as a list; between names that hold commas themselves stand semicolons."""
+    return ("; " if any("," in part for part in parts) else ", ").join(parts)
 
 
 def joined(values: pd.Series) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from reports.records.frames import in_order
+from reports.records.selection import matching
 from results.schema import CurvePoint, Record
 from results.store import read_record, record_paths
 
@@ -57,6 +58,11 @@ class Gathered:
     def results(self) -> list[Record]:
         """Those that are results, tuning runs left out."""
         return [record for record in self.records if record.plan.purpose == "result"]
+
+    def where(self, conditions: Iterable[str]) -> Gathered:
+        """Return what fulfils every "field=value" on its plan, see `selection.matching`."""
+        kept = {record.plan_hash for record in matching(self.records, conditions)}
+        return replace(self, found=tuple(item for item in self.found if item.record.plan_hash in kept))
 
     def whole(self, records: Iterable[Record]) -> list[Record]:
         """Return records with their curves, read again from their files."""

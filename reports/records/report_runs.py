@@ -14,6 +14,7 @@ from reports.averages.glue import Average, Switchboard
 from reports.figures.style import Look, looks, seed_words
 from reports.records.frames import curves_frame, described, metrics_frame, runs_frame
 from reports.records.provenance import joined
+from reports.records.rows import told_apart
 from reports.stats.outcomes import Outcomes, metric_frame, outcomes, scores_frame
 from results.catalogue import Catalogue, MetricEntry, SuiteEntry
 from results.schema import Record
@@ -50,12 +51,20 @@ class Column:
 
 @dataclass(frozen=True)
 class Context:
-    """One report: the selected records of one suite, and the convention they are read under (None: the usual one)."""
+    """One report: the selected records of one suite, and the convention they are read under (None: the usual one).
 
-    records: Sequence[Record]
+    A method that was run under several settings is several methods to all tables and figures, see `records.rows`.
+    """
+
+    selected: Sequence[Record]
     profile: str
     rank: int | None
     chosen: Convention | None = None
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """The records, under the names of their rows."""
+        return told_apart(self.selected)
 
     @cached_property
     def catalogue(self) -> Catalogue:
@@ -65,7 +74,7 @@ class Context:
     @property
     def suite(self) -> str:
         """The suite's name."""
-        return self.records[0].plan.suite
+        return self.selected[0].plan.suite
 
     @cached_property
     def entry(self) -> SuiteEntry:

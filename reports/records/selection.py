@@ -1,4 +1,4 @@
-"""Which records a report is about: one suite, profile and rank, one plan for each method, task and seed."""
+"""Which records a report is about: one suite, profile and rank, every plan once."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from reports.records.frames import table_ranks
 from results.schema import Record
+
+
+ALL = "all"
+Rank = int | Literal["all"] | None
 
 
 class ReportError(ValueError):
@@ -42,18 +46,18 @@ def folder_name(suite: str, profile: str, rank: int | None) -> str:
 
 
 def select(
-    records: Sequence[Record], suite: str, profile: str | None, rank: int | None, where: Iterable[str] = ()
+    records: Sequence[Record], suite: str, profile: str | None, rank: Rank, where: Iterable[str] = ()
 ) -> list[Record]:
     """Return the result runs of one suite, profile and rank; methods without a rank belong to every rank.
 
     Args:
         profile: None takes the only profile among the records.
-        rank: None takes the only rank among them.
+        rank: None takes the only rank among them, "all" every one: each is a row.
         where: "field=value" conditions on the plan, such as "training.state_bits=32" or "method_config.alpha=16";
             a plan whose method has no such setting stays.
 
     Raises:
-        ReportError: nothing fits, a name is unknown, or two runs share method, task and seed.
+        ReportError: nothing fits, a name is unknown, or a plan has two records.
     """
     if not records:
         raise ReportError("no records: run the suite first (nox -s glue_rank8) or name a folder with --records")
@@ -65,10 +69,20 @@ def select(
         raise ReportError(f"the records hold several profiles, choose one with --profile: {', '.join(profiles)}")
     chosen = _named(chosen, "profile", profile or profiles[0], "no records")
     chosen = _of_rank(chosen, rank)
-    for condition in where:
-        chosen = _matching(chosen, condition)
+    chosen = matching(chosen, where)
     _check_unique(chosen)
     return chosen
+
+
+def matching(records: list[Record], where: Iterable[str]) -> list[Record]:
+    """Return the records whose plans fulfil every "field=value"; a plan whose method has no such setting stays.
+
+    Raises:
+        ReportError: no condition, an unknown field, or nothing left.
+    """
+    for condition in where:
+        records = _matching(records, condition)
+    return records
 
 
 def _named(records: list[Record], field: str, value: str, empty: str) -> list[Record]:
@@ -82,10 +96,27 @@ def _named(records: list[Record], field: str, value: str, empty: str) -> list[Re
     return [r for r in records if getattr(r.plan, field) == value]
 
 
-def _of_rank(records: list[Record], rank: int | None) -> list[Record]:
+def parse_rank(text: str | None) -> Rank:
+    """Return the rank that was typed.
+
+    Raises:
+        ReportError: neither a whole number nor "all".
+    """
+    if text is None or text == ALL:
+        return None if text is None else "all"
+    try:
+        return int(text)
+    except ValueError:
+        raise ReportError(f"rank {text!r}: must be a whole number, or {ALL} for a row each (nearest: {ALL})") from None
+
+
+def _of_rank(records: list[Record], rank: Rank) -> list[Record]:
+    if rank == ALL:
+        return records
     known = sorted({found for r in records if (found := table_rank(r)) is not None})
     if rank is None and len(known) > 1:
-        raise ReportError(f"the records hold several ranks, choose one with --rank: {', '.join(map(str, known))}")
+        known_words = ", ".join(map(str, known))
+        raise ReportError(f"the records hold several ranks, choose one with --rank: {known_words}, or {ALL}")
     rank = rank if rank is not None or not known else known[0]
     wanted = rank or 0
     if known and rank is not None and rank not in known:
@@ -126,25 +157,13 @@ def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _check_unique(records: Sequence[Record]) -> None:
-    seen: dict[tuple[str, str, int], Record] = {}
+    seen: set[str] = set()
     for record in records:
         plan = record.plan
-        first = seen.setdefault((plan.method, plan.task, plan.seed), record)
-        if first is record:
-            continue
-        ours, theirs = flat(first.plan.model_dump(mode="json")), flat(plan.model_dump(mode="json"))
-        differing = [name for name in sorted({*ours, *theirs}) if ours.get(name) != theirs.get(name)]
-        where = f"{plan.suite} {plan.profile} {plan.task} {plan.method} seed {plan.seed}"
-        if not differing:
-            raise ReportError(f"two records of {where} have the same plan {plan.hash()}: keep one of the two")
-        values = f"{differing[0]} ({_shown(ours, differing[0])} and {_shown(theirs, differing[0])})"
-        raise ReportError(
-            f"two runs of {where} differ in {values}: keep one with --where {differing[0]}=VALUE or move one out"
-        )
-
-
-def _shown(plan: dict[str, Any], field: str) -> str:
-    return json.dumps(plan[field]) if field in plan else "unset"
+        if record.plan_hash in seen:
+            where = f"{plan.suite} {plan.profile} {plan.task} {plan.method} seed {plan.seed}"
+            raise ReportError(f"two records of {where} have the same plan {record.plan_hash}: keep one of the two")
+        seen.add(record.plan_hash)
 
 
 def uneven_settings(records: Sequence[Record]) -> list[str]:

@@ -10,9 +10,9 @@ import pandas as pd
 
 from reports.figures.style import byte_unit, in_unit, seed_words
 from reports.records.frames import STATUSES
-from reports.records.provenance import provenance
+from reports.records.provenance import listed, provenance
 from reports.records.report_runs import Column, Context
-from reports.records.selection import check_choice
+from reports.records.rows import row_named
 from reports.stats.outcomes import NOT_RUN, UNDEFINED, Outcomes
 from reports.stats.over_seeds import LEAST_SEEDS, LEVEL, Summary, clear_best, paired_difference
 from reports.tables.cost import byte_range, finished
@@ -180,7 +180,7 @@ def _no_average(context: Context) -> list[str]:
             what += f" (--seeds shared: over {seed_words(found.common)})"
         reason = f"{what}; without a score: {'; '.join(found.missing)}"
         reasons.setdefault(reason, []).append(context.title(method))
-    return [f"{', '.join(methods)}: {reason}" for reason, methods in reasons.items()]
+    return [f"{listed(methods)}: {reason}" for reason, methods in reasons.items()]
 
 
 def _score_data(context: Context) -> pd.DataFrame:
@@ -214,13 +214,14 @@ def difference_table(context: Context, against: str | None = None) -> Table | No
     """Return paired differences to one method with their t interval; None if it has no other to face.
 
     Args:
-        against: a method of the report; None takes the yardstick, or the first row where that was not run.
+        against: a row of the report, by name or title; None takes the yardstick, or the first row where that was not
+            run.
 
     Raises:
-        ChoiceError: `against` is not among the methods of the report.
+        ChoiceError: `against` is no row of the report, or several.
     """
-    against = against or context.yardstick or context.methods[0]
-    check_choice(against, tuple(context.methods), "method to compare with")
+    names = {method: context.title(method) for method in context.methods}
+    against = context.yardstick or context.methods[0] if against is None else row_named(against, names)
     others = [method for method in context.methods if method != against]
     if not others or not context.compared:
         return None
@@ -243,8 +244,8 @@ def difference_table(context: Context, against: str | None = None) -> Table | No
         rows.append(tuple(entries))
     units = _units(context.compared)
     unit = "" if len(units) != 1 else " in points" if units == {"percent"} else f" in {units.pop()}"
-    names = [c.head if context.by_task else f"{c.metric.title.capitalize()} difference" for c in context.compared]
-    heads = ("Method", *names, *([AVERAGE.capitalize()] if context.averages else []))
+    columns = [c.head if context.by_task else f"{c.metric.title.capitalize()} difference" for c in context.compared]
+    heads = ("Method", *columns, *([AVERAGE.capitalize()] if context.averages else []))
     what = (
         f"difference to {context.title(against)}{unit}, mean over shared seeds [{LEVEL_WORDS} t interval of the "
         "paired differences]"

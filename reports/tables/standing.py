@@ -56,13 +56,11 @@ def peaks_of(records: Sequence[Record]) -> dict[str, int]:
 def standing_table(group: Group) -> Table | None:
     """Return mean rank across tasks, the front of score against memory, and the chance of being on it."""
     context = group.context
-    if context is None:
-        return None
     scores = scores_of(context)
     means = {
         m: {t: summarise(s.values()).mean or 0.0 for t, s in tasks.items()} for m, tasks in scores.items() if tasks
     }
-    ranks, mean, peaks = rank_across_tasks(means), averages_of(context), peaks_of(group.records)
+    ranks, mean, peaks = rank_across_tasks(means), averages_of(context), peaks_of(context.records)
     placed = [method for method in context.methods if method in mean and method in peaks]
     if not ranks and not placed:
         return None
@@ -114,7 +112,7 @@ def state_table(found: Sequence[Group]) -> Table | None:
     rows, data = [], []
     for group in found:
         for method, bits, values in _reductions(group):
-            title = group.catalogue.method(method).title
+            title = group.context.title(method)
             low, high = min(values), max(values)
             text = f"{low:.2f}" if f"{low:.2f}" == f"{high:.2f}" else f"{low:.2f} to {high:.2f}"
             rows.append((Entry(title), Entry(group.title), Entry(f"{bits}-bit"), Entry(text.replace("-", "−"))))
@@ -134,8 +132,8 @@ def state_table(found: Sequence[Group]) -> Table | None:
 
 def _reductions(group: Group) -> list[tuple[str, int, list[float]]]:
     found: dict[tuple[str, int], list[float]] = {}
-    for record in group.records:
+    for record in group.context.records:
         if (value := reduction_of(record)) is not None:
             found.setdefault((record.plan.method, record.plan.training.state_bits), []).append(value)
-    order = group.catalogue.ordered(method for method, _ in found)
+    order = group.context.methods
     return [(m, bits, found[m, bits]) for m, bits in sorted(found, key=lambda key: (order.index(key[0]), key[1]))]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from reports.records.selection import ReportError, select, uneven_settings
+from reports.records.selection import ReportError, parse_rank, select, uneven_settings
 from results.schema import Record
 
 Make = Callable[..., Record]
@@ -57,12 +57,23 @@ def test_nothing_to_report(make_record: Make) -> None:
         select([make_record(suite="c4")], "glue", "micro", 8)
 
 
-def test_two_plans_for_one_place_are_refused_until_one_is_chosen(make_record: Make) -> None:
+def test_two_settings_of_a_method_stay_and_one_is_kept_on_request(make_record: Make) -> None:
     records = [make_record(), make_record(state_bits=8), make_record(method="full")]
-    with pytest.raises(ReportError, match=r"rte lora seed 0 differ in training.state_bits \(32 and 8\): keep one with"):
-        select(records, "glue", "micro", 8)
+    assert len(select(records, "glue", "micro", 8)) == 3
     kept = select(records, "glue", "micro", 8, ("training.state_bits=32",))
     assert [r.plan.method for r in kept] == ["lora", "full"]
+    with pytest.raises(ReportError, match="two records of glue micro rte lora seed 0 have the same plan"):
+        select([*records, make_record()], "glue", "micro", 8)
+
+
+def test_all_ranks_are_taken_where_asked_for(make_record: Make) -> None:
+    records = [make_record(), make_record(method_config={"rank": 4}), make_record(method="full")]
+    with pytest.raises(ReportError, match="several ranks, choose one with --rank: 4, 8, or all"):
+        select(records, "glue", "micro", None)
+    assert len(select(records, "glue", "micro", "all")) == 3
+    assert (parse_rank(None), parse_rank("4"), parse_rank("all")) == (None, 4, "all")
+    with pytest.raises(ReportError, match="rank 'al': must be a whole number, or all"):
+        parse_rank("al")
 
 
 def test_condition_on_a_method_setting_spares_methods_without_it(make_record: Make) -> None:

@@ -6,6 +6,7 @@ change. With GNLORP_PYTHON set to an interpreter that has everything installed, 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import subprocess
@@ -53,47 +54,98 @@ def glue(session: nox.Session, rank: int) -> None:
 
 
 def compare(session: nox.Session, suite: str, rank: list[str], small: bool = False) -> None:
-    """Run a suite's comparison, then write tables and figures and print their paths last."""
-    arguments = list(session.posargs)
+    """Run a suite's comparison, then write tables and figures and print their paths last.
+
+    Options that say what a report shows (`--where`, `--against`, conventions of the average) go to the report, all
+    others to the runs. Where runs ended badly the report is made all the same, and the session fails.
+    """
     python = shared_python(session, small)
-    session.run(python, "-m", "suites", "run", suite, *rank, *arguments, external=True)
+    arguments = list(session.posargs)
     if {"--help", "-h"} & set(arguments):
+        for command in (("suites", "run", suite, "--help"), ("reports", suite, "--help")):
+            call(session, python, "-m", *command)
         return
-    asked = [value for name in ("--profile", "--device") for value in _option(arguments, name)]
-    profile = session.run(python, "-m", "suites", "profile", suite, *asked, external=True, silent=True)
-    records = dict.fromkeys(_option(arguments, "--out")[1:] or ["results/runs"])
-    session.run(
-        python, "-m", "reports", suite, *rank, "--profile", str(profile).split()[-1],
-        "--records", *records, external=True,
+    shown, asked = report_options(arguments, said(python, "-m", "reports", "options", suite).split())
+    rank = _option(asked, "--rank") or rank
+    # Ranks of a sweep are rows of one table.
+    if any(value.partition("=")[0].endswith("rank") for value in _every(asked, "--sweep")):
+        reported = ["--rank", "all"]
+    else:
+        reported = rank
+    failed = call(session, python, "-m", "suites", "run", suite, *rank, *asked)
+    where = [word for name in ("--profile", "--device") for word in _option(asked, name)]
+    profile = said(python, "-m", "suites", "profile", suite, *where).split()[-1]
+    records = _option(asked, "--out")[1:] or ["results/runs"]
+    call(
+        session, python, "-m", "reports", suite, *reported, "--profile", profile, "--records", *records, *shown,
     )  # fmt: skip
+    if failed:
+        session.error("some runs did not end well: the tables name them")
 
 
-def exact(*command: str) -> int:
+def report_options(arguments: list[str], names: list[str]) -> tuple[list[str], list[str]]:
+    """Return the words for the report, which are the options `names` and how averages treat seeds, and all others."""
+    shown, rest, at = [], [], 0
+    while at < len(arguments):
+        name, equals, value = arguments[at].partition("=")
+        value = value if equals else "".join(arguments[at + 1 : at + 2])
+        of_report = name in names or (name == "--seeds" and value in ("same", "shared"))
+        words = arguments[at : at + (1 if equals or not of_report else 2)]
+        (shown if of_report else rest).extend(words)
+        at += len(words)
+    return shown, rest
+
+
+def call(session: nox.Session, *command: str) -> int:
     """Run a command and return 0 or 1; end with its exit code where that is above 1.
 
-    nox ends with 1 whatever a command's exit code was, and the gate's tell a regression (1) from bad input (2).
+    nox ends with 1 whatever a command's exit code was, and ours tell bad input (2) from a run or a check that failed
+    (1). Ctrl-C reaches the command too, which says in a line where it stopped: it is waited for.
     """
-    code = subprocess.run(command, check=False).returncode
+    session.log(" ".join(command[1:]))
+    code = exact(*command)
     if code not in (0, 1):
         sys.exit(abs(code))
     return code
 
 
+def exact(*command: str) -> int:
+    """Run a command to its end, whatever is pressed meanwhile, and return its exit code."""
+    process = subprocess.Popen(command)
+    while True:
+        with contextlib.suppress(KeyboardInterrupt):
+            return process.wait()
+
+
+def said(*command: str) -> str:
+    """Return what a command prints; end with its exit code where it fails: it has said why."""
+    done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        sys.exit(abs(done.returncode))
+    return done.stdout
+
+
+def must(session: nox.Session, *command: str) -> None:
+    """Run a command of which exit code 1 is a failure of the session."""
+    if call(session, *command):
+        session.error("failed: see above")
+
+
 def _option(arguments: list[str], name: str) -> list[str]:
     """Return [name, value] of the last `name value` or `name=value` among the arguments, or nothing."""
-    found: list[str] = []
-    for index, word in enumerate(arguments):
-        if word == name and index + 1 < len(arguments):
-            found = [name, arguments[index + 1]]
-        elif word.startswith(f"{name}="):
-            found = [name, word.partition("=")[2]]
-    return found
+    found = _every(arguments, name)
+    return [name, found[-1]] if found else []
 
 
 def _every(arguments: list[str], name: str) -> list[str]:
-    """Return the values of every `name value` and `name=value` among the arguments."""
-    following = [arguments[i + 1] for i, word in enumerate(arguments[:-1]) if word == name]
-    return following + [word.partition("=")[2] for word in arguments if word.startswith(f"{name}=")]
+    """Return the values of every `name value` and `name=value` among the arguments, in order."""
+    found = []
+    for index, word in enumerate(arguments):
+        if word == name and index + 1 < len(arguments):
+            found.append(arguments[index + 1])
+        elif word.startswith(f"{name}="):
+            found.append(word.partition("=")[2])
+    return found
 
 
 def _values(arguments: list[str]) -> list[str]:
@@ -121,13 +173,13 @@ def c4(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def paper_tables(session: nox.Session) -> None:
     """The papers' tables cell by cell and the HTML page, from records alone: `-- --records results/runs`."""
-    session.run(shared_python(session), "-m", "reports", "paper", *session.posargs, external=True)
+    must(session, shared_python(session), "-m", "reports", "paper", *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def plan(session: nox.Session) -> None:
     """What would run, for how long, in how much memory: `-- glue --profile paper --device cpu`; runs nothing."""
-    session.run(shared_python(session), "-m", "suites", "plan", *(session.posargs or ["glue"]), external=True)
+    must(session, shared_python(session), "-m", "suites", "plan", *(session.posargs or ["glue"]))
 
 
 @nox.session(venv_backend="none")
@@ -135,18 +187,17 @@ def memory(session: nox.Session) -> None:
     """Memory without weights or a GPU: matrix, claims, tables; `-- 7b galore --fits 24GiB` for one answer."""
     python = shared_python(session)
     if session.posargs:
-        session.run(python, "-m", "suites", "memory", *session.posargs, external=True)
+        must(session, python, "-m", "suites", "memory", *session.posargs)
         return
-    out = "results/runs/memory"
-    session.run(python, "-m", "suites", "memory-matrix", "--out", out, external=True)
-    session.run(python, "-m", "suites", "claims", "--out", f"{out}/claims.json", external=True)
-    session.run(python, "-m", "reports", "memory", "--records", out, external=True)
+    must(session, python, "-m", "suites", "memory-matrix")
+    must(session, python, "-m", "suites", "claims")
+    must(session, python, "-m", "reports", "memory", "--records", "results/runs/memory")
 
 
 @nox.session(venv_backend="none")
 def methods(session: nox.Session) -> None:
     """The methods, their papers, and their settings with defaults and sources."""
-    session.run(shared_python(session), "-m", "suites", "methods", external=True)
+    must(session, shared_python(session), "-m", "suites", "methods")
 
 
 @nox.session(venv_backend="none")
@@ -154,10 +205,10 @@ def bench(session: nox.Session) -> None:
     """Speed and memory beside peft, galore-torch and torch: about 12 minutes on 2 quiet cores; `-- --quick`."""
     arguments = list(session.posargs)
     python = shared_python(session, small=True)
-    session.run(python, "-m", "suites", "bench", *arguments, external=True, success_codes=[0, 1])
+    call(session, python, "-m", "suites", "bench", *arguments)
     if not {"--help", "-h"} & set(arguments):
         record = _option(arguments, "--out")[1:] or ["results/runs/bench.json"]
-        session.run(python, "-m", "reports", "bench", "--record", *record, external=True)
+        must(session, python, "-m", "reports", "bench", "--record", *record)
 
 
 @nox.session(venv_backend="none")
@@ -166,15 +217,14 @@ def regression(session: nox.Session) -> None:
     arguments = list(session.posargs)
     python = shared_python(session)
     if {"--help", "-h"} & set(arguments):
-        session.run(python, "-m", "reports", "gate", "--help", external=True)
+        must(session, python, "-m", "reports", "gate", "--help")
         return
     if not _option(arguments, "--records"):
         only = [word for value in _every(arguments, "--only") for word in ("--only", value)]
         # A run that fails is a finding of the gate, not the end of it; bad input is.
-        exact(python, "-m", "suites", "gate", "run", *only)
-        folder = session.run(python, "-m", "suites", "gate", "folder", external=True, silent=True)
-        arguments = ["--records", str(folder).split()[-1], *arguments]
-    if exact(python, "-m", "reports", "gate", *arguments):
+        call(session, python, "-m", "suites", "gate", "run", *only)
+        arguments = ["--records", said(python, "-m", "suites", "gate", "folder").split()[-1], *arguments]
+    if call(session, python, "-m", "reports", "gate", *arguments):
         session.error("the gate found something")
 
 

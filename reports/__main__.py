@@ -9,25 +9,30 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from reports.bad_input import existing, one_line_errors
 from reports.documents import documents, filled
 from reports.gate.command import register as register_gate
 from reports.paper.write import paper as make_paper
 from reports.paper.write import trouble_lines, write_paper, write_reports
 from reports.records.peft_results import read_foreign
 from reports.records.reading import gather
-from reports.suite_command import Against, SuiteCommands, Where
+from reports.records.selection import existing
+from reports.suite_command import Against, SuiteCommands, Where, shown_options
 from reports.suite_command import register as register_suites
 from reports.tables.memory_lab import build_memory_report
 from reports.tables.table import to_screen
 from reports.write import BENCH, CAPABILITIES, TRIAL
+from results.ending import completion, interrupted_early, one_line_errors, run, version_line
 from results.published import published_cells
 
 app = typer.Typer(cls=SuiteCommands, add_completion=False, no_args_is_help=True, rich_markup_mode=None)
 
 
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=lambda on: _print_version(on), help="Print versions.")
+    ] = False,
+) -> None:
     """Tables and figures from records alone. Reads JSON records, trains nothing, needs no torch.
 
     Start with: python -m reports glue --records results/runs
@@ -35,6 +40,26 @@ def main() -> None:
 
 
 register_suites(app)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"{version_line(('gnlorp', 'pandas', 'matplotlib'))}\n")
+        raise typer.Exit
+
+
+@app.command("completion")
+def completion_script(shell: Annotated[str, typer.Argument(help="bash, zsh or fish")] = "bash") -> None:
+    """Print a script that makes `reports` a short form of `python -m reports` and completes it; bash: eval it."""
+    with one_line_errors():
+        sys.stdout.write(completion("reports", shell))
+
+
+@app.command()
+def options(suite: Annotated[str, typer.Argument(help="suite of the report")]) -> None:
+    """Print the options of a suite's report that say what it shows: what nox hands on to it from its own line."""
+    with one_line_errors():
+        sys.stdout.write("".join(f"--{name}\n" for name in shown_options(suite)))
 
 
 def _print_paths(paths: list[Path]) -> None:
@@ -142,4 +167,5 @@ register_gate(app)
 
 
 if __name__ == "__main__":
-    app()
+    sys.excepthook = interrupted_early
+    run(app, "reports")

@@ -13,12 +13,12 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from reports.averages.convention import Convention, choices, convention_of
-from reports.bad_input import existing, one_line_errors
 from reports.records.frames import described
-from reports.records.selection import parse_rank
+from reports.records.selection import existing, parse_rank
 from reports.tables.table import to_screen
 from reports.write import Report, suite_report, write_report
 from results.catalogue import SuiteEntry, committed
+from results.ending import one_line_errors
 from results.schema import Record
 from results.store import read_records
 
@@ -87,6 +87,13 @@ def _convention(records: list[Record], suite: str, chosen: dict[str, Any]) -> Co
     return convention_of(described(records).suite(suite), **{name: v for name, v in chosen.items() if v is not None})
 
 
+def shown_options(suite: str) -> list[str]:
+    """Return the options of a suite's report by which a person chooses what it shows, not which runs it is of."""
+    entry = committed().suite(suite)
+    offered = {} if entry.average is None else choices(entry)
+    return [*offered, "against", "where"]
+
+
 def _parameters(entry: SuiteEntry, offered: dict[str, tuple[object, ...]]) -> Iterator[inspect.Parameter]:
     def option(name: str, kind: Any, help_text: str, default: Any = None, metavar: str | None = None) -> Any:
         annotation = Annotated[kind, typer.Option(help=help_text, metavar=metavar)]
@@ -111,7 +118,7 @@ def _help(entry: SuiteEntry, offered: dict[str, tuple[object, ...]]) -> str:
     example = f"python -m reports {entry.name} --profile paper"
     reading = next((f" --{name} {values[-1]}" for name, values in offered.items() if entry.task(name)), "")
     return (
-        f"Write the tables (Markdown, CSV, LaTeX) and figures (PNG, SVG) of {entry.title} at one profile and rank.\n\n"
+        f"Write the tables (Markdown, CSV, LaTeX) and figures (PNG, SVG, PDF) of {entry.title} at one profile and rank.\n\n"
         "Scores are mean and standard deviation over seeds. Memory is measured; estimates stand in a table of their "
         "own. The same records give the same bytes. Prints the paths last, report.md's at the end.\n\n"
         f"Example: {example}{reading}"
@@ -124,5 +131,5 @@ def show(report: Report, paths: list[Path]) -> None:
     for name in ("scores", "memory"):
         if (table := report.table(name)) is not None:
             console.print(to_screen(table, console.width))
-    sys.stdout.write("each table also as .csv and .tex, each figure also as .svg; all of it as one page in report.md\n")
+    sys.stdout.write("each table also as .csv and .tex, each figure also as .svg and .pdf; all of it as one page in report.md\n")
     sys.stdout.write("".join(f"{path}\n" for path in paths if path.suffix in (".md", ".png")))

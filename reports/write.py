@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reports.averages.convention import Convention
-from reports.figures.front_and_curves import Plot, curve_plot, front_plot
+from reports.figures.front_and_curves import FORMATS, Plot, curve_plot, front_plot
 from reports.figures.parts_and_scores import dots_plot, parts_plot
 from reports.figures.validation import validation_plot
 from reports.gate.fault_table import trial_table
@@ -109,13 +109,13 @@ def report_of(context: Context, against: str | None = None) -> Report:
 
 
 def forms(tables: Iterable[Table], plots: Iterable[Plot] = ()) -> dict[str, bytes]:
-    """Return file name -> content of tables (Markdown, CSV, LaTeX) and figures (PNG, SVG)."""
+    """Return file name -> content of tables (Markdown, CSV, LaTeX) and figures (PNG, SVG, PDF)."""
     files: dict[str, bytes] = {}
     for table in tables:
         texts = {"md": to_markdown(table), "csv": to_csv(table), "tex": to_latex(table)}
         files |= {f"{table.name}.{ending}": text.encode() for ending, text in texts.items()}
     for plot in plots:
-        files |= {f"{plot.name}.png": plot.png, f"{plot.name}.svg": plot.svg}
+        files |= {f"{plot.name}.{ending}": content for ending, content in plot.files.items()}
     return files
 
 
@@ -124,7 +124,7 @@ def report_files(report: Report) -> dict[str, bytes]:
     files = forms(report.tables, report.plots)
     frames = {"runs.csv": report.context.runs, "metrics.csv": report.context.metrics}
     files |= {name: frame.to_csv(index=False, lineterminator="\n").encode() for name, frame in frames.items()}
-    pictures = [(f"{plot.name}.png", plot.caption) for plot in report.plots]
+    pictures = [(f"{plot.name}.pdf", plot.caption) for plot in report.plots]
     files["report.tex"] = latex_document([table.name for table in report.tables], pictures).encode()
     files["report.md"] = page(report.context.heading, report.tables, report.plots, report.absent).encode()
     return files
@@ -160,7 +160,7 @@ def write_report(report: Report, out: Path) -> list[Path]:
     folder, files = out / report.folder, report_files(report)
     paths = write_files(folder, files)
     possible = {f"{stem}.{ending}" for stem in TABLES for ending in ("md", "csv", "tex")}
-    possible |= {f"{name}.{ending}" for name in PLOTS for ending in ("png", "svg")}
+    possible |= {f"{name}.{ending}" for name in PLOTS for ending in FORMATS}
     for name in possible - set(files):
         (folder / name).unlink(missing_ok=True)
     return paths

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
@@ -20,6 +20,14 @@ SCHEMA_VERSION = 1
 Status = Literal["ok", "diverged", "out_of_memory", "failed", "interrupted"]
 Bytes = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(ge=0)]
+
+
+def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested mappings as one with dotted names; lists stay whole."""
+    out: dict[str, Any] = {}
+    for name, item in value.items():
+        out |= flat(item, f"{prefix}{name}.") if isinstance(item, dict) else {prefix + name: item}
+    return out
 
 
 class ModelPlan(Strict):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
+from results import ending
 from suites.gate.command import register as register_gate
 from suites.lab.command import register as register_memory
 from suites.options import (
@@ -26,8 +26,11 @@ from suites.options import (
     resolve_device,
     resolve_profile,
     split,
+    sweep_of,
     takes_options,
 )
+from suites.sweep import variants
+from suites.typed import check_methods, check_suite, check_typed
 
 if TYPE_CHECKING:
     from results.schema import Plan, Record
@@ -38,7 +41,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("HF_HUB_VERBOSITY", "error")
 
-BAD_INPUT = 2
 app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
@@ -64,18 +66,37 @@ class Prepared:
     plans: list[Plan]
 
 
-@contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors() -> AbstractContextManager[None]:
     """Turn what a user got wrong, and Ctrl-C, into one line on stderr and exit code 2."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        text = " ".join(str(error).split())
-        errors.print(f"error: {text}", style="bold red", markup=False)
-        raise typer.Exit(BAD_INPUT) from None
-    except KeyboardInterrupt as stop:
-        errors.print(f"interrupted: {str(stop) or 'no run was in hand'}", markup=False)
-        raise typer.Exit(BAD_INPUT) from None
+
+    def said(line: str) -> None:
+        errors.print(line, style="bold red" if line.startswith("error") else None, markup=False)
+
+    return ending.one_line_errors(write=said, kinds=(ValueError, TypeError, OSError))
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=lambda on: _print_version(on), help="print versions")
+    ] = False,
+) -> None:
+    # The help of the commands as a whole stands above, with the app.
+    pass
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        packages = ("gnlorp", "torch", "transformers", "accelerate", "peft", "bitsandbytes")
+        console.print(ending.version_line(packages), markup=False)
+        raise typer.Exit
+
+
+@app.command()
+def completion(shell: Annotated[str, typer.Argument(help="`bash`, `zsh` or `fish`")] = "bash") -> None:
+    """Print a script that makes `suites` a short form of `python -m suites` and completes it: `eval` it in bash."""
+    with one_line_errors():
+        sys.stdout.write(ending.completion("suites", shell))
 
 
 @app.command()
@@ -89,7 +110,7 @@ def run(options: Options) -> None:
 
 
 @app.command()
-@takes_options()
+@takes_options(fixed={"quiet": False})
 def plan(options: Options) -> None:
     """Show what `run` would do, how long it should take and how much memory it needs; run nothing."""
     with one_line_errors():
@@ -114,7 +135,7 @@ def plan(options: Options) -> None:
 
 
 @app.command()
-@takes_options(fixed={"seeds": "0"}, defaults={"profile": "small", "out": RUNS / "tuning"})
+@takes_options(fixed={"seeds": "0", "sweep": None}, defaults={"profile": "small", "out": RUNS / "tuning"})
 def tune(
     options: Options, write: Annotated[bool, typer.Option(help="write the choice beside the profile")] = True
 ) -> None:
@@ -145,6 +166,7 @@ def capabilities(
 ) -> None:
     """Check what every method can do (accumulation, clipping, resume, merge, ...) and print the matrix."""
     with one_line_errors():
+        check_methods(split(method))
         from suites.capabilities.command import print_matrix
 
         failed = print_matrix(console, split(method), backend, learning_rate, out)
@@ -186,6 +208,7 @@ def methods() -> None:
 def tasks(suite: Suite = "glue") -> None:
     """List the tasks of a suite."""
     with one_line_errors():
+        check_suite(suite)
         from suites.registry import get_suite
 
         console.print(", ".join(get_suite(suite).tasks))
@@ -207,21 +230,23 @@ def protocol(
 
 @app.command("catalogue")
 def write_the_catalogue(
-    out: Annotated[Path | None, typer.Option(help="The file [results/reference/catalogue.json].")] = None,
+    out: Annotated[
+        Path, typer.Option(help="the file; results/reference/catalogue.json is the committed one")
+    ] = RUNS / "catalogue.json",
 ) -> None:
     """Write what methods, suites, tasks and metrics say of themselves: how records that embed nothing are read."""
     with one_line_errors():
-        from results.catalogue import COMMITTED
         from results.store import write_single
         from suites.catalogue import catalogue
 
-        console.print(str(write_single(out or COMMITTED, catalogue())), soft_wrap=True)
+        console.print(str(write_single(out, catalogue())), soft_wrap=True)
 
 
 @app.command("profile")
 def which_profile(suite: Suite = "glue", profile: Profile = "auto", device: Device = "auto") -> None:
     """Print the profile that `auto` stands for on this machine."""
     with one_line_errors():
+        check_suite(suite)
         console.print(resolve_profile(profile, resolve_device(device))[0])
 
 
@@ -231,10 +256,12 @@ def prepare(options: Options, plans: bool = True, dry: bool = False) -> Prepared
     Raises:
         ValueError: whatever is wrong with it, in one line.
     """
+    check_typed(options)
     from suites.run.distributed import joined_group
 
     group = joined_group()
-    console.quiet = errors.quiet = not group.leads
+    errors.quiet = not group.leads
+    console.quiet = options.quiet or errors.quiet
     device = resolve_device(options.device)
     name, why = resolve_profile(options.profile, device, insisted=options.device == "cpu")
     console.print(f"profile {name} ({why}), device {device.type}", style="bold")
@@ -270,10 +297,11 @@ def prepare(options: Options, plans: bool = True, dry: bool = False) -> Prepared
         methods=tuple(split(options.method)),
         seeds=tuple(parse_seeds(options.seeds)),
         overrides=tuple(overrides_of(options, suite).items()),
+        sweep=sweep_of(options, suite),
     )
     if not plans:
         return Prepared(request, runtime, [])
-    for line in comparison(request).notes():
+    for line in dict.fromkeys(line for each in variants(request) for line in comparison(each).notes()):
         console.print(line, style="yellow", markup=False)
     return Prepared(request, runtime, make_plans(request, runtime))
 
@@ -325,6 +353,7 @@ def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False) -
     """
     from results.store import check_writable
     from suites.console import ProgressListener
+    from suites.console import result_line as view_of
     from suites.run import checkpoint, distributed
     from suites.run.launch import launch, launch_here
     from suites.run.preflight import predict_peaks
@@ -347,6 +376,8 @@ def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False) -
         records = run_all(todo, runtime, out, predicted, listener)
     bad = [record for record in records if record.status != "ok"]
     console.print(f"{len(records) - len(bad)} runs ok" + (f", {len(bad)} not" if bad else ""))
+    for record in bad if console.quiet and group.leads else ():
+        errors.print(view_of(record), markup=False)
     return len(bad)
 
 
@@ -362,4 +393,5 @@ register_memory(app, console, one_line_errors)
 register_gate(app, console, one_line_errors, start)
 
 if __name__ == "__main__":
-    sys.exit(app())
+    sys.excepthook = ending.interrupted_early
+    ending.run(app, "suites")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from baselines.registry import checked_name, get_method
 from results.protocols import read_protocols
-from results.schema import Peak, Plan, Record
+from results.schema import Peak, Plan, Record, flat
 from suites.measure.environment import bf16_slowdown
 from suites.run.worker import Event
 from suites.suite import Runtime
@@ -50,24 +51,47 @@ def duration_text(seconds: float | None) -> str:
 
 
 def plan_table(plans: Sequence[Plan], todo: Sequence[Plan], predicted: dict[str, int | None]) -> Table:
-    """Return a table with a line a method: runs, missing ones, settings, learning rate, predicted peak."""
+    """Return a table with a line a method: runs, missing ones, settings, learning rate, predicted peak.
+
+    A method under several settings has a line for each, which says what differs.
+    """
     table = Table(title="What will run", title_justify="left")
     for column in ("method", "runs", "missing", "settings", "learning rate", "steps a run", "predicted peak"):
         table.add_column(column, justify="right" if column in ("runs", "missing") else "left")
     waiting = {plan.hash() for plan in todo}
-    for name in dict.fromkeys(plan.method for plan in plans):
-        own = [plan for plan in plans if plan.method == name]
+    for title, apart, own in _lines(plans):
         peaks = [peak for plan in own if (peak := predicted.get(plan.hash())) is not None]
         table.add_row(
-            get_method(name).title,
+            title,
             str(len(own)),
             str(sum(plan.hash() in waiting for plan in own)),
-            ", ".join(f"{key}={value}" for key, value in _common(own).items()) or "-",
+            ", ".join(f"{key}={value}" for key, value in (_common(own) | apart).items()) or "-",
             _rates(own),
             _span([plan.training.steps for plan in own]),
             bytes_text(max(peaks, default=None)),
         )
     return table
+
+
+def _lines(plans: Sequence[Plan]) -> Iterator[tuple[str, dict[str, object], list[Plan]]]:
+    """Yield (title, settings that tell it from the method's other lines, plans) for every line of the plan."""
+    for name in dict.fromkeys(plan.method for plan in plans):
+        own = {plan.hash(): plan for plan in plans if plan.method == name}
+        fields = {key: flat(plan.model_dump(mode="json")) for key, plan in own.items()}
+        places: dict[tuple[str, int], list[dict[str, object]]] = {}
+        for key, plan in own.items():
+            places.setdefault((plan.task, plan.seed), []).append(fields[key])
+        differing = [
+            field
+            for field in dict.fromkeys(field for found in fields.values() for field in found)
+            if any(len({json.dumps(found.get(field)) for found in here}) > 1 for here in places.values())
+        ]
+        lines: dict[str, list[str]] = {}
+        for key, found in fields.items():
+            lines.setdefault(json.dumps([found.get(field) for field in differing]), []).append(key)
+        for keys in lines.values():
+            apart = {field.rpartition(".")[2]: fields[keys[0]].get(field) for field in differing}
+            yield get_method(name).title, apart, [own[key] for key in keys]
 
 
 def size_lines(plans: Sequence[Plan]) -> list[str]:

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from suites.sweep import RANK, Sweep, nested, parse_sweeps
+
 if TYPE_CHECKING:
     import torch
 
@@ -75,6 +77,13 @@ class Options:
             "`--set method.gradnormlorp.config.projection_rank=2`",
         ),
     ] = None
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="a setting under several values, each a row of the tables: `--sweep method.lora.config.alpha=8,16,32`; "
+            "`rank` too; several: every combination"
+        ),
+    ] = None
     out: Annotated[Path, typer.Option(help="folder of the records; a run with a record there is not run again")] = RUNS
     workers: Annotated[int | None, typer.Option(help="runs at a time; default: one a core, one on a GPU")] = None
     device: Device = "auto"
@@ -83,6 +92,9 @@ class Options:
     ] = None
     fresh: Annotated[
         bool, typer.Option("--fresh", help="start anew instead of going on from the checkpoints of a run cut off")
+    ] = False
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="print errors and runs that did not end well, nothing else")
     ] = False
     offline: Annotated[bool, typer.Option("--offline", help="never use the network")] = False
 
@@ -146,6 +158,21 @@ def overrides_of(options: Options, suite: TrainingSuite[Any]) -> dict[str, Any]:
     overrides |= {"steps": options.steps} if options.steps is not None else {}
     check_table(overrides, suite.settings, suite.tasks, "--set")
     return overrides
+
+
+def sweep_of(options: Options, suite: TrainingSuite[Any]) -> tuple[Sweep, ...]:
+    """Return the settings that the command line gives several values.
+
+    Raises:
+        ValueError: a `--sweep` that is none, or that speaks of a task, method or setting that does not exist.
+    """
+    from suites.config import check_table
+
+    found = parse_sweeps(options.sweep or [])
+    for name, values in found:
+        for value in values if name != RANK else ():
+            check_table(nested(name, value), suite.settings, suite.tasks, "--sweep")
+    return found
 
 
 def resolve_device(name: str) -> torch.device:

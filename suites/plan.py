@@ -17,14 +17,17 @@ from suites.config import Layer, Settings, check_table, load_profile, method_con
 from suites.registry import get_suite
 from suites.run.per_layer import check_per_layer
 from suites.suite import Runtime, Suite
+from suites.sweep import Sweep, check_effect, variants
 
 REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference"
 """The committed records."""
+LARGEST_SEED = 2**63 - 1
+"""Frames, random generators and JSON readers hold 64 bits with a sign."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the command line asks for; `overrides` are settings that beat the profile's."""
+    """What is asked for; `overrides` are settings that beat the profile's, `sweep` those under several values."""
 
     suite: str
     profile: str
@@ -33,6 +36,7 @@ class Request:
     methods: tuple[str, ...] = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     overrides: tuple[tuple[str, Any], ...] = ()
+    sweep: tuple[Sweep, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -109,8 +113,10 @@ def comparison(request: Request, tuned: bool = True) -> Comparison:
     """Return a request made ready; without `tuned` an earlier choice of `tune` is left out.
 
     Raises:
-        ValueError: an unknown name, a rank below 1, a seed below 0, a profile that is not of the suite's settings.
+        ValueError: an unknown name, a rank below 1, a seed outside 0 to `LARGEST_SEED`, a profile that is not of the
+            suite's settings.
     """
+    assert not request.sweep, "a request with sweeps is several comparisons: see `sweep.variants`"
     suite = get_suite(request.suite)
     for task in request.tasks:
         checked_name(task, suite.tasks, "task")
@@ -119,8 +125,9 @@ def comparison(request: Request, tuned: bool = True) -> Comparison:
     if request.rank < 1:
         raise ValueError(f"rank {request.rank}: must be at least 1 (nearest allowed value: 1)")
     for seed in request.seeds:
-        if seed < 0:
-            raise ValueError(f"seed {seed}: must be at least 0 (nearest allowed value: 0)")
+        if not 0 <= seed <= LARGEST_SEED:
+            near = 0 if seed < 0 else LARGEST_SEED
+            raise ValueError(f"seed {seed}: must lie between 0 and {LARGEST_SEED} (nearest allowed value: {near})")
     layers = load_profile(request.profile, request.suite, request.rank, tuned)
     try:
         for layer in layers:
@@ -131,14 +138,17 @@ def comparison(request: Request, tuned: bool = True) -> Comparison:
 
 
 def make_plans(request: Request, runtime: Runtime) -> list[Plan]:
-    """Return every run of a request: seed by seed, then tasks, then methods: a cut-off leaves whole comparisons.
+    """Return every run of a request: seed by seed, then tasks, methods and swept values: a cut-off leaves whole
+    comparisons. A run that no swept setting changes is there once.
 
     Raises:
-        ValueError: an unknown name or a value outside its rule, named.
+        ValueError: an unknown name or a value outside its rule, named; a sweep that changes no run.
     """
-    asked = comparison(request)
-    cells = [asked.plan(task, method, runtime) for task, method in asked.cells()]
-    return [plan.model_copy(update={"seed": seed}) for seed in request.seeds for plan in cells]
+    asked = [comparison(each) for each in variants(request)]
+    cells = [[each.plan(task, method, runtime) for each in asked] for task, method in asked[0].cells()]
+    check_effect(request.sweep, [[row[at].hash() for row in cells] for at in range(len(asked))])
+    once = {plan.hash(): plan for row in cells for plan in row}
+    return [plan.model_copy(update={"seed": seed}) for seed in request.seeds for plan in once.values()]
 
 
 def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:

@@ -150,7 +150,12 @@ def parse(sessions: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         words_of_a_command(list(words))
         return 0
 
+    def said(*words: str) -> str:
+        words_of_a_command(list(words))
+        return "--where micro"
+
     monkeypatch.setattr(sessions, "exact", exact)
+    monkeypatch.setattr(sessions, "said", said)
 
     def session(words: list[str]) -> None:
         names, _, arguments = " ".join(words).partition(" -- ")

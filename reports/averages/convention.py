@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
-from reports.records.selection import check_choice
 from results.catalogue import SuiteEntry
+from results.choice import check_choice
 
 EPOCHS, SEEDS = ("last", "best"), ("same", "shared")
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import matplotlib as mpl
@@ -30,12 +30,15 @@ SMOOTHED = 0.05
 DRAWN_POINTS = 400
 LEGEND_COLUMNS = 7
 CURVES_TITLE = "Training loss"
+FORMATS = {"png": ("Software",), "svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator", "Producer")}
+"""Format -> what would make two files of the same records differ, left out."""
 INK, FAINT = "#222222", "#5A5A5A"
 STYLE: dict[Any, Any] = {
     "font.size": 10, "axes.titlesize": 11, "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9,
     "legend.fontsize": 9.5, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8A8A8A",
     "axes.grid": True, "grid.color": "#E4E4E4", "grid.linewidth": 0.7, "axes.axisbelow": True, "text.color": INK,
     "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "svg.hashsalt": "gnlorp", "svg.fonttype": "path",
+    "pdf.fonttype": 42,
     "figure.dpi": DPI, "savefig.dpi": DPI, "font.family": "DejaVu Sans", "axes.titlelocation": "left",
     "text.parse_math": False,
 }  # fmt: skip
@@ -43,26 +46,38 @@ STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Plot:
-    """One finished figure: the stem of its files, a short title, its caption, and its bytes in both formats."""
+    """One finished figure: the stem of its files, a short title, its caption, its bytes by format, and itself."""
 
     name: str
     title: str
     caption: str
-    png: bytes
-    svg: bytes
+    files: Mapping[str, bytes]
+    figure: Figure | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def png(self) -> bytes:
+        """The picture."""
+        return self.files["png"]
+
+    @property
+    def svg(self) -> bytes:
+        """The drawing."""
+        return self.files["svg"]
 
 
 def draw(name: str, title: str, caption: str, build: Callable[[], Figure]) -> Plot:
-    """Build a figure under the house style and return it as PNG and SVG without dates or versions in them."""
+    """Build a figure under the house style and return it as PNG, SVG and PDF without dates or versions in them."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(STYLE)
         figure = build()
         FigureCanvasAgg(figure)
-        png, svg = io.BytesIO(), io.BytesIO()
-        figure.savefig(png, format="png", metadata={"Software": None})
-        figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    return Plot(name, title, caption, png.getvalue(), svg.getvalue())
+        files = {}
+        for form, unsaid in FORMATS.items():
+            content = io.BytesIO()
+            figure.savefig(content, format=form, metadata=dict.fromkeys(unsaid))
+            files[form] = content.getvalue()
+    return Plot(name, title, caption, files, figure)
 
 
 def subtitle(context: Context) -> str:
@@ -224,9 +239,15 @@ def _curves(context: Context, curves: pd.DataFrame, tasks: list[str]) -> Figure:
             ax.set_xlabel("Optimizer step")
         ax.margins(x=0.02)
     shown = [context.looks[method] for method in present]
-    handles = [Line2D([], [], color=k.colour, marker=k.marker, markersize=5, linewidth=2, label=k.title) for k in shown]
-    strip(figure, handles, top)
+    strip(figure, [legend_line(look) for look in shown], top)
     return figure
+
+
+def legend_line(look: Look) -> Line2D:
+    """Return what stands for a method in a legend of lines."""
+    return Line2D(
+        [], [], color=look.colour, marker=look.marker, linestyle=look.line, markersize=5, linewidth=2, label=look.title
+    )
 
 
 def strip(figure: Figure, handles: Sequence[Line2D | Patch], top: float) -> None:
@@ -257,7 +278,7 @@ def _draw_curves(ax: Axes, curves: pd.DataFrame, look: Look, shift: float) -> No
     mean = table.mean(axis=1)
     every = max(1, min(len(mean), DRAWN_POINTS) // 4)
     marks: dict[str, Any] = {"marker": look.marker, "markersize": 4.5, "markevery": (int(shift * every), every)}
-    ax.plot(*_thinned(mean), color=colour, linewidth=1.5, **marks)
+    ax.plot(*_thinned(mean), color=colour, linewidth=1.5, linestyle=look.line, **marks)
     if len(smoothed) > 1:
         spread = table.std(axis=1, ddof=1)
         steps, low = _thinned(mean - spread)

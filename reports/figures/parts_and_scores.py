@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from reports.figures.front_and_curves import FAINT, INK, Plot, draw, framed, panels, strip, subtitle
-from reports.figures.style import PART_COLOURS, byte_unit, in_unit
+from reports.figures.style import GIB, PART_COLOURS, byte_unit, in_unit
 from reports.records.frames import PEAKS, in_order
 from reports.records.report_runs import Column, Context
 from reports.tables.cost import memory_place, memory_task
@@ -20,6 +21,8 @@ from results.schema import Peak, Record
 PARTS_TITLE, DOTS_TITLE = "What peak memory consists of", "Scores by task, every seed shown"
 WIDTH = 9.2
 VISIBLE = 0.004
+CARD_BYTES = 24 * GIB
+"""Memory of the card that published claims of this field are about."""
 LIGHT_PARTS = ("Gradients", "Activations", "Buffers and other", "Weights")
 
 
@@ -121,7 +124,7 @@ def stacked(bars: list[Bar], title: str, under: str, footer: str) -> Figure:
     """Return a figure with a bar a row, its parts side by side and its total at the end."""
     height = 1.95 + 0.42 * len(bars)
     figure, (bottom, top) = framed(WIDTH, height, title, under, footer)
-    left_edge = name_room([bar.title for bar in bars], 10)
+    left_edge = name_room([bar.title for bar in bars], 10) + 0.03
     axes = figure.add_axes((left_edge, bottom + 0.5 / height, 0.98 - left_edge, top - bottom - 0.92 / height))
     unit, size = byte_unit(max(bar.total_bytes for bar in bars))
     longest = max(bar.total_bytes for bar in bars) / size
@@ -138,13 +141,19 @@ def stacked(bars: list[Bar], title: str, under: str, footer: str) -> Figure:
         axes.text(
             left + 0.01 * longest, row, in_unit(bar.total_bytes, size), va="center", fontsize=9.5, fontweight="bold"
         )
+    handles = [Patch(color=PART_COLOURS[part], label=part) for part in used_parts(bars)]
+    if CARD_BYTES / size < 1.11 * longest:
+        axes.axvline(CARD_BYTES / size, color=INK, linewidth=1.3, linestyle=(0, (5, 3)), zorder=3)
+        label = f"{CARD_BYTES // GIB} GiB: a consumer card"
+        handles.append(Line2D([], [], color=INK, linewidth=1.3, linestyle=(0, (5, 3)), label=label))
     axes.set_yticks(range(len(bars)), [bar.title for bar in bars], fontsize=10)
+    axes.set_ylabel("Method")
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.set_xlim(0, 1.11 * longest)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel(f"Bytes at the peak ({unit})")
-    strip(figure, [Patch(color=PART_COLOURS[part], label=part) for part in used_parts(bars)], top)
+    strip(figure, handles, top)
     return figure
 
 

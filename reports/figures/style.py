@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from typing import Any
 
 from reports.records.frames import ROW
 from results.catalogue import Catalogue, SuiteEntry
@@ -12,17 +13,28 @@ from results.catalogue import Catalogue, SuiteEntry
 
 @dataclass(frozen=True)
 class Look:
-    """Title, colour (safe for colour-blind readers) and marker of one method."""
+    """Title, colour (safe for colour-blind readers), marker, and whether its lines are dashed: one method."""
 
     title: str
     colour: str
     marker: str
+    dashed: bool = False
+
+    @property
+    def line(self) -> Any:
+        """Style of its lines: a dashed one leaves a solid one below it in sight."""
+        return (0, (4, 1.6)) if self.dashed else "-"
 
 
 # Colours: Okabe and Ito's palette, black first. The marker says the same again for readers without colour.
-SLOTS = (("#000000", "o"), ("#E69F00", "s"), ("#CC79A7", "^"), ("#009E73", "D"), ("#0072B2", "P"))
+# Every other one is dashed: DoRA's lines lie on LoRA's.
+SLOTS = (
+    ("#000000", "o", False), ("#E69F00", "s", False), ("#CC79A7", "^", True), ("#009E73", "D", False),
+    ("#0072B2", "P", True),
+)  # fmt: skip
 FREE_COLOURS = ("#D55E00", "#56B4E9", "#8C6D1F", "#6F6F6F")
 FREE_MARKERS = ("v", "X", "<", "p", ">", "h", "d")
+FREE_DASHES = (True, False)
 
 PART_COLOURS: dict[str, str] = {
     "Weights": "#9A9A9A",
@@ -43,7 +55,7 @@ def looks(names: Iterable[str], catalogue: Catalogue, suite: SuiteEntry | None =
     Neighbours differ in both; a pair repeats only after 28 methods without a slot. Of two that claim one slot the
     first keeps it.
     """
-    free = zip(cycle(FREE_COLOURS), cycle(FREE_MARKERS), strict=False)
+    free = zip(cycle(FREE_COLOURS), cycle(FREE_MARKERS), cycle(FREE_DASHES), strict=False)
     found: dict[str, Look] = {}
     taken: set[int] = set()
     for name in catalogue.ordered(names):

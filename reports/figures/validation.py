@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from reports.figures.front_and_curves import Plot, draw, framed, panels, strip, subtitle
+from reports.figures.front_and_curves import Plot, draw, framed, legend_line, panels, strip, subtitle
 from reports.records.report_runs import Column, Context
 from reports.stats.over_seeds import Summary, summarise
 from reports.tables.scores import floors
 
+DODGE = 0.006
+"""Distance between neighbours at one step, as a share of the run."""
 Points = dict[str, dict[int, Summary]]
 
 
@@ -43,16 +44,20 @@ def _validation(context: Context, column: Column, points: Points, title: str) ->
     height = 4.4
     known = floors(context) if column.name == "loss" else set()
     footer = "Marker: an evaluation; line: mean over seeds of the runs that finished; bar: ± standard deviation. "
-    footer += "Dashed: floor of the source. " if known else ""
+    footer += "Methods stand beside each other at each step. "
+    footer += "Dashed grey: floor of the source. " if known else ""
     figure, (bottom, top) = framed(9.2, height, title, subtitle(context), f"{footer}The scale is logarithmic.")
     (axes,) = panels(figure, 1, bottom + 0.5 / height, top - 0.57 / height, 0.085, 0.2, 0.42)
     present = [method for method in context.methods if method in points]
-    for method in present:
+    # Bars of methods that agree would hide each other: each method stands a little beside its step.
+    reach = max(step for steps in points.values() for step in steps)
+    for place, method in enumerate(present):
         look, steps = context.looks[method], points[method]
+        beside = DODGE * reach * (place - (len(present) - 1) / 2)
         means = [column.metric.scale * (summary.mean or 0.0) for summary in steps.values()]
         spread = [column.metric.scale * (summary.sd or 0.0) for summary in steps.values()]
-        axes.errorbar(list(steps), means, yerr=spread, color=look.colour, marker=look.marker, markersize=5,
-                      linewidth=1.5, capsize=3)  # fmt: skip
+        axes.errorbar([step + beside for step in steps], means, yerr=spread, color=look.colour, marker=look.marker,
+                      markersize=5, linewidth=1.5, linestyle=look.line, capsize=3)  # fmt: skip
     for floor in sorted(known):
         axes.axhline(floor, color="#8A8A8A", linewidth=1.2, linestyle=(0, (5, 3)))
     axes.set_yscale("log")
@@ -62,6 +67,5 @@ def _validation(context: Context, column: Column, points: Points, title: str) ->
     axes.set_xlabel("Optimizer step")
     axes.set_ylabel(column.metric.head)
     shown = [context.looks[method] for method in present]
-    handles = [Line2D([], [], color=k.colour, marker=k.marker, markersize=5, linewidth=2, label=k.title) for k in shown]
-    strip(figure, handles, top)
+    strip(figure, [legend_line(look) for look in shown], top)
     return figure

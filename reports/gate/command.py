@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from reports.bad_input import BAD_INPUT, one_line_errors
 from reports.gate.texts import REFERENCE, to_annotations, to_junit, to_markdown, to_text
+from results.ending import BAD_INPUT, one_line_errors
 from results.gate.accept import add_to_changelog, changelog_entry, replace_reference
 from results.gate.comparable import Refusal, load
 from results.gate.compare import compare

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from reports.records.frames import ROW, described
-from reports.records.selection import ChoiceError, check_choice, flat
 from results.catalogue import Catalogue, MethodEntry
-from results.schema import Record, TrainingPlan
+from results.choice import ChoiceError, check_choice
+from results.schema import Record, TrainingPlan, flat
 
 Fields = Mapping[str, Any]
 Key = tuple[str, ...]

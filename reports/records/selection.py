@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from pathlib import Path
+from typing import Literal
 
 from reports.records.frames import table_ranks
-from results.schema import Record
+from results.choice import ChoiceError, check_choice
+from results.schema import Record, flat
 
 
 ALL = "all"
@@ -20,18 +21,18 @@ class ReportError(ValueError):
     """A report that cannot be made from these records; the text says why and what to do."""
 
 
-class ChoiceError(ValueError):
-    """A value that is not among the allowed ones; the text lists them and the nearest."""
+def existing(paths: list[Path]) -> list[Path]:
+    """Return the paths.
 
-
-def check_choice(value: object, allowed: Sequence[object], what: str) -> None:
-    """Raise ChoiceError, naming the allowed values and the nearest, unless `value` is one of them."""
-    if value in allowed:
-        return
-    texts = [str(item) for item in allowed]
-    near = difflib.get_close_matches(str(value), texts, n=1, cutoff=0.3)
-    hint = f"; nearest: {near[0]}" if near else ""
-    raise ChoiceError(f"unknown {what} {value!r}: known are {', '.join(texts)}{hint}")
+    Raises:
+        ReportError: one of them does not exist.
+    """
+    for path in paths:
+        if not path.exists():
+            raise ReportError(
+                f"records folder {path} does not exist: run the suite first or name another with --records"
+            )
+    return paths
 
 
 def table_rank(record: Record) -> int | None:
@@ -146,14 +147,6 @@ def _matching(records: list[Record], condition: str) -> list[Record]:
         values = sorted({str(plan[field]) for plan in plans if field in plan})
         raise ReportError(f"no run has {field} = {text}: known are {', '.join(values)}")
     return kept
-
-
-def flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one with dotted names; lists stay whole."""
-    out: dict[str, Any] = {}
-    for name, item in value.items():
-        out |= flat(item, f"{prefix}{name}.") if isinstance(item, dict) else {prefix + name: item}
-    return out
 
 
 def _check_unique(records: Sequence[Record]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from reports.figures.front_and_curves import FAINT, Plot, draw
@@ -143,19 +144,25 @@ def bench_plot(found: Bench) -> Plot | None:
     if not layers or not refreshes:
         return None
     caption = f"Ratios with quartiles over rounds; dashed: the target. {conditions(found)}"
-    return draw("bench", TITLE, caption, lambda: _figure(layers, refreshes))
+    machine = found.environment
+    under = f"{machine.device_name}, {machine.cpu_count} cores, torch {machine.packages.get('torch', 'unknown')}"
+    return draw("bench", TITLE, caption, lambda: _figure(layers, refreshes, under))
 
 
-def _figure(layers: Sequence[BenchCell], refreshes: Sequence[BenchCell]) -> Figure:
-    figure = Figure(figsize=(11, 9))
-    figure.text(0.012, 0.985, TITLE, fontsize=13, fontweight="bold", va="top")
+def _figure(layers: Sequence[BenchCell], refreshes: Sequence[BenchCell], under: str) -> Figure:
+    figure = Figure(figsize=(11, 9.3))
+    figure.text(0.012, 0.988, TITLE, fontsize=13, fontweight="bold", va="top")
+    figure.text(0.012, 0.962, under, fontsize=9, color=FAINT, va="top")
     grid = figure.add_gridspec(2, 2)
-    figure.subplots_adjust(left=0.19, right=0.985, top=0.91, bottom=0.045, wspace=0.15, hspace=0.5)
+    figure.subplots_adjust(left=0.2, right=0.985, top=0.885, bottom=0.06, wspace=0.2, hspace=0.62)
     panels = [figure.add_subplot(grid[0, column]) for column in range(2)]
     _layer_panel(panels[0], layers, "time", "Layer, time / LoRA")
     _layer_panel(panels[1], layers, "peak bytes", "Layer, peak bytes / LoRA")
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="upper right", ncols=len(labels), frameon=False, bbox_to_anchor=(0.99, 0.995))
+    sides, _ = panels[0].get_legend_handles_labels()
+    target = Line2D([], [], color=FAINT, linestyle="--", linewidth=1.2, label="target")
+    figure.legend(
+        handles=[*sides, target], loc="upper right", ncols=len(sides) + 1, frameon=False, bbox_to_anchor=(0.99, 0.967)
+    )
     _refresh_panel(figure.add_subplot(grid[1, :]), refreshes)
     return figure
 
@@ -170,6 +177,8 @@ def _layer_panel(axes: Axes, cells: Sequence[BenchCell], what: str, title: str) 
             if claim.target is not None:
                 axes.axhline(claim.target, color=FAINT, linestyle="--", linewidth=1)
     _places(axes, [cell.label.replace(", ", "\n") for cell in cells], title)
+    axes.set_xlabel("Shape of the layer and its input")
+    axes.set_ylabel("Ratio (below 1: less than LoRA)")
 
 
 def _refresh_panel(axes: Axes, cells: Sequence[BenchCell]) -> None:
@@ -193,6 +202,8 @@ def _refresh_panel(axes: Axes, cells: Sequence[BenchCell]) -> None:
     axes.set_yticks(range(len(names)), names, fontsize=7.5)
     axes.invert_yaxis()
     axes.set_title("Refresh, times faster than SVD")
+    axes.set_xlabel("Time of the SVD over time of the refresh (logarithmic)")
+    axes.set_ylabel("Shape, rank and method of the refresh")
 
 
 def _dot(axes: Axes, x: float, claim: Ratio, colour: str, marker: str, label: str | None) -> None:

@@ -42,6 +42,7 @@ def check_comparable(reference: Sequence[Record], current: Sequence[Record]) -> 
     for name in before:
         if before[name] != after[name]:
             raise Refusal(_differs(name, before[name], after[name]))
+    _check_same_kind(reference, current)
     known = {_place(record.plan): record.plan for record in reference}
     profiles = {suite: _profiles(reference, suite) for suite in {record.plan.suite for record in reference}}
     for record in current:
@@ -60,6 +61,22 @@ def check_comparable(reference: Sequence[Record], current: Sequence[Record]) -> 
         ):
             if one != other:
                 raise Refusal(_differs(f"plan.{field} of {plan.suite}/{plan.task}", one, other))
+
+
+def _check_same_kind(reference: Sequence[Record], current: Sequence[Record]) -> None:
+    """Raise Refusal where the records are not the gate's at all: of another purpose, or of other suites and tasks."""
+    purposes = [sorted({record.plan.purpose for record in side}) for side in (reference, current)]
+    if not set(purposes[0]) & set(purposes[1]):
+        raise Refusal(
+            f"the records are runs of purpose {', '.join(purposes[1])}, those of the reference of {purposes[0][0]}: "
+            f"this folder is not the gate's; {_remedy('records')}"
+        )
+    cells = [{f"{record.plan.suite}/{record.plan.task}" for record in side} for side in (reference, current)]
+    if not cells[0] & cells[1]:
+        raise Refusal(
+            f"the records are of {', '.join(sorted(cells[1])[:3])}, of which the reference has no run; it has "
+            f"{', '.join(sorted(cells[0])[:3])} and {max(0, len(cells[0]) - 3)} more: {_remedy('records')}"
+        )
 
 
 def stack_of(environment: Environment) -> dict[str, str]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from results.lab import MemoryCell, Setting
     from suites.lab.lab import Lab
 
-REFERENCE = Path("results") / "reference" / "memory"
+RUNS = Path("results") / "runs" / "memory"
 FAMILY = "llama"
 
 
@@ -72,7 +72,7 @@ def _register_matrix(app: typer.Typer, console: Console, one_line_errors: OneLin
         method: Annotated[str, typer.Option(help="comma-joined methods; default: all")] = "",
         out: Annotated[
             Path, typer.Option(help="folder of the cells; a cell that is there is not made again")
-        ] = REFERENCE,
+        ] = RUNS,
         workers: Annotated[int | None, typer.Option(help="traces at a time; default: one a core")] = None,
     ) -> None:
         """Make every cell of the matrix that is missing: methods, state widths, per-layer, checkpointing, models."""
@@ -98,7 +98,7 @@ def _register_matrix(app: typer.Typer, console: Console, one_line_errors: OneLin
 def _register_claims(app: typer.Typer, console: Console, one_line_errors: OneLineErrors) -> None:
     @app.command()
     def claims(
-        out: Annotated[Path, typer.Option(help="file of the recomputed claims")] = REFERENCE / "claims.json",
+        out: Annotated[Path, typer.Option(help="file of the recomputed claims")] = RUNS / "claims.json",
         quick: Annotated[bool, typer.Option("--quick", help="formulas only: no traces")] = False,
     ) -> None:
         """Recompute every published memory claim under every convention that its source could mean."""

@@ -10,7 +10,7 @@ import pytest
 from reports.averages.convention import Convention, convention_of
 from reports.records.frames import metrics_frame, runs_frame
 from reports.records.report_runs import Context
-from reports.records.selection import ChoiceError
+from results.choice import ChoiceError
 from reports.stats.outcomes import Outcomes, scores_frame
 from results.catalogue import committed
 from results.schema import Evaluation, Record

@@ -59,7 +59,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Drawn]]:
         figure = build()
         found.append(Drawn(figure, []))
         FigureCanvasAgg(figure).draw()  # type: ignore[no-untyped-call]
-        return Plot(name, title, caption, b"", b"")
+        return Plot(name, title, caption, {}, figure)
 
     monkeypatch.setattr(Text, "draw", note)
     monkeypatch.setattr(plots, "draw", keep)

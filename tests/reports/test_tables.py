@@ -10,7 +10,7 @@ import pytest
 
 from reports.averages.convention import convention_of
 from reports.records.report_runs import MICRO, Context
-from reports.records.selection import ChoiceError
+from results.choice import ChoiceError
 from reports.stats.over_seeds import summarise
 from reports.tables.cost import estimate_table, memory_table, peak_by_task_table, process_table, time_table
 from reports.tables.scores import difference_table, score_table, status_table

@@ -66,13 +66,11 @@ def compare(session: nox.Session, suite: str, rank: list[str], small: bool = Fal
             call(session, python, "-m", *command)
         return
     shown, asked = report_options(arguments, said(python, "-m", "reports", "options", suite).split())
-    rank = _option(asked, "--rank") or rank
+    given = _option(asked, "--rank")
+    swept = any(value.partition("=")[0].endswith("rank") for value in _every(asked, "--sweep"))
     # Ranks of a sweep are rows of one table.
-    if any(value.partition("=")[0].endswith("rank") for value in _every(asked, "--sweep")):
-        reported = ["--rank", "all"]
-    else:
-        reported = rank
-    failed = call(session, python, "-m", "suites", "run", suite, *rank, *asked)
+    reported = ["--rank", "all"] if swept else given or rank
+    failed = call(session, python, "-m", "suites", "run", suite, *([] if given else rank), *asked)
     where = [word for name in ("--profile", "--device") for word in _option(asked, name)]
     profile = said(python, "-m", "suites", "profile", suite, *where).split()[-1]
     records = _option(asked, "--out")[1:] or ["results/runs"]
@@ -167,7 +165,7 @@ def glue_rank4(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def c4(session: nox.Session) -> None:
     """C4 pre-training, five methods: `-- --profile small --data-dir DIR`, `-- --profile paper --model 60m`."""
-    compare(session, "c4", _option(list(session.posargs), "--rank"))
+    compare(session, "c4", [])
 
 
 @nox.session(venv_backend="none")

@@ -131,5 +131,7 @@ def show(report: Report, paths: list[Path]) -> None:
     for name in ("scores", "memory"):
         if (table := report.table(name)) is not None:
             console.print(to_screen(table, console.width))
-    sys.stdout.write("each table also as .csv and .tex, each figure also as .svg and .pdf; all of it as one page in report.md\n")
+    sys.stdout.write(
+        "each table also as .csv and .tex, each figure also as .svg and .pdf; all of it as one page in report.md\n"
+    )
     sys.stdout.write("".join(f"{path}\n" for path in paths if path.suffix in (".md", ".png")))

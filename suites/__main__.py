@@ -230,9 +230,8 @@ def protocol(
 
 @app.command("catalogue")
 def write_the_catalogue(
-    out: Annotated[
-        Path, typer.Option(help="the file; results/reference/catalogue.json is the committed one")
-    ] = RUNS / "catalogue.json",
+    out: Annotated[Path, typer.Option(help="the file; results/reference/catalogue.json is the committed one")] = RUNS
+    / "catalogue.json",
 ) -> None:
     """Write what methods, suites, tasks and metrics say of themselves: how records that embed nothing are read."""
     with one_line_errors():

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from suites.sweep import RANK, Sweep, nested, parse_sweeps
+from suites.typed import complete_device, complete_methods, complete_profile, complete_suite, complete_tasks
 
 if TYPE_CHECKING:
     import torch
@@ -25,15 +26,16 @@ if TYPE_CHECKING:
 
 RUNS = Path("results") / "runs"
 
-Suite = Annotated[str, typer.Argument(help="suite to run, e.g. `glue`")]
+Suite = Annotated[str, typer.Argument(help="suite to run, e.g. `glue`", autocompletion=complete_suite)]
 Profile = Annotated[
     str,
     typer.Option(
         help="`auto` (micro without a CUDA device, paper with one), `micro`, `small`, `paper` (published settings) or "
-        "`fair` (the same runs, searched learning rates)"
+        "`fair` (the same runs, searched learning rates)",
+        autocompletion=complete_profile,
     ),
 ]
-Device = Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`")]
+Device = Annotated[str, typer.Option(help="`auto`, `cpu` or `cuda`", autocompletion=complete_device)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +51,12 @@ class Options:
             "profile by the model's size"
         ),
     ] = None
-    task: Annotated[str, typer.Option(help="comma-joined tasks; default: all (see `tasks`)")] = ""
-    method: Annotated[str, typer.Option(help="comma-joined methods; default: all (see `methods`)")] = ""
+    task: Annotated[
+        str, typer.Option(help="comma-joined tasks; default: all (see `tasks`)", autocompletion=complete_tasks)
+    ] = ""
+    method: Annotated[
+        str, typer.Option(help="comma-joined methods; default: all (see `methods`)", autocompletion=complete_methods)
+    ] = ""
     seeds: Annotated[str, typer.Option(help="comma-joined seeds")] = "0,1,2"
     model: Annotated[
         str,

@@ -53,6 +53,36 @@ def check_methods(names: Iterable[str], known: Catalogue | None = None) -> None:
             check_choice(name, listed, "method")
 
 
+def complete_suite(incomplete: str) -> list[str]:
+    """Return the suites that a shell offers for what is typed so far."""
+    return [entry.name for entry in committed().suites if entry.name.startswith(incomplete)]
+
+
+def complete_tasks(incomplete: str) -> list[str]:
+    """Return the tasks of any suite that a shell offers behind the last comma."""
+    return _behind_comma(incomplete, (task.name for suite in committed().suites for task in suite.tasks))
+
+
+def complete_methods(incomplete: str) -> list[str]:
+    """Return the methods that a shell offers behind the last comma."""
+    return _behind_comma(incomplete, (entry.name for entry in committed().methods))
+
+
+def complete_profile(incomplete: str) -> list[str]:
+    """Return the profiles that a shell offers."""
+    return [name for name in PROFILES if name.startswith(incomplete)]
+
+
+def complete_device(incomplete: str) -> list[str]:
+    """Return the devices that a shell offers."""
+    return [name for name in DEVICES if name.startswith(incomplete)]
+
+
+def _behind_comma(incomplete: str, names: Iterable[str]) -> list[str]:
+    before, comma, last = incomplete.rpartition(",")
+    return [f"{before}{comma}{name}" for name in names if name.startswith(last)]
+
+
 def _there(package: str, name: str) -> bool:
     """Whether a package of ours has a module or folder of that name."""
     found = importlib.util.find_spec(package)

@@ -108,7 +108,7 @@ function curveChart(width, name, lines, broken = []) {
     const at = line.steps.map((step, index) => [step, line.mean[index], line.sd[index] || 0]).filter((point) => point[1] !== null);
     const trace = (sign) => at.map(([step, mean, sd]) => `${x(step).toFixed(1)},${y(mean + sign * sd).toFixed(1)}`);
     if (line.n > 1) root.append(svg("polygon", { class: "band", points: [...trace(1), ...trace(-1).reverse()].join(" "), style: `fill:${colour(line.method)}` }));
-    root.append(svg("polyline", { class: "line", "data-method": line.method, points: trace(0).join(" "), style: `stroke:${colour(line.method)}` }));
+    root.append(svg("polyline", { class: "line", "data-method": line.method, points: trace(0).join(" "), style: `stroke:${colour(line.method)}`, "stroke-dasharray": dashes(line.method) }));
   }
   for (const run of broken) {
     const at = run.steps.map((step, index) => [step, run.losses[index]]).filter(([, loss]) => loss !== null);
@@ -117,6 +117,9 @@ function curveChart(width, name, lines, broken = []) {
   root.append(crosshair(lines, x, box, last));
   return root;
 }
+
+/** A dashed line leaves a solid one below it in sight: methods that agree do not hide each other. */
+const dashes = (method) => (LOOKS.has(method) && LOOKS.get(method).dashed ? "7 3" : null);
 
 /** A strip over the whole panel that tells the losses at the step under the pointer. */
 function crosshair(lines, x, box, last) {
@@ -140,12 +143,13 @@ function crosshair(lines, x, box, last) {
 
 /** Stacked bars of bytes, a row a method: {method, run, amounts}; the totals stand at their ends. */
 function partsChart(width, rows, { press }) {
-  const narrow = width < 560;
+  // Long names stand above their bars.
+  const narrow = width < 560 || rows.some((row) => title(row.method).length > 20);
   const total = (row) => row.amounts.reduce((sum, amount) => sum + amount, 0);
   const [unit, size] = unitOf(Math.max(...rows.map(total)));
   const [high, left] = [narrow ? 46 : 34, narrow ? 8 : 150];
   const { root, x, box } = frame(width, 12 + rows.length * high + 46, [0, Math.max(...rows.map(total)) / size], null,
-    { xLabel: `Tracked bytes at the peak (${unit})`, left, right: 82, top: 8, bottom: 46, label: "Parts of the peak", xTicks: narrow ? 4 : 7 });
+    { xLabel: `Bytes at the peak of a step (${unit})`, left, right: 82, top: 8, bottom: 46, label: "Parts of the peak", xTicks: narrow ? 4 : 7 });
   rows.forEach((row, index) => {
     const top = box.top + index * high + (narrow ? 18 : 4);
     const node = svg("g", { class: "bar", "data-method": row.method },
@@ -161,5 +165,8 @@ function partsChart(width, rows, { press }) {
       ...Object.keys(DATA.parts).map((name, part) => `${name}: ${bytes(row.amounts[part])}`), `total: ${bytes(total(row))}`];
     root.append(pressable(hint(node, () => lines), () => press(row.run), `${lines[0]}: ${lines.slice(1).join(", ")}: show the run`));
   });
+  const card = x((24 * 2 ** 30) / size);
+  if (card < box.right) root.append(svg("line", { class: "budget", x1: card, x2: card, y1: box.top, y2: box.bottom }),
+    svg("text", { class: "tick", x: card + 4, y: box.bottom - 4 }, "24 GiB"));
   return root;
 }

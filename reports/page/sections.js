@@ -115,7 +115,7 @@ function scoreColumn(column, cell) {
 }
 
 function averageColumn(average, cell) {
-  return { key: "average", label: "Average", numeric: true, value: (row) => (cell(row) ? cell(row)[0] : null),
+  return { key: "average", label: "Average", numeric: true, pin: true, value: (row) => (cell(row) ? cell(row)[0] : null),
     text: (row) => el("b", {}, cell(row) ? meanText(...cell(row).slice(0, 3), average.digits) : DASH), csv: (row) => meanFields("Average", cell(row)) };
 }
 
@@ -129,7 +129,7 @@ function meanFields(head, found) {
 /** What the best constant prediction would score, as a foot that does not sort; a dash where that is undefined. */
 function constantRow(columns, values, average) {
   const cells = values.map((value, index) => el("td", { class: "num" }, value === null ? DASH : number(value, columns[index].digits)));
-  return el("tfoot", {}, el("tr", {}, el("th", { scope: "row" }, "Constant prediction"), cells, average ? el("td", { class: "num" }, DASH) : null));
+  return el("tfoot", {}, el("tr", {}, el("th", { scope: "row" }, "Constant prediction"), cells, average ? el("td", { class: "num pin" }, DASH) : null));
 }
 
 function scoreHint(node, method, column, cell) {

@@ -1,7 +1,8 @@
 // A table whose columns sort: by a button in the head, first falling for numbers, rising for text.
 
 /**
- * columns: [{key, label, text: row -> string or node, value: row -> number|string|null, numeric, cell, csv: row -> {head: value}}]
+ * columns: [{key, label, text: row -> string or node, value: row -> number|string|null, numeric, pin, cell, csv: row -> {head: value}}]
+ * A column with `pin` stays in sight at the right edge, whatever the table's width.
  * options: {name, label, press: row -> void, rowLabel: row -> string, limit, dense}; `name` keeps the order in the address
  */
 function sortableTable(columns, rows, options = {}) {
@@ -16,7 +17,7 @@ function sortableTable(columns, rows, options = {}) {
       draw();
       remember();
     } }, column.label, mark);
-    return el("th", { scope: "col", class: column.numeric ? "num" : null, title: column.title }, button);
+    return el("th", { scope: "col", class: classes(column), title: column.title }, button);
   });
 
   function draw() {
@@ -41,7 +42,7 @@ function sortableTable(columns, rows, options = {}) {
 
   function line(row) {
     const cells = columns.map((column, index) => {
-      const node = el(index ? "td" : "th", { scope: index ? null : "row", class: column.numeric ? "num" : null }, column.text(row));
+      const node = el(index ? "td" : "th", { scope: index ? null : "row", class: classes(column) }, column.text(row));
       if (column.cell) column.cell(node, row);
       return node;
     });
@@ -56,6 +57,8 @@ function sortableTable(columns, rows, options = {}) {
   return el("div", { class: "table" }, el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": options.label },
     el("table", { class: options.dense ? "dense" : null }, el("thead", {}, el("tr", {}, heads)), body)), el("span", { class: "saves" }, save));
 }
+
+const classes = (column) => [column.numeric ? "num" : "", column.pin ? "pin" : ""].filter(Boolean).join(" ") || null;
 
 /** Unknown values last, whichever way the column runs. */
 function compare(a, b, down) {

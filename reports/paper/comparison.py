@@ -138,9 +138,7 @@ def _table(shape: Shape, cells: Sequence[Cell], paper_runs: PaperRuns) -> PaperT
     order = committed().ordered(str(key[0]) for key in groups)
     found = sorted(groups.values(), key=lambda group: order.index(group[0].row.method))
     rows = tuple(_row(shape, group, paper_runs) for group in found)
-    return PaperTable(
-        shape.name, shape.title, shape.what, _present(shape, cells), rows, _notes(cells)
-    )
+    return PaperTable(shape.name, shape.title, shape.what, _present(shape, cells), rows, _notes(cells))
 
 
 def _present(shape: Shape, cells: Iterable[Cell]) -> dict[str, str]:

@@ -177,7 +177,7 @@ def _layer_panel(axes: Axes, cells: Sequence[BenchCell], what: str, title: str) 
             if claim.target is not None:
                 axes.axhline(claim.target, color=FAINT, linestyle="--", linewidth=1)
     _places(axes, [cell.label.replace(", ", "\n") for cell in cells], title)
-    axes.set_xlabel("Shape of the layer and its input")
+    axes.set_xlabel("Shape of the weight (outputs x inputs), and rank")
     axes.set_ylabel("Ratio (below 1: less than LoRA)")
 
 

@@ -9,6 +9,8 @@ import pandas as pd
 from rich.markup import escape
 from rich.table import Table as Screen
 
+from reports.tables.printed import printed, printed_notes
+
 LATEX_WIDTH = 110
 
 # Every character that is special to LaTeX, and every one beyond ASCII that the tables themselves print.
@@ -92,13 +94,17 @@ def _latin(character: str) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """Return a `table` environment (packages booktabs and graphicx), ready for \\input, scaled down where too wide."""
+    """Return a `table` environment (packages booktabs and graphicx), ready for \\input, scaled down where too wide.
+
+    Caption and notes are a paper's: see `printed`.
+    """
     head, *rows = oriented(table, LATEX_WIDTH)
-    notes = [r"\par\smallskip\raggedright\footnotesize " + latex_escape(". ".join(table.notes) + ".")]
+    sentences = printed_notes(table.notes)
+    notes = [r"\par\smallskip\raggedright\footnotesize " + latex_escape(". ".join(sentences) + ".")]
     lines = [
         r"\begin{table}[htbp]",
         r"\centering\small\setlength{\belowcaptionskip}{6pt}",
-        rf"\caption{{{latex_escape(table.caption)}}}",
+        rf"\caption{{{latex_escape(printed(table.caption))}}}",
         rf"\label{{tab:{table.name}}}",
         r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
@@ -108,7 +114,7 @@ def to_latex(table: Table) -> str:
         *(_latex_row(row) for row in rows),
         r"\bottomrule",
         r"\end{tabular}}",
-        *(notes if table.notes else []),
+        *(notes if sentences else []),
         r"\end{table}",
     ]
     return "\n".join([*lines, ""])
@@ -141,7 +147,7 @@ def latex_document(stems: list[str], figures: list[tuple[str, str]]) -> str:
     pictures = [
         "\n".join(
             [r"\begin{figure}[htbp]", r"\centering", rf"\includegraphics[width=\textwidth]{{{file}}}",
-             rf"\caption{{{latex_escape(caption)}}}", r"\end{figure}"]
+             rf"\caption{{{latex_escape(printed(caption))}}}", r"\end{figure}"]
         )
         for file, caption in figures
     ]  # fmt: skip

@@ -70,9 +70,7 @@ def _register_matrix(app: typer.Typer, console: Console, one_line_errors: OneLin
     def matrix(
         model: Annotated[str, typer.Option(help="comma-joined models; default: roberta-base and every LLaMA")] = "",
         method: Annotated[str, typer.Option(help="comma-joined methods; default: all")] = "",
-        out: Annotated[
-            Path, typer.Option(help="folder of the cells; a cell that is there is not made again")
-        ] = RUNS,
+        out: Annotated[Path, typer.Option(help="folder of the cells; a cell that is there is not made again")] = RUNS,
         workers: Annotated[int | None, typer.Option(help="traces at a time; default: one a core")] = None,
     ) -> None:
         """Make every cell of the matrix that is missing: methods, state widths, per-layer, checkpointing, models."""

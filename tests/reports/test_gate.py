@@ -171,6 +171,23 @@ def test_exit_codes_tell_a_regression_from_bad_input(reference: Path, tmp_path: 
     assert invoke("gate", "--records", stack, "--reference", reference, "--bisect")[0] == 125
 
 
+def test_a_folder_that_is_not_the_gates_is_said_so(reference: Path, tmp_path: Path) -> None:
+    def other(**changes: object) -> list[Record]:
+        made = [record(method) for method in METHODS]
+        plans = [each.plan.model_copy(update=changes) for each in made]
+        return [
+            each.model_copy(update={"plan": plan, "plan_hash": plan.hash()})
+            for each, plan in zip(made, plans, strict=True)
+        ]
+
+    for changes, words in (({"purpose": "tuning"}, "runs of purpose tuning"), ({"task": "cola"}, "are of glue/cola")):
+        folder = write_all(tmp_path / words.replace("/", "-"), other(**changes))
+        code, text = invoke("gate", "--records", folder, "--reference", reference)
+        assert (code, text.count("\n")) == (2, 1), text
+        assert words in text
+        assert "python -m suites gate run" in text
+
+
 def test_bad_references_end_with_code_2_and_one_line(reference: Path, tmp_path: Path) -> None:
     same = write_all(tmp_path / "same", [record(method) for method in METHODS])
     (tmp_path / "empty").mkdir()

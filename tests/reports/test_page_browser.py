@@ -456,6 +456,57 @@ def test_the_average_is_not_cut_at_1280(visit: Visit) -> None:
     assert needed <= room
 
 
+@pytest.fixture(scope="module")
+def settings_page(tmp_path_factory: pytest.TempPathFactory, make_grid: Grid) -> Path:
+    """Return a page with three settings of one method, one of them on a single task."""
+    folder = tmp_path_factory.mktemp("settings")
+    records = make_grid() + make_grid(methods=("lora",), method_config={"rank": 8, "alpha": 32.0})
+    records += make_grid(methods=("gradnormlorp",), tasks=("rte",), state_bits=8, per_layer=True)
+    for record in records:
+        write_record(folder / "store", record)
+    return page_of(paper(gather([folder / "store"]), published_cells()), folder / "settings.html")
+
+
+ROWS = [
+    "Full fine-tuning", "LoRA, alpha 16", "LoRA, alpha 32", "DoRA", "GaLore",
+    "GradNormLoRP, 8 bit, per-layer updates", "GradNormLoRP, 32 bit",
+]  # fmt: skip
+
+
+def test_settings_are_rows_in_every_section_and_the_address(browser: Any, settings_page: Path) -> None:
+    with visiting(browser, settings_page) as seen:
+        page = seen.page
+        assert column(seen, "scores", 0) == ROWS
+        assert page.locator("#front .point").count() == 6
+        marks = page.evaluate(
+            "() => [...document.querySelectorAll('#curves polyline.line')].map((node) => node.style.stroke)"
+        )
+        assert len(set(marks)) == 7
+        page.locator(".toggle", has_text="LoRA, alpha 32").click()
+        page.locator(".toggle", has_text="GradNormLoRP, 8 bit").click()
+        left = [name for name in ROWS if "alpha 32" not in name and "8 bit" not in name]
+        assert column(seen, "scores", 0) == left
+        page.reload()
+        page.wait_for_selector("html[data-ready]")
+        assert column(seen, "scores", 0) == left
+        page.fill("#search", "alpha 32")
+        assert page.locator("#run-count").inner_text().startswith("0 of ")
+        assert seen.complaints == []
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_rows_with_long_names_cut_nothing(browser: Any, settings_page: Path, width: int) -> None:
+    with visiting(browser, settings_page, width, 900) as seen:
+        assert seen.page.evaluate("document.documentElement.scrollWidth") <= width
+        if width == 1280:
+            frame, average = (
+                seen.page.locator(f"#scores {part}").first.bounding_box() for part in (".scroll", "tbody td.pin")
+            )
+            assert average["x"] + average["width"] <= frame["x"] + frame["width"] + 1
+        if folder := os.environ.get("GNLORP_SCREENSHOTS"):
+            seen.page.screenshot(path=Path(folder) / f"rows-{width}.png", full_page=True)
+
+
 def test_a_front_over_one_seed_is_hollow_and_says_so(browser: Any, tmp_path: Path, make_grid: Grid) -> None:
     for record in make_grid(seeds=(0,)):
         write_record(tmp_path / "one", record)

@@ -31,6 +31,7 @@ from results.store import read_single
 Make = Callable[..., Record]
 Grid = Callable[..., list[Record]]
 ROOT = Path(__file__).resolve().parents[2]
+TASKS = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 MAKERS = (front_plot, curve_plot, parts_plot, dots_plot)
 
 
@@ -171,6 +172,44 @@ def _with_constant(record: Record, scores: dict[str, float | None]) -> Record:
     return record.model_copy(update={"data": record.data.model_copy(update={"constant_scores": scores})})
 
 
+@pytest.mark.parametrize("make", MAKERS)
+def test_every_axis_has_a_title(drawn: list[Drawn], make_grid: Grid, make: Callable[[Context], Plot | None]) -> None:
+    make(Context(make_grid(tasks=("rte", "cola", "mrpc", "qqp") if make is not front_plot else TASKS), "micro", 8))
+    axes = drawn[0].figure.axes
+    rows, columns = {round(ax.get_position().y0, 2) for ax in axes}, {round(ax.get_position().x0, 2) for ax in axes}
+    # Panels share the title of their row and column, where it stands at the edge.
+    assert len([ax for ax in axes if ax.get_xlabel()]) >= len(columns)
+    named = [ax for ax in axes if ax.get_ylabel() or any(label.get_text().isalpha() for label in ax.get_yticklabels())]
+    assert len(named) >= len(rows)
+
+
+def test_the_line_of_a_card_stands_where_it_can_be_reached(make_grid: Grid) -> None:
+    def lines(total: int) -> list[float]:
+        bar = bars.Bar("full", "Full", False, {"Weights": total})
+        figure = bars.stacked([bar], "t", "u", "f")
+        return [float(line.get_xdata()[0]) for line in figure.axes[0].lines]  # type: ignore[index, arg-type]
+
+    assert lines(30 * 1024**3) == [24.0]
+    assert lines(20 * 1024**3) == lines(10**6) == []
+
+
+def test_a_dashed_line_over_a_solid_one_for_methods_that_agree(drawn: list[Drawn], make_grid: Grid) -> None:
+    context = Context(make_grid(methods=("lora", "dora"), tasks=("rte",), seeds=(0,)), "micro", 8)
+    curve_plot(context)
+    styles = [line.is_dashed() for line in drawn[0].figure.axes[0].lines]
+    assert styles == [False, True]
+    assert [look.dashed for look in context.looks.values()] == [False, True]
+
+
+def test_a_figure_has_three_formats_and_itself(make_grid: Grid) -> None:
+    plot = parts_plot(Context(make_grid(tasks=("rte",)), "micro", 8))
+    assert plot is not None
+    assert {form: content[:4] for form, content in plot.files.items()} == {
+        "png": b"\x89PNG", "svg": b"<?xm", "pdf": b"%PDF",
+    }  # fmt: skip
+    assert isinstance(plot.figure, Figure)
+
+
 def test_smoothing_keeps_a_constant_and_halves_nothing() -> None:
     line = pd.Series([1.0] * 100)
     assert smooth(line).tolist() == [1.0] * 100
@@ -195,6 +234,11 @@ def test_the_names_in_the_benchs_figure_are_readable(drawn: list[Drawn], monkeyp
             needed = lines * label.get_fontsize() * one.figure.dpi / 72
             between = (there - here) * math.sin(math.radians(label.get_rotation()))
             assert between >= needed, f"{label.get_text()!r} runs into the next name"
+        assert axes.get_xlabel()
+        assert axes.get_ylabel()
+    words = [text for text, *_ in one.texts]
+    assert "target" in words
+    assert any("cores, torch" in text for text in words)
     level = [(text, box) for text, box, _ in one.texts if "\n" not in text]
     for (first, box), (second, other) in combinations(level, 2):
         assert overlap(box.padded(-1), other.padded(-1)) == 0, f"{first!r} covers {second!r}"

@@ -46,11 +46,11 @@ def test_groups_are_by_suite_profile_and_rank(make_record: Make) -> None:
     assert not found[2].is_micro
 
 
-def test_runs_that_share_a_place_make_trouble_and_no_table(make_record: Make) -> None:
+def test_two_settings_of_a_method_stand_in_the_table_as_two_rows(make_record: Make) -> None:
     (group,) = groups([make_record(learning_rate=1e-3), make_record(learning_rate=2e-3)])
-    assert "learning_rate" in group.trouble
-    assert group.context is None
-    assert standing_table(group) is None
+    table = standing_table(group)
+    assert table is not None
+    assert [row[0].text for row in table.rows] == ["LoRA, learning rate 0.001", "LoRA, learning rate 0.002"]
 
 
 def test_standing_has_ranks_front_and_chance(glue: Group) -> None:

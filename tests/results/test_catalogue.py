@@ -33,7 +33,9 @@ def test_the_committed_catalogue_says_what_the_owners_say() -> None:
     """What is new since describes its own records; what is committed must be as its owner has it today."""
     said, kept = catalogue(), committed()
     names = {method.name for method in kept.methods}
-    assert [method for method in said.methods if method.name in names] == kept.methods, "python -m suites catalogue --out results/reference/catalogue.json"
+    assert [method for method in said.methods if method.name in names] == kept.methods, (
+        "python -m suites catalogue --out results/reference/catalogue.json"
+    )
     for suite in kept.suites:
         mine = said.suite(suite.name)
         tasks, metrics = {task.name for task in suite.tasks}, {metric.name for metric in suite.metrics}
@@ -41,7 +43,9 @@ def test_the_committed_catalogue_says_what_the_owners_say() -> None:
             "tasks": [task for task in mine.tasks if task.name in tasks],
             "metrics": [metric for metric in mine.metrics if metric.name in metrics],
         }
-        assert mine.model_copy(update=reduced) == suite, "python -m suites catalogue --out results/reference/catalogue.json"
+        assert mine.model_copy(update=reduced) == suite, (
+            "python -m suites catalogue --out results/reference/catalogue.json"
+        )
 
 
 def test_every_reference_record_is_described_by_itself_or_by_the_committed_catalogue() -> None:

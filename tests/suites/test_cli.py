@@ -84,6 +84,8 @@ def check_refused(result: Any, *parts: str) -> None:
         (("--set", "batch_size=8", "--set", "batch_size=4"), ("batch_size=8", "batch_size=4", "together")),
         (("--set", "max_length=2"), ("max_length 2", "at least 3")),
         (("--steps", "0"), ("steps = 0", "greater than 0")),
+        (("--seeds", "9223372036854775808"), ("seed 9223372036854775808", "between 0 and 9223372036854775807")),
+        (("--seeds", "-1"), ("seed -1", "nearest allowed value: 0")),
     ],
 )
 def test_bad_input_is_refused_in_one_line(
@@ -286,6 +288,25 @@ def test_run_runs_what_is_missing_and_nothing_twice(invoke: Invoke, tmp_path: Pa
     assert "0 missing" in second.stdout
     assert "everything is there" in second.stdout
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "store").iterdir()} == before
+
+
+def test_quiet_prints_nothing_of_what_went_well(invoke: Invoke, tmp_path: Path) -> None:
+    result = invoke("run", "glue", *FEW, "--method", "lora", "--out", "store", "--quiet")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "")
+    assert len(read_records([tmp_path / "store"])) == 1
+    check_refused(invoke("run", "glue", *FEW, "--quiet", "--method", "lorra"), "nearest: lora")
+
+
+def test_no_command_writes_into_a_committed_folder_unless_told(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("suites.lab.claims.recompute", lambda traces: [])
+    for command in (("claims", "--quick"), ("memory-matrix", "--model", "micro", "--method", "lora"), ("catalogue",)):
+        monkeypatch.setattr("suites.lab.matrix.run_matrix", lambda *given: [given[2] / "cell.json"])
+        result = invoke(*command)
+        assert result.exit_code == 0, result.output
+        assert Path(result.stdout.split()[-1]).parts[:2] == ("results", "runs")
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"runs"}
 
 
 def test_ctrl_c_before_the_first_run_is_said_in_one_line(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ from reports.records.frames import table_ranks
 from results.choice import ChoiceError, check_choice
 from results.schema import Record, flat
 
-
 ALL = "all"
 Rank = int | Literal["all"] | None
 

@@ -10,9 +10,9 @@ import pytest
 from reports.averages.convention import Convention, convention_of
 from reports.records.frames import metrics_frame, runs_frame
 from reports.records.report_runs import Context
-from results.choice import ChoiceError
 from reports.stats.outcomes import Outcomes, scores_frame
 from results.catalogue import committed
+from results.choice import ChoiceError
 from results.schema import Evaluation, Record
 
 GLUE = committed().suite("glue")

@@ -12,10 +12,10 @@ from reports.records.groups import groups
 from reports.records.reading import gather
 from reports.records.report_runs import Context
 from reports.records.rows import row_named, told_apart
-from results.choice import ChoiceError
 from reports.tables.scores import difference_table, score_table
 from reports.write import suite_report
 from results.catalogue import committed
+from results.choice import ChoiceError
 from results.schema import Record
 from results.store import write_record
 

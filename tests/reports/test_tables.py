@@ -10,12 +10,12 @@ import pytest
 
 from reports.averages.convention import convention_of
 from reports.records.report_runs import MICRO, Context
-from results.choice import ChoiceError
 from reports.stats.over_seeds import summarise
 from reports.tables.cost import estimate_table, memory_table, peak_by_task_table, process_table, time_table
 from reports.tables.scores import difference_table, score_table, status_table
 from reports.tables.table import Table
 from results.catalogue import committed
+from results.choice import ChoiceError
 from results.schema import DataFacts, Record
 
 Make = Callable[..., Record]

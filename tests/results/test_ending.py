@@ -122,7 +122,7 @@ def test_a_shell_without_a_script_is_refused() -> None:
      (("tasks", "gleu"), "glue"), (("capabilities", "--method", "lorra"), "lora")],
 )  # fmt: skip
 def test_a_typo_is_answered_before_torch_is_imported(words: tuple[str, ...], nearest: str, tmp_path: Path) -> None:
-    code = "import sys, runpy; sys.modules['torch'] = None; sys.argv[0] = 'suites'; runpy.run_module('suites', None, '__main__')"
+    code = "import sys, runpy; sys.modules['torch'] = None; runpy.run_module('suites', None, '__main__')"
     done = python("-c", code, *words, cwd=tmp_path)
     assert done.returncode == 2
     assert nearest in done.stderr

@@ -85,7 +85,7 @@ def plot(
 ) -> Figure:  # fmt: skip
     """Return one figure of a suite's report: "front", "dots", "validation", "parts" or "curves".
 
-    Arguments and errors are those of `table`. The figure is not pyplot's: nothing needs to be closed, `savefig` writes it.
+    Arguments and errors are those of `table`. The figure is not pyplot's: nothing is to be closed, `savefig` writes it.
     """
     check_choice(name, tuple(PLOTS), "figure")
     context = _report(records, suite, profile, rank, where, None, convention, tables=False).context

@@ -118,7 +118,7 @@ def _help(entry: SuiteEntry, offered: dict[str, tuple[object, ...]]) -> str:
     example = f"python -m reports {entry.name} --profile paper"
     reading = next((f" --{name} {values[-1]}" for name, values in offered.items() if entry.task(name)), "")
     return (
-        f"Write the tables (Markdown, CSV, LaTeX) and figures (PNG, SVG, PDF) of {entry.title} at one profile and rank.\n\n"
+        f"Write the tables (Markdown, CSV, LaTeX) and figures (PNG, SVG, PDF) of {entry.title} at one profile, rank.\n\n"
         "Scores are mean and standard deviation over seeds. Memory is measured; estimates stand in a table of their "
         "own. The same records give the same bytes. Prints the paths last, report.md's at the end.\n\n"
         f"Example: {example}{reading}"

@@ -90,7 +90,8 @@ SCRIPTS = {
 {name}() {{ python -m {name} "$@"; }}
 _{name}_completion() {{
   local IFS=$'\\n'
-  COMPREPLY=( $( env COMP_WORDS="${{COMP_WORDS[*]}}" COMP_CWORD=$COMP_CWORD {variable}=complete_bash python -m {name} ) )
+  local typed="${{COMP_WORDS[*]}}"
+  COMPREPLY=( $( env COMP_WORDS="$typed" COMP_CWORD=$COMP_CWORD {variable}=complete_bash python -m {name} ) )
 }}
 complete -o default -F _{name}_completion {name}
 """,

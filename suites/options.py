@@ -86,7 +86,7 @@ class Options:
     sweep: Annotated[
         list[str] | None,
         typer.Option(
-            help="a setting under several values, each a row of the tables: `--sweep method.lora.config.alpha=8,16,32`; "
+            help="a setting under several values, each a row of tables: `--sweep method.lora.config.alpha=8,16,32`; "
             "`rank` too; several: every combination"
         ),
     ] = None

@@ -1,4 +1,4 @@
-"""Rows: the runs of one method under one setting. A method under several settings is as many rows, named by what differs.
+"""Rows: the runs of one method under one setting. Under several settings it is as many rows, named by what differs.
 
 A row of a method that was run under one setting bears the method's name. The others are called as
 `gradnormlorp:state_bits=8`, printed "GradNormLoRP, 8 bit"; from here on that name stands where the method's did.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +18,7 @@ from reports.records.selection import existing, parse_rank
 from reports.tables.table import to_screen
 from reports.write import Report, suite_report, write_report
 from results.catalogue import SuiteEntry, committed
+from results.choice import check_choice
 from results.ending import one_line_errors
 from results.schema import Record
 from results.store import read_records
@@ -45,7 +46,7 @@ class SuiteCommands(TyperGroup):
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command of that name."""
-        return super().get_command(ctx, cmd_name) or _as_click(cmd_name)
+        return super().get_command(ctx, cmd_name) or _as_click(cmd_name, self.commands)
 
 
 def register(app: typer.Typer) -> None:
@@ -54,19 +55,27 @@ def register(app: typer.Typer) -> None:
         app.command(suite.name)(suite_command(suite))
 
 
-def _as_click(suite: str) -> Any:
+def _as_click(suite: str, others: Iterable[str]) -> Any:
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(suite)(suite_command(committed().suite(suite)))
+    app.command(suite)(suite_command(committed().suite(suite), others))
     return typer.main.get_command(app)
 
 
-def suite_command(entry: SuiteEntry) -> Callable[..., None]:
-    """Return the command of one suite; it has an option for each choice that its average leaves."""
+def suite_command(entry: SuiteEntry, others: Iterable[str] = ()) -> Callable[..., None]:
+    """Return the command of one suite; it has an option for each choice that its average leaves.
+
+    Args:
+        others: names of the commands that the suite's name may be a slip of.
+    """
     offered = {} if entry.average is None else choices(entry)
 
     def command(**given: Any) -> None:
         with one_line_errors():
-            loaded = read_records(existing(given["records"] or [RECORDS]))
+            roots = given["records"] or [RECORDS]
+            if not all(root.exists() for root in roots):
+                # Any word may be a suite of the records; without records it is one that is known, or a slip.
+                check_choice(entry.name, [*(known.name for known in committed().suites), *others], "suite or command")
+            loaded = read_records(existing(roots))
             chosen = {name: given[name] for name in (*offered, "seeds") if name in given}
             report = suite_report(
                 loaded, entry.name, given["profile"], parse_rank(given["rank"]),
@@ -118,7 +127,7 @@ def _help(entry: SuiteEntry, offered: dict[str, tuple[object, ...]]) -> str:
     example = f"python -m reports {entry.name} --profile paper"
     reading = next((f" --{name} {values[-1]}" for name, values in offered.items() if entry.task(name)), "")
     return (
-        f"Write the tables (Markdown, CSV, LaTeX) and figures (PNG, SVG, PDF) of {entry.title} at one profile, rank.\n\n"
+        f"Write the tables (Markdown, CSV, LaTeX) and figures (PNG, SVG, PDF) of {entry.title} runs.\n\n"
         "Scores are mean and standard deviation over seeds. Memory is measured; estimates stand in a table of their "
         "own. The same records give the same bytes. Prints the paths last, report.md's at the end.\n\n"
         f"Example: {example}{reading}"

@@ -152,7 +152,7 @@ def parse(sessions: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
 
     def said(*words: str) -> str:
         words_of_a_command(list(words))
-        return "--where micro"
+        return "--where --against micro"
 
     monkeypatch.setattr(sessions, "exact", exact)
     monkeypatch.setattr(sessions, "said", said)

@@ -94,7 +94,7 @@ function start() {
   try { saved = localStorage.getItem("gnlorp-theme"); } catch { saved = null; }
   setTheme(THEMES.includes(saved) ? saved : "auto");
   $("#theme").addEventListener("click", () => setTheme(THEMES[(THEMES.indexOf($("#theme").dataset.now) + 1) % THEMES.length]));
-  const methods = new Set(DATA.runs.map((run) => run.method)).size;
+  const methods = new Set(DATA.runs.map((run) => run.method.split(":")[0])).size;
   $("#summary").textContent = DATA.runs.length ? `${DATA.runs.length.toLocaleString("en-US")} runs, ${methods} methods` : "no records";
   $("#nav").append(...sections.map((one) => el("a", { href: `#${one.id}`, onclick: (event) => { event.preventDefault(); goTo(one.id); } }, one.name)));
   $("#main").append(...sections.map((one) => el("section", { id: one.id, "aria-labelledby": `${one.id}-title` }, el("h2", { id: `${one.id}-title` }, one.heading), el("div", { class: "body" }))));

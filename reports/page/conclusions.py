@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from reports.figures.style import byte_unit, in_unit, seed_words
+from reports.records.frames import ROW
 from reports.records.report_runs import MICRO, Context
 from reports.stats.over_seeds import LEAST_SEEDS, clear_best, paired_difference, summarise
 from reports.stats.significance import front_probability
@@ -27,7 +28,9 @@ def conclusions(context: Context) -> list[Line]:
 
 def _about(context: Context) -> str:
     runs = len(context.records)
-    words = f"{runs} runs, {len(context.methods)} methods, {seed_words(context.seeds)}; data: {context.data_words}"
+    methods = len({row.partition(ROW)[0] for row in context.methods})
+    rows = "" if methods == len(context.methods) else f" in {len(context.methods)} rows by their settings"
+    words = f"{runs} runs, {methods} methods{rows}, {seed_words(context.seeds)}; data: {context.data_words}"
     return f"{words}. {MICRO}." if context.is_micro else f"{words}."
 
 

@@ -98,7 +98,7 @@ def rows_of(records: Sequence[Record]) -> dict[Settings, list[Record]]:
         if any(_clashes(found) for found in rows.values()):
             fields = (*fields, field)
             rows = _grouped(records, plans, fields)
-    return dict(sorted(rows.items(), key=lambda item: [*map(_place, item[0].values)]))
+    return rows
 
 
 def row_named(text: str, rows: Mapping[str, str]) -> str:
@@ -201,26 +201,18 @@ def _renamed(entry: MethodEntry, rows: Mapping[Settings, Sequence[Record]], cata
 
 
 def _usual(rows: Mapping[Settings, Sequence[Record]]) -> Settings:
-    """Return the row that keeps the method's looks and role: of the most runs, then the nearest to the defaults."""
+    """Return the row that keeps the method's looks and role: of the most runs, the nearest to the defaults, by name."""
 
     def unusual(row: Settings) -> int:
         return sum(value != _default(field) for field, value in zip(row.fields, row.values, strict=True))
 
-    return min(rows, key=lambda row: (-len(rows[row]), unusual(row)))
+    return min(rows, key=lambda row: (-len(rows[row]), unusual(row), row.name))
 
 
 def _default(field: str) -> str:
     part, _, name = field.partition(".")
     known = TrainingPlan.model_fields.get(name) if part == "training" else None
     return json.dumps(known.default) if known is not None and not known.is_required() else UNSET
-
-
-def _place(value: str) -> tuple[int, float, str]:
-    """Return by what rows are sorted: numbers by size, then words, values that every task has its own of first."""
-    found = None if value == BY_TASK else json.loads(value)
-    if isinstance(found, (int, float)):
-        return 1, float(found), ""
-    return (0 if found is None else 2), 0.0, value
 
 
 def _short(field: str) -> str:

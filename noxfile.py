@@ -66,6 +66,7 @@ def compare(session: nox.Session, suite: str, rank: list[str], small: bool = Fal
             call(session, python, "-m", *command)
         return
     shown, asked = report_options(arguments, said(python, "-m", "reports", "options", suite).split())
+    said(python, "-m", "reports", suite, *shown, "--help")  # a slip is found before hours of runs
     given = _option(asked, "--rank")
     swept = any(value.partition("=")[0].endswith("rank") for value in _every(asked, "--sweep"))
     # Ranks of a sweep are rows of one table.
@@ -218,6 +219,7 @@ def regression(session: nox.Session) -> None:
         must(session, python, "-m", "reports", "gate", "--help")
         return
     if not _option(arguments, "--records"):
+        said(python, "-m", "reports", "gate", "--records", ".", *arguments, "--help")  # a slip is found before the runs
         only = [word for value in _every(arguments, "--only") for word in ("--only", value)]
         # A run that fails is a finding of the gate, not the end of it; bad input is.
         call(session, python, "-m", "suites", "gate", "run", *only)

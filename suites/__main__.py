@@ -114,10 +114,10 @@ def run(options: Options) -> None:
 def plan(options: Options) -> None:
     """Show what `run` would do, how long it should take and how much memory it needs; run nothing."""
     with one_line_errors():
+        prepared = prepare(options, dry=True)
         from suites.console import parts_table, size_lines
         from suites.run.preflight import predict_parts
 
-        prepared = prepare(options, dry=True)
         todo, known = missing_runs(prepared.plans, prepared.runtime, options.out)
         parts = predict_parts(todo, prepared.runtime)
         show(
@@ -144,9 +144,9 @@ def tune(
     Validation is never looked at. The records of the grid stay in --out.
     """
     with one_line_errors():
+        prepared = prepare(options, plans=False)
         from suites import tuning
 
-        prepared = prepare(options, plans=False)
         plans = tuning.grid_plans(prepared.request, prepared.runtime)
         failed = start(plans, prepared.runtime, options.out, options.fresh)
         console.print(tuning.choice_table(plans, options.out))

@@ -92,7 +92,7 @@ def suite_report(
 def context_of(chosen: Sequence[Record], rank: Rank, convention: Convention | None = None) -> Context:
     """Return what all tables and figures of the selected runs share."""
     ranks = [found for record in chosen if (found := table_rank(record)) is not None]
-    shown = None if rank == ALL else next(iter(ranks), rank)
+    shown = None if rank == ALL else next(iter(ranks), None if rank is None else int(rank))
     return Context(chosen, chosen[0].plan.profile, shown, convention)
 
 

@@ -68,9 +68,9 @@ def run(command: Callable[..., object], name: str) -> None:
     Shells complete it through the variable `_NAME_COMPLETE`, see `completion`.
     """
     if variable(name) in os.environ:
-        from typer.completion import completion_init
+        from typer import completion as shells
 
-        completion_init()
+        shells.completion_init()  # type: ignore[attr-defined]
     try:
         try:
             command(prog_name=f"python -m {name}", complete_var=variable(name))

@@ -142,7 +142,7 @@ def stacked(bars: list[Bar], title: str, under: str, footer: str) -> Figure:
             left + 0.01 * longest, row, in_unit(bar.total_bytes, size), va="center", fontsize=9.5, fontweight="bold",
             bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.8},
         )  # fmt: skip
-    handles = [Patch(color=PART_COLOURS[part], label=part) for part in used_parts(bars)]
+    handles: list[Patch | Line2D] = [Patch(color=PART_COLOURS[part], label=part) for part in used_parts(bars)]
     if CARD_BYTES / size < 1.11 * longest:
         # Behind the bars: their numbers stay readable, and the line shows between them.
         axes.axvline(CARD_BYTES / size, color=INK, linewidth=1.3, linestyle=(0, (5, 3)), zorder=0.5)

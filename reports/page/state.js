@@ -14,7 +14,9 @@ const groupTitle = () => (group() ? group().title : "no runs");
 const groupRuns = () => (group() ? group().runs.map((index) => DATA.runs[index]) : []);
 const visible = (method) => !state.off.has(method);
 const shownMethods = () => (group() ? group().methods.filter(visible) : []);
-const names = (methods) => methods.map((method) => title(method)).join(", ");
+const names = (methods) => listed(methods.map((method) => title(method)));
+/** Names as a list; between names that hold commas themselves stand semicolons. */
+const listed = (texts) => texts.join(texts.some((text) => text.includes(",")) ? "; " : ", ");
 
 /** The key of the way in which the convention reads a task. */
 function way(suite, task) {

@@ -189,7 +189,10 @@ def _renamed(entry: MethodEntry, rows: Mapping[Settings, Sequence[Record]], cata
     for row, records in rows.items():
         suite = catalogue.suite(records[0].plan.suite)
         title = suite.yardstick_title if entry.yardstick and suite.yardstick_title else entry.title
-        changes = {"name": f"{entry.name}{ROW}{row.name}", "title": ", ".join(filter(None, (title, row.words)))}
+        changes: dict[str, Any] = {
+            "name": f"{entry.name}{ROW}{row.name}",
+            "title": ", ".join(filter(None, (title, row.words))),
+        }
         changes |= {} if row == usual else {"slot": None, "yardstick": False}
         mine = entry.model_copy(update=changes)
         for record in records:

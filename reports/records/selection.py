@@ -6,13 +6,13 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from reports.records.frames import table_ranks
 from results.choice import ChoiceError, check_choice
 from results.schema import Record, flat
 
-ALL = "all"
+ALL: Final = "all"
 Rank = int | Literal["all"] | None
 
 

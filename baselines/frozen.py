@@ -53,6 +53,7 @@ METHOD = Method(
     ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=None),
     layer_parts=lambda shape, config: (Part("weight", shape, trained=False, added=False),),
     saves_state=True,
+    control=True,
     order=5,
     rates={
         "fine-tuning": Rates.around(3e-5, "own choice: full fine-tuning's"),

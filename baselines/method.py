@@ -217,6 +217,7 @@ class Method(Generic[C]):
         order: place among the rows of tables; without one it comes last.
         slot: colour and marker kept for it in figures; None: the next free ones.
         yardstick: whether all others are measured against it.
+        control: whether it is no contender, but shows what is reached without training a matrix.
         bases: whether it keeps bases that gradients are projected on.
         factors: whether it trains factors beside a frozen weight.
         rates: its learning rates by kind of work, for profiles that give none.
@@ -240,6 +241,7 @@ class Method(Generic[C]):
     order: int = 1000
     slot: int | None = None
     yardstick: bool = False
+    control: bool = False
     bases: bool = False
     factors: bool = False
     rates: Mapping[Work, Rates] = field(default_factory=dict, hash=False)

@@ -20,8 +20,10 @@ from matplotlib.figure import Figure
 
 from reports.averages.convention import convention_of
 from reports.records.frames import curves_frame, described, metrics_frame, runs_frame
+from reports.records.reading import read_searches
 from reports.records.rows import told_apart
 from reports.records.selection import Rank, ReportError, existing, matching, select
+from reports.records.tuning import tuning_of
 from reports.write import PLOTS, TABLES, Report, context_of, report_of
 from results.choice import check_choice
 from results.schema import Record
@@ -63,7 +65,8 @@ def table(
     """Return the values behind one table of a suite's report, in full precision and in its order.
 
     Args:
-        name: "scores", "differences", "status", "memory", "peaks", "process", "estimates" or "time".
+        name: "scores", "findings", "differences", "ablation", "status", "memory", "peaks", "process", "estimates",
+            "time", "tuned" or "trials".
         suite, profile, rank: of which runs; None where the records hold one only; rank "all" makes each a row.
         where: "field=value" conditions on the plans.
         against: row of the paired differences, by name or title; None: the yardstick.
@@ -83,7 +86,8 @@ def plot(
     name: str = "front", records: Places = RUNS, *, suite: str | None = None, profile: str | None = None,
     rank: Rank = None, where: Iterable[str] = (), **convention: object,
 ) -> Figure:  # fmt: skip
-    """Return one figure of a suite's report: "front", "dots", "validation", "parts" or "curves".
+    """Return one figure of a suite's report: "front", "dots", "validation", "parts", "curves", "sensitivity" or
+    "budget".
 
     Arguments and errors are those of `table`. The figure is not pyplot's: nothing is to be closed, `savefig` writes it.
     """
@@ -96,8 +100,11 @@ def plot(
 
 
 def _read(records: Places) -> list[Record]:
-    roots = [records] if isinstance(records, (str, Path)) else list(records)
-    return read_records(existing([Path(root) for root in roots]))
+    return read_records(existing(_roots(records)))
+
+
+def _roots(records: Places) -> list[Path]:
+    return [Path(root) for root in ([records] if isinstance(records, (str, Path)) else records)]
 
 
 def _report(
@@ -111,5 +118,6 @@ def _report(
     chosen = select(found, suite or next(iter(suites), ""), profile, rank, where)
     entry = described(chosen).suite(chosen[0].plan.suite)
     convention = convention_of(entry, **choices) if choices else None  # type: ignore[arg-type]
-    context = context_of(chosen, rank, convention)
+    tuning = tuning_of(found, read_searches(_roots(records)), chosen)
+    context = context_of(chosen, rank, convention, tuning)
     return report_of(context, against) if tables else Report(context, (), ())

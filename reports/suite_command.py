@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 
 from reports.averages.convention import Convention, choices, convention_of
 from reports.records.frames import described
+from reports.records.reading import read_searches
 from reports.records.selection import existing, parse_rank
 from reports.tables.table import to_screen
 from reports.write import Report, suite_report, write_report
@@ -80,6 +81,7 @@ def suite_command(entry: SuiteEntry, others: Iterable[str] = ()) -> Callable[...
             report = suite_report(
                 loaded, entry.name, given["profile"], parse_rank(given["rank"]),
                 _convention(loaded, entry.name, chosen) if offered else None, given["where"] or (), given["against"],
+                read_searches(roots),
             )  # fmt: skip
             paths = write_report(report, given["out"])
         show(report, paths)

@@ -10,19 +10,25 @@ from typing import Any
 from reports.averages.convention import Convention
 from reports.figures.front_and_curves import FORMATS, Plot, curve_plot, front_plot
 from reports.figures.parts_and_scores import dots_plot, parts_plot
+from reports.figures.tuning import budget_plot, sensitivity_plot
 from reports.figures.validation import validation_plot
 from reports.gate.fault_table import trial_table
 from reports.records.report_runs import Context
 from reports.records.selection import ALL, Rank, folder_name, select, table_rank
+from reports.records.tuning import Tuning, tuning_of
+from reports.tables.ablation import ablation_table
 from reports.tables.bench import bench_plot, claims_table, measurements_table, targets_table
 from reports.tables.capabilities import capabilities_table
 from reports.tables.cost import estimate_table, memory_table, peak_by_task_table, process_table, time_table
+from reports.tables.findings import findings_table
 from reports.tables.scores import difference_table, score_table, status_table
 from reports.tables.table import Table, latex_document, to_csv, to_latex, to_markdown
+from reports.tables.tuning import trials_table, tuned_table
 from results.bench import Bench
 from results.capabilities import CapabilityMatrix
 from results.gate.trial import Trial
 from results.schema import Record
+from results.search import Search
 from results.store import read_single, write_atomically
 from results.strict import Strict
 
@@ -30,10 +36,16 @@ COSTS: dict[str, Callable[[Context], Table | None]] = {
     "memory": memory_table, "peaks": peak_by_task_table, "process": process_table, "estimates": estimate_table,
     "time": time_table,
 }  # fmt: skip
+TUNING: dict[str, Callable[[Context], Table | None]] = {"tuned": tuned_table, "trials": trials_table}
+TUNING_PLOTS: dict[str, Callable[[Context], Plot | None]] = {"sensitivity": sensitivity_plot, "budget": budget_plot}
 PLOTS: dict[str, Callable[[Context], Plot | None]] = {
     "front": front_plot, "dots": dots_plot, "validation": validation_plot, "parts": parts_plot, "curves": curve_plot,
+    **TUNING_PLOTS,
 }  # fmt: skip
-TABLES = ("scores", "differences", "status", *COSTS)
+SCORES = ("scores", "findings", "differences", "ablation", "status")
+TABLES = (*SCORES, *COSTS, *TUNING)
+WHERE_KNOWN = frozenset({"ablation", *TUNING, *TUNING_PLOTS})
+"""What a report has where there are variants of a method, or records of its tuning: not missed where there are none."""
 OF_TASKS, OF_ONE_TASK = frozenset({"peaks", "dots"}), frozenset({"validation"})
 
 
@@ -51,11 +63,19 @@ class Report:
         return folder_name(self.context.suite, self.context.profile, self.context.rank)
 
     @property
+    def undrawn(self) -> str:
+        """Why the average is not drawn, where there is one: no two methods are told apart by it."""
+        has_average = any(found.scores for found in self.context.averages.values())
+        if not has_average or any(plot.name == "front" for plot in self.plots):
+            return ""
+        return "The average is not drawn against memory: it tells no two methods apart (findings)."
+
+    @property
     def absent(self) -> list[str]:
         """Tables and figures that reports of such a suite have and this one does not."""
         made = {table.name for table in self.tables} | {plot.name for plot in self.plots}
-        foreign = OF_ONE_TASK if self.context.by_task else OF_TASKS
-        foreign = foreign if self.context.plugin is not None else foreign | {"front"}
+        foreign = WHERE_KNOWN | (OF_ONE_TASK if self.context.by_task else OF_TASKS)
+        foreign = foreign if self.context.plugin is not None and not self.undrawn else foreign | {"front"}
         return [name for name in (*TABLES, *PLOTS) if name not in made | foreign]
 
     def table(self, name: str) -> Table | None:
@@ -71,6 +91,7 @@ def suite_report(
     convention: Convention | None = None,
     where: Iterable[str] = (),
     against: str | None = None,
+    searches: Sequence[Search] = (),
 ) -> Report:
     """Return the report of one suite, profile and rank, nothing written yet.
 
@@ -80,20 +101,23 @@ def suite_report(
         convention: how runs become scores and scores an average; None is the suite's usual one.
         where: conditions on plans, see `selection.select`.
         against: method of the paired differences; None is the yardstick.
+        searches: records of the searches whose trials are among the records.
 
     Raises:
         ReportError: no record fits, or a plan has two records.
         ChoiceError: unknown row in `against`, or a method with several.
     """
     chosen = select(records, suite, profile, rank, where)
-    return report_of(context_of(chosen, rank, convention), against)
+    return report_of(context_of(chosen, rank, convention, tuning_of(records, searches, chosen)), against)
 
 
-def context_of(chosen: Sequence[Record], rank: Rank, convention: Convention | None = None) -> Context:
+def context_of(
+    chosen: Sequence[Record], rank: Rank, convention: Convention | None = None, tuning: Tuning | None = None
+) -> Context:
     """Return what all tables and figures of the selected runs share."""
     ranks = [found for record in chosen if (found := table_rank(record)) is not None]
     shown = None if rank == ALL else next(iter(ranks), None if rank is None else int(rank))
-    return Context(chosen, chosen[0].plan.profile, shown, convention)
+    return Context(chosen, chosen[0].plan.profile, shown, convention, tuning)
 
 
 def report_of(context: Context, against: str | None = None) -> Report:
@@ -102,8 +126,9 @@ def report_of(context: Context, against: str | None = None) -> Report:
     Raises:
         ChoiceError: unknown method in `against`.
     """
-    scores = (score_table(context), difference_table(context, against), status_table(context))
-    tables = (*scores, *(make(context) for make in COSTS.values()))
+    scores = (score_table(context), findings_table(context), difference_table(context, against),
+              ablation_table(context), status_table(context))  # fmt: skip
+    tables = (*scores, *(make(context) for make in (*COSTS.values(), *TUNING.values())))
     plots = (make(context) for make in PLOTS.values())
     return Report(context, tuple(t for t in tables if t is not None), tuple(p for p in plots if p is not None))
 
@@ -126,14 +151,19 @@ def report_files(report: Report) -> dict[str, bytes]:
     files |= {name: frame.to_csv(index=False, lineterminator="\n").encode() for name, frame in frames.items()}
     pictures = [(f"{plot.name}.pdf", plot.caption) for plot in report.plots]
     files["report.tex"] = latex_document([table.name for table in report.tables], pictures).encode()
-    files["report.md"] = page(report.context.heading, report.tables, report.plots, report.absent).encode()
+    files["report.md"] = page(
+        report.context.heading, report.tables, report.plots, report.absent, report.undrawn
+    ).encode()
     return files
 
 
-def page(heading: str, tables: Iterable[Table], plots: Iterable[Plot], absent: Sequence[str] = ()) -> str:
+def page(
+    heading: str, tables: Iterable[Table], plots: Iterable[Plot], absent: Sequence[str] = (), undrawn: str = ""
+) -> str:
     """Return tables and figures as one Markdown page, and what is not there."""
     parts = [f"# {heading}\n", *map(to_markdown, tables)]
     parts += [f"![{plot.title}]({plot.name}.png)\n\n{plot.caption}\n" for plot in plots]
+    parts += [f"{undrawn}\n"] if undrawn else []
     if absent:
         parts.append(f"Not in this report, since the records hold no values for them: {', '.join(absent)}.\n")
     return "\n".join(parts)

@@ -38,6 +38,7 @@ class MethodEntry(Strict):
     order: int = Field(default=UNLISTED, ge=0, description="place among the rows of tables")
     slot: int | None = Field(default=None, ge=0, description="colour and marker kept for it; None: the next free ones")
     yardstick: bool = Field(default=False, description="what all others are measured against")
+    control: bool = Field(default=False, description="no contender: shows what is reached without training a matrix")
     bases: bool = Field(default=False, description="keeps bases that gradients are projected on")
     factors: bool = Field(default=False, description="trains factors beside a frozen weight")
 
@@ -87,6 +88,9 @@ class TaskEntry(Strict):
     metrics: list[Name] = Field(min_length=1, description="without their splits")
     readings: dict[str, list[Name]] = Field(
         default={}, description="other ways in which papers read it: name -> keys whose mean is the score"
+    )
+    official_rows: dict[str, int] = Field(
+        default={}, description="rows of each evaluated split in the official release"
     )
     averaged: Literal["always", "by some", "never"] = Field(
         default="never", description="whether the suite's average is over it"
@@ -162,8 +166,9 @@ class Catalogue(Strict):
         return next((entry for entry in self.suites if entry.name == name), SuiteEntry(name=name, title=name))
 
     def ordered(self, names: Iterable[str]) -> list[str]:
-        """Return the names of methods in the order of rows."""
-        return sorted(set(names), key=lambda name: (self.method(name).order, _natural(name)))
+        """Return the names of methods in the order of rows, controls last."""
+        found = {name: self.method(name) for name in names}
+        return sorted(found, key=lambda name: (found[name].control, found[name].order, _natural(name)))
 
     def yardstick(self, names: Iterable[str]) -> str | None:
         """Return the yardstick among the names of methods; None where none of them is."""

@@ -24,6 +24,7 @@ from reports.records.provenance import listed
 from reports.records.report_runs import MICRO, Context
 from reports.stats.over_seeds import pareto_front
 from reports.tables.cost import byte_range, finished
+from reports.tables.findings import findings_of
 
 DPI = 150
 SMOOTHED = 0.05
@@ -97,9 +98,12 @@ def framed(width: float, height: float, title: str, under: str, footer: str) -> 
 
 
 def front_plot(context: Context) -> Plot | None:
-    """Draw the average score against the highest tracked peak of any task; None if no method has both."""
-    points = front_points(context)
-    if not points:
+    """Draw the average score against the highest tracked peak of any task.
+
+    None if no method has both, and where the average orders nothing: a figure would show an order.
+    """
+    points, found = front_points(context), findings_of(context)
+    if not points or found is None or not found.order:
         return None
     what = "average score against measured peak memory (highest over the tasks)"
     caption = context.caption(what + ", error bars ± standard deviation over seeds, front of the means", scores=True)
@@ -136,15 +140,8 @@ def front_points(context: Context) -> list[FrontPoint]:
 
 def _front(context: Context, points: list[FrontPoint], title: str) -> Figure:
     left_out = [context.title(m) for m in context.methods if m not in {p.method for p in points}]
-    counts = sorted({context.averages[point.method].summary.n for point in points})
-    hollow = counts[0] == 1
-    bars = "one seed each, so no error bars" if counts == [1] else "error bars: ± standard deviation over seeds"
-    footer = f"Average: {context.convention.words()}; {bars}. "
-    footer += (
-        "Dashed: Pareto front of what one seed gave; hollow, since one seed cannot say what lies on the front. "
-        if hollow
-        else "Dashed: Pareto front of the means; filled: on it (nothing that needs no more memory scores as well). "
-    )
+    footer = f"Average: {context.convention.words()}; error bars: ± standard deviation over seeds. "
+    footer += "Dashed: Pareto front of the means; filled: on it (nothing that needs no more memory scores as well). "
     footer += f"Not shown, no average or no measured peak: {listed(left_out)}. " if left_out else ""
     figure, (bottom, top) = framed(8, 5.4, title, subtitle(context), footer)
     axes = figure.add_axes((0.085, bottom + 0.105, 0.885, top - bottom - 0.12))
@@ -154,7 +151,7 @@ def _front(context: Context, points: list[FrontPoint], title: str) -> Figure:
     xs = [point.peak_bytes / size for point in points]
     for x, point in zip(xs, points, strict=True):
         look = context.looks[point.method]
-        face = look.colour if point.on_front and not hollow else "white"
+        face = look.colour if point.on_front else "white"
         axes.errorbar(x, point.score, yerr=point.sd, color=look.colour, capsize=4, elinewidth=1.4, fmt="none", zorder=3)
         axes.plot(x, point.score, look.marker, markersize=9, color=look.colour, markerfacecolor=face, zorder=4)
     _limits(axes, xs, points)

@@ -32,6 +32,7 @@ SLOTS = (
     ("#000000", "o", False), ("#E69F00", "s", False), ("#CC79A7", "^", True), ("#009E73", "D", False),
     ("#0072B2", "P", True),
 )  # fmt: skip
+CONTROL = ("#9A9A9A", "X", True)
 FREE_COLOURS = ("#D55E00", "#56B4E9", "#8C6D1F", "#6F6F6F")
 FREE_MARKERS = ("v", "X", "<", "p", ">", "h", "d")
 FREE_DASHES = (True, False)
@@ -53,7 +54,7 @@ def looks(names: Iterable[str], catalogue: Catalogue, suite: SuiteEntry | None =
     """Return every method's look, in the order of rows; one without a slot gets the next free colour and marker.
 
     Neighbours differ in both; a pair repeats only after 28 methods without a slot. Of two that claim one slot the
-    first keeps it.
+    first keeps it. A control is grey, and its title says what it is.
     """
     free = zip(cycle(FREE_COLOURS), cycle(FREE_MARKERS), cycle(FREE_DASHES), strict=False)
     found: dict[str, Look] = {}
@@ -61,11 +62,11 @@ def looks(names: Iterable[str], catalogue: Catalogue, suite: SuiteEntry | None =
     for name in catalogue.ordered(names):
         method = catalogue.method(name)
         slot = method.slot if method.slot is not None and method.slot < len(SLOTS) else None
-        look = next(free) if slot is None or slot in taken else SLOTS[slot]
+        look = CONTROL if method.control else next(free) if slot is None or slot in taken else SLOTS[slot]
         taken |= set() if slot is None else {slot}
         whole = method.yardstick and ROW not in name
         renamed = suite.yardstick_title if suite is not None and whole else None
-        found[name] = Look(renamed or method.title, *look)
+        found[name] = Look((renamed or method.title) + (" (control)" if method.control else ""), *look)
     return found
 
 

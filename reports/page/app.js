@@ -107,7 +107,7 @@ function start() {
   addEventListener("resize", () => {
     if (innerWidth === width) return;
     width = innerWidth;
-    redraw(["front", "curves", "parts"]);
+    redraw(["front", "tuning", "curves", "parts"]);
   });
   // Someone typed another address, or followed the link to the results, which has no choice in it.
   addEventListener("hashchange", () => {

@@ -13,18 +13,18 @@ function ticks(low, high, count = 5) {
 }
 
 /** A frame with axes: {root, x, y, box} where x and y map data to pixels; without `ys` there is no vertical axis. */
-function frame(width, height, xs, ys, { xLabel, yLabel, left = 58, bottom = 42, top = 12, right = 14, xTicks = 6, yTicks = 5, label }) {
+function frame(width, height, xs, ys, { xLabel, yLabel, left = 58, bottom = 42, top = 12, right = 14, xTicks = 6, yTicks = 5, xText = (value) => significant(value, 4), yText = (value) => significant(value, 4), label }) {
   const box = { left, right: width - right, top, bottom: height - bottom };
   const x = (value) => box.left + ((value - xs[0]) / (xs[1] - xs[0] || 1)) * (box.right - box.left);
   const y = ys && ((value) => box.bottom - ((value - ys[0]) / (ys[1] - ys[0] || 1)) * (box.bottom - box.top));
   const root = svg("svg", { class: "chart", width, height, viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": label });
   for (const value of ys ? ticks(ys[0], ys[1], yTicks) : []) {
     root.append(svg("line", { class: "grid", x1: box.left, x2: box.right, y1: y(value), y2: y(value) }),
-      svg("text", { class: "tick", x: box.left - 8, y: y(value) + 4, "text-anchor": "end" }, significant(value, 4)));
+      svg("text", { class: "tick", x: box.left - 8, y: y(value) + 4, "text-anchor": "end" }, yText(value)));
   }
   for (const value of ticks(xs[0], xs[1], xTicks)) {
     root.append(svg("line", { class: "grid", x1: x(value), x2: x(value), y1: box.top, y2: box.bottom }),
-      svg("text", { class: "tick", x: x(value), y: box.bottom + 17, "text-anchor": "middle" }, significant(value, 4)));
+      svg("text", { class: "tick", x: x(value), y: box.bottom + 17, "text-anchor": "middle" }, xText(value)));
   }
   root.append(svg("line", { class: "axis", x1: box.left, x2: box.right, y1: box.bottom, y2: box.bottom }),
     svg("text", { class: "axis-label", x: (box.left + box.right) / 2, y: height - 6, "text-anchor": "middle" }, xLabel));
@@ -96,14 +96,14 @@ function pointLabel(text, px, py, box, taken) {
 }
 
 /** Lines of loss by step: {method, steps, mean, sd}; `broken` are runs that did not finish, dotted. */
-function curveChart(width, name, lines, broken = []) {
+function curveChart(width, name, lines, broken = [], { xLabel = "Optimizer step", yLabel = "Loss", label = `Training loss, ${name}`, unit = "step", first = 0 } = {}) {
   const known = (values) => values.filter((value) => value !== null);
   const ends = lines.flatMap((line) => line.mean.flatMap((mean, index) => (mean === null ? [] : [mean - (line.sd[index] || 0), mean + (line.sd[index] || 0)])))
     .concat(broken.flatMap((run) => known(run.losses)));
   if (!ends.length) return null;
   const last = Math.max(...lines.map((line) => Math.max(0, ...line.steps)), ...broken.map((run) => Math.max(0, ...run.steps)));
-  const { root, x, y, box } = frame(width, 210, [0, last], padded(Math.min(...ends), Math.max(...ends), 0.04),
-    { left: 52, top: 8, right: 8, xTicks: 4, yTicks: 4, xLabel: "Optimizer step", yLabel: "Loss", label: `Training loss, ${name}` });
+  const { root, x, y, box } = frame(width, 210, [first, last], padded(Math.min(...ends), Math.max(...ends), 0.04),
+    { left: 52, top: 8, right: 8, xTicks: 4, yTicks: 4, xLabel, yLabel, label });
   for (const line of lines) {
     const at = line.steps.map((step, index) => [step, line.mean[index], line.sd[index] || 0]).filter((point) => point[1] !== null);
     const trace = (sign) => at.map(([step, mean, sd]) => `${x(step).toFixed(1)},${y(mean + sign * sd).toFixed(1)}`);
@@ -114,27 +114,27 @@ function curveChart(width, name, lines, broken = []) {
     const at = run.steps.map((step, index) => [step, run.losses[index]]).filter(([, loss]) => loss !== null);
     root.append(svg("polyline", { class: "line broken", points: at.map(([step, loss]) => `${x(step)},${y(loss)}`).join(" "), style: `stroke:${colour(run.method)}` }));
   }
-  root.append(crosshair(lines, x, box, last));
+  root.append(crosshair(lines, x, box, first, last, unit));
   return root;
 }
 
 /** A dashed line leaves a solid one below it in sight: methods that agree do not hide each other. */
 const dashes = (method) => (LOOKS.has(method) && LOOKS.get(method).dashed ? "7 3" : null);
 
-/** A strip over the whole panel that tells the losses at the step under the pointer. */
-function crosshair(lines, x, box, last) {
+/** A strip over the whole panel that tells the values at the step under the pointer. */
+function crosshair(lines, x, box, first, last, unit) {
   const line = svg("line", { class: "cross", y1: box.top, y2: box.bottom, visibility: "hidden" });
-  let step = 0;
+  let step = first;
   const strip = svg("rect", { x: box.left, y: box.top, width: box.right - box.left, height: box.bottom - box.top, fill: "transparent" });
   strip.addEventListener("pointermove", (event) => {
     const place = strip.getBoundingClientRect();
-    step = Math.round(((event.clientX - place.left) / place.width) * last);
+    step = Math.round(first + ((event.clientX - place.left) / place.width) * (last - first));
     line.setAttribute("x1", x(step));
     line.setAttribute("x2", x(step));
     line.setAttribute("visibility", "visible");
   });
   strip.addEventListener("pointerleave", () => line.setAttribute("visibility", "hidden"));
-  hint(strip, () => [`step ${step}`, ...lines.filter((one) => one.steps.length).map((one) => {
+  hint(strip, () => [`${unit} ${step}`, ...lines.filter((one) => one.steps.length).map((one) => {
     const near = one.steps.reduce((best, value, index) => (Math.abs(value - step) < Math.abs(one.steps[best] - step) ? index : best), 0);
     return `${title(one.method)}: ${spread(one.mean[near], one.sd[near], 3)}`;
   })]);

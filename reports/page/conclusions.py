@@ -2,28 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from reports.figures.style import byte_unit, in_unit, seed_words
 from reports.records.frames import ROW
 from reports.records.report_runs import MICRO, Context
-from reports.stats.over_seeds import LEAST_SEEDS, clear_best, paired_difference, summarise
+from reports.stats.over_seeds import LEAST_SEEDS
 from reports.stats.significance import front_probability
+from reports.tables.findings import Findings, Line, findings_of, joined, lines
 from reports.tables.standing import averages_of, peaks_of
-from results.catalogue import MetricEntry
 
 SURE = 0.95
-Line = tuple[str, str]
-"""(kind, sentence): "holds" for what may be concluded, "open" for what may not, "limits" for what it is about."""
+NOTHING: Line = ("open", "Scores: one method alone, or tasks in different units: there is no difference to take.")
+NO_FRONT: Line = (
+    "open",
+    "Score against memory: no two methods are told apart by the score, so memory alone orders them.",
+)
 
 
 def conclusions(context: Context) -> list[Line]:
     """Return what may be concluded of scores, memory and both, and first of all about what."""
-    gains, peaks = averages_of(context), peaks_of(context.records)
-    lines = [("limits", _about(context))]
-    lines += [_score_line(context, gains), *_difference_lines(context, gains)] if gains else [_no_score(context)]
-    lines += _memory_lines(context, peaks)
-    return [*lines, *_front_lines(context, gains, peaks)]
+    found, peaks = findings_of(context), peaks_of(context.records)
+    scores = [NOTHING] if found is None else [*lines(found), *_compared_by(found)]
+    front = _front_lines(context, averages_of(context), peaks) if found is not None and found.order else [NO_FRONT]
+    return [("limits", _about(context)), *scores, *_memory_lines(context, peaks), *front]
+
+
+def _compared_by(found: Findings) -> list[Line]:
+    """Return how the differences above were taken; nothing where there is none to take."""
+    count = sum(pair.low is not None for pair in found.pairs)
+    if not count:
+        return []
+    text = f"Differences: paired by seed and task, 95 % intervals that hold all at once for {count} comparisons (Holm)."
+    return [("limits", text)]
 
 
 def _about(context: Context) -> str:
@@ -32,69 +43,6 @@ def _about(context: Context) -> str:
     rows = "" if methods == len(context.methods) else f" in {len(context.methods)} rows by their settings"
     words = f"{runs} runs, {methods} methods{rows}, {seed_words(context.seeds)}; data: {context.data_words}"
     return f"{words}. {MICRO}." if context.is_micro else f"{words}."
-
-
-def _metric(context: Context) -> MetricEntry:
-    return context.averaged_metric if context.averages else context.columns[0].metric
-
-
-def _what(context: Context) -> str:
-    if context.averages:
-        return f"average score ({_metric(context).unit})"
-    metric = _metric(context)
-    return metric.title + (f" ({metric.unit})" if metric.unit else "")
-
-
-def _no_score(context: Context) -> Line:
-    return "open", "No method has a score for every task and one seed: nothing may be concluded about scores."
-
-
-def _score_line(context: Context, gains: Mapping[str, Mapping[int, float]]) -> Line:
-    """Return which method scores best, if the seeds tell it apart from every other."""
-    metric, what = _metric(context), _what(context)
-    seeds = max(len(scores) for scores in gains.values())
-    if seeds < LEAST_SEEDS:
-        count = "one seed" if seeds == 1 else f"{seeds} seeds"
-        return "open", f"Scores: {count} behind the {what}: no order of the methods may be concluded."
-    means = {method: summarise(scores.values()).mean or 0.0 for method, scores in gains.items()}
-    top = max(means, key=lambda method: means[method])
-    best = clear_best(gains)
-    value = summarise(metric.gain(gain) for gain in gains[top].values()).text(metric)
-    if best is not None:
-        apart = "told apart from every other method (paired 95 % intervals)"
-        return "holds", f"{context.title(best)} has the best {what}, {value}, {apart}."
-    alike = [m for m in gains if m != top and not paired_difference(gains[top], gains[m]).excludes_zero]
-    if not alike:
-        return "open", f"{context.title(top)} alone has a {what}: {value}."
-    mean = f"{context.title(top)} has the best mean {what}, {value}"
-    return "open", f"No method is best: {mean}, but the seeds do not tell it apart from {_joined(context, alike)}."
-
-
-def _difference_lines(context: Context, gains: Mapping[str, Mapping[int, float]]) -> list[Line]:
-    """Return which methods differ from the yardstick, better and worse, and which are not told apart from it."""
-    base = context.yardstick
-    if base is None or base not in gains or len(gains) < 2:
-        return []
-    if max(len(scores) for scores in gains.values()) < LEAST_SEEDS:
-        return []
-    metric, title = _metric(context), context.title(base)
-    kinds: dict[str, list[str]] = {"Better": [], "Worse": [], "alike": []}
-    for method in gains:
-        if method != base:
-            found = paired_difference(gains[method], gains[base])
-            shown = paired_difference(_raw(metric, gains[method]), _raw(metric, gains[base])).text(metric)
-            kind = "alike" if not found.excludes_zero else "Better" if (found.mean or 0.0) > 0 else "Worse"
-            kinds[kind].append(f"{context.title(method)} {shown}")
-    how = "over shared seeds (difference, paired 95 % interval, not corrected for their number)"
-    lines = [("holds", f"{k} than {title} {how}: {'; '.join(kinds[k])}.") for k in ("Better", "Worse") if kinds[k]]
-    return [
-        *lines,
-        *([("open", f"Not told apart from {title}: {'; '.join(kinds['alike'])}.")] if kinds["alike"] else []),
-    ]
-
-
-def _raw(metric: MetricEntry, gains: Mapping[int, float]) -> dict[int, float]:
-    return {seed: metric.gain(value) for seed, value in gains.items()}
 
 
 def _memory_lines(context: Context, peaks: Mapping[str, int]) -> list[Line]:
@@ -128,19 +76,10 @@ def _front_lines(context: Context, gains: Mapping[str, Mapping[int, float]], pea
     never = [m for m in placed if chance[m] <= 1 - SURE]
     perhaps = [m for m in placed if m not in sure and m not in never]
     enough = min(len(gains[m]) for m in placed) >= LEAST_SEEDS
-    lines: list[Line] = []
+    made: list[Line] = []
     if sure:
-        words = (
-            f"On the front of score against memory in at least 95 % of draws of the seeds: {_joined(context, sure)}."
-        )
-        lines.append(("holds" if enough else "open", words + ("" if enough else " Too few seeds to conclude it.")))
+        words = f"On the front of score against memory in at least 95 % of draws of the seeds: {joined(context, sure)}."
+        made.append(("holds" if enough else "open", words + ("" if enough else " Too few seeds to conclude it.")))
     if perhaps:
-        lines.append(("open", f"Perhaps on it: {_joined(context, perhaps)}."))
-    return lines
-
-
-def _joined(context: Context, methods: Sequence[str]) -> str:
-    names = [context.title(method) for method in methods]
-    if any("," in name for name in names):
-        return "; ".join(names)
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+        made.append(("open", f"Perhaps on it: {joined(context, perhaps)}."))
+    return made

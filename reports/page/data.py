@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from reports.figures.style import PART_COLOURS, looks
+from reports.page.tuning import tuning_view
 from reports.page.views import group_view, ordered, run_scores, scaled, suite_view
 from reports.paper.agreement import MEANINGS
 from reports.paper.comparison import ComparedCell, PaperTable, elsewhere
@@ -84,7 +85,8 @@ def page_data(
     return {
         "looks": [{"method": m, **vars(look)} for m, look in looks(methods, catalogue).items()],
         "parts": PART_COLOURS, "suites": {context.suite: suite_view(context) for context in contexts},
-        "groups": [group_view(group, gathered, numbers) for group in offered],
+        "groups": [{**group_view(group, gathered, numbers), "tuning": tuning_view(context, numbers)}
+                   for group, context in zip(offered, contexts, strict=True)],
         "published": _published_line(papers),
         "runs": runs, "pools": {name: pool.table() for name, pool in pools.items()},
         "papers": [_paper(table) for table in papers], "verdicts": MEANINGS, "inequality": INEQUALITY,

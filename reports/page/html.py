@@ -21,6 +21,7 @@ SCRIPTS = (
     "tables.js",
     "charts.js",
     "sections.js",
+    "tuning.js",
     "papers.js",
     "drawer.js",
     "app.js",

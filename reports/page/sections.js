@@ -35,6 +35,10 @@ section("front", "Memory", "Score against memory", (body) => {
   const list = found ? points(found) : [];
   const shown = list.filter((point) => point.peak !== null && point.n);
   body.append(...groupWarnings());
+  if (found && state.task === "all" && !group().orders) {
+    body.append(note("The average is not drawn: it tells no two methods apart. What may be concluded says how large a difference could be; a task by itself can be chosen above."));
+    return;
+  }
   if (!shown.length) {
     body.append(note("Nothing to plot here: no method has both a score and a measured peak. ", missingWords(list, shown)));
     return;
@@ -103,7 +107,7 @@ section("scores", "Scores", "Scores by task", (body) => {
   body.append(note(units.length === 1 && units[0] === "%" ? "Percent, mean" : "Mean", " ± standard deviation over seeds, on the evaluated split. ",
     columns.some((column) => column.lower) ? `Lower is better: ${columns.filter((column) => column.lower).map((column) => column.title).join(", ")}. ` : "",
     average ? `The average ${found.shared ? "takes the seeds that all tasks have" : "needs the same seeds on every task"}; a run that brought no score leaves none. ` : "", "Press a cell for its runs."));
-  if (average && average.range) body.append(conventionStrip(average));
+  if (average && average.range && found.orders) body.append(conventionStrip(average));
 });
 
 function scoreColumn(column, cell) {

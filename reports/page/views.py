@@ -15,6 +15,7 @@ from reports.records.report_runs import Column, Context
 from reports.stats.outcomes import Outcomes
 from reports.stats.over_seeds import LEAST_SEEDS, dominators, paired_difference, summarise
 from reports.stats.significance import front_probability
+from reports.tables.findings import findings_of
 from reports.tables.standing import averages_of, peaks_of
 from results.catalogue import MetricEntry
 
@@ -52,13 +53,19 @@ def group_view(group: Group, gathered: Gathered, numbers: Mapping[str, int]) -> 
         "runs": [numbers[record.plan_hash] for record in group.records],
         "tasks": [task for task in context.tasks if chosen[task]],
         "columns": [_column(context, column) for column in context.columns if chosen[column.task]],
-        "average": _average(context),
+        "average": _average(context), "orders": orders(context),
         "convention": {name: str(value) for name, value in context.convention.choices().items()},
         "conclusions": conclusions(context),
         "curves": {task: curves(context, chosen[task], gathered) for task in context.tasks if chosen[task]},
         "parts": {name: parts(context, records, numbers) for name, records in chosen.items()},
         "refresh": {name: refreshes(context, records) for name, records in chosen.items()},
     }  # fmt: skip
+
+
+def orders(context: Context) -> bool:
+    """Whether the findings tell any two methods apart: an average that orders nothing is not drawn."""
+    found = findings_of(context)
+    return found is not None and found.order
 
 
 def suite_view(context: Context) -> Json:

@@ -58,7 +58,7 @@ class Paper:
 
 def paper(gathered: Gathered, published: Sequence[Cell], foreign: Sequence[Foreign] = ()) -> Paper:
     """Return the papers' tables and our own; an empty store is no error, its cells say that nothing was run."""
-    found = groups(gathered.records)
+    found = groups(gathered.records, gathered.searches)
     own: list[Table | None] = []
     for group in found:
         own.append(standing_table(group))

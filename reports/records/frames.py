@@ -63,7 +63,7 @@ RUN_COLUMNS: dict[str, str] = {
     **dict.fromkeys(["data_source", "data_name", "data_revision", "data_digest", "data_notes"], TEXT),
     **dict.fromkeys(["held_out", "official"], FLAG),
     **dict.fromkeys(["train_rows", "steps", "batch_size", "accumulation", "max_length", "warmup_steps"], WHOLE),
-    **dict.fromkeys(["learning_rate", "epochs", "weight_decay"], REAL),
+    **dict.fromkeys(["learning_rate", "rest_learning_rate", "epochs", "weight_decay"], REAL),
     **dict.fromkeys(["schedule", "precision"], TEXT),
     **dict.fromkeys(["state_bits", "skipped_steps"], WHOLE),
     **dict.fromkeys(["per_layer", "checkpointing"], FLAG),
@@ -133,8 +133,8 @@ def _identity(record: Record, catalogue: Catalogue) -> Fields:
         "data_notes": "; ".join(record.data.notes) if record.data else None,
         "train_rows": record.data.train_rows if record.data else None,
         **{n: getattr(training, n) for n in (
-            "steps", "epochs", "batch_size", "accumulation", "learning_rate", "schedule", "warmup_steps",
-            "weight_decay", "precision", "state_bits", "per_layer", "checkpointing")},
+            "steps", "epochs", "batch_size", "accumulation", "learning_rate", "rest_learning_rate", "schedule",
+            "warmup_steps", "weight_decay", "precision", "state_bits", "per_layer", "checkpointing")},
         "main_metric": record.main_metric, "skipped_steps": record.skipped_steps,
         "started_at": record.started_at, "finished_at": record.finished_at,
     }  # fmt: skip

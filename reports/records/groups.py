@@ -9,7 +9,9 @@ from functools import cached_property
 from reports.averages.convention import convention_of
 from reports.records.report_runs import Context
 from reports.records.selection import folder_name, table_rank
+from reports.records.tuning import Tuning, tuning_of
 from results.schema import Record
+from results.search import Search
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,7 @@ class Group:
     profile: str
     rank: int | None
     records: tuple[Record, ...]
+    tuning: Tuning | None = None
 
     @property
     def name(self) -> str:
@@ -42,10 +45,10 @@ class Group:
 
     def context_of(self, records: Sequence[Record]) -> Context:
         """Return the context of the same runs, read with or without their curves."""
-        context = Context(records, self.profile, self.rank)
+        context = Context(records, self.profile, self.rank, tuning=self.tuning)
         if not context.averages or any(found.scores for found in context.averages.values()):
             return context
-        return Context(records, self.profile, self.rank, convention_of(context.entry, seeds="shared"))
+        return Context(records, self.profile, self.rank, convention_of(context.entry, seeds="shared"), self.tuning)
 
     @property
     def is_micro(self) -> bool:
@@ -53,8 +56,11 @@ class Group:
         return self.context.is_micro
 
 
-def groups(records: Sequence[Record]) -> list[Group]:
-    """Return the groups of the result runs; methods without a rank belong to every rank of their profile."""
+def groups(records: Sequence[Record], searches: Sequence[Search] = ()) -> list[Group]:
+    """Return the groups of the result runs; methods without a rank belong to every rank of their profile.
+
+    Tuning runs among the records go to the groups whose settings they chose.
+    """
     results = [record for record in records if record.plan.purpose == "result"]
     places = sorted({(record.plan.suite, record.plan.profile) for record in results})
     found = []
@@ -63,5 +69,5 @@ def groups(records: Sequence[Record]) -> list[Group]:
         ranks: list[int | None] = [*sorted({rank for r in here if (rank := table_rank(r)) is not None})]
         for rank in ranks or [None]:
             mine = [r for r in here if table_rank(r) in (rank, None)]
-            found.append(Group(suite, profile, rank, tuple(mine)))
+            found.append(Group(suite, profile, rank, tuple(mine), tuning_of(records, searches, mine)))
     return found

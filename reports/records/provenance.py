@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from reports.records.frames import ROW
 from reports.records.selection import uneven_settings
 
 if TYPE_CHECKING:
@@ -50,9 +51,30 @@ def _learning_rates(context: Context) -> list[str]:
     parts = []
     for method in context.methods:
         mine = context.runs[context.runs["method"] == method]
-        rates = sorted({float(rate) for rate in mine["learning_rate"]})
-        parts.append(f"{context.title(method)} {rates[0]:g}" + (f" to {rates[-1]:g}" if len(rates) > 1 else ""))
-    return [f"Learning rates: {listed(parts)}"]
+        shown = [_range(mine[name]) for name in ("learning_rate", "rest_learning_rate")]
+        parts.append(f"{context.title(method)} {' / '.join(filter(None, shown))}")
+    rest = " (of the matrices / of the rest)" if context.runs["rest_learning_rate"].notna().any() else ""
+    return [f"Learning rates{rest}: {listed(parts)}", *_searched(context)]
+
+
+def _range(values: pd.Series) -> str:
+    rates = sorted({float(rate) for rate in values.dropna()})
+    return (f"{rates[0]:g}" + (f" to {rates[-1]:g}" if len(rates) > 1 else "")) if rates else ""
+
+
+def _searched(context: Context) -> list[str]:
+    """Return which trial of its search each row has the settings of, where the trials are among the records."""
+    if context.tuning is None:
+        return []
+    parts = []
+    for row in context.methods:
+        trials = context.tuning.trials.get(row.partition(ROW)[0], ())
+        trial = context.tuning.trial_of(row, context.records)
+        found = "no trial" if trial is None else f"trial {' '.join(trial.hashes)}"
+        parts.append(
+            f"{context.title(row)} {found} of {len(trials)}" if trials else f"{context.title(row)} not searched"
+        )
+    return [f"Search {context.tuning.name} behind the settings (tables tuned and trials): {listed(parts)}"]
 
 
 def listed(parts: Sequence[str]) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 from reports.records.frames import in_order
 from reports.records.selection import matching
 from results.schema import CurvePoint, Record
-from results.store import read_record, record_paths
+from results.search import FILE, Search
+from results.store import read_record, read_single, record_paths
 
 CURVE_POINTS = 48
 RECORD_MARK = b'"plan_hash"'
@@ -43,11 +44,13 @@ class Gathered:
         found: the runs, in an order that does not depend on files.
         duplicates: (file left out, file kept, whether both ended alike) for every plan that was recorded twice.
         others: JSON files that are no records of runs, left out.
+        searches: records of searches beside the runs.
     """
 
     found: tuple[Found, ...]
     duplicates: tuple[tuple[str, str, bool], ...] = ()
     others: tuple[str, ...] = ()
+    searches: tuple[Search, ...] = ()
 
     @property
     def records(self) -> list[Record]:
@@ -81,13 +84,14 @@ def gather(roots: Iterable[Path]) -> Gathered:
     Raises:
         StoreError: a record is broken or of a version that cannot be read.
     """
+    places = list(roots)
     kept: dict[str, Found] = {}
     duplicates, others = [], []
     # Millions of small objects that all stay alive: the collector would walk them again and again for nothing.
     was_enabled = gc.isenabled()
     gc.disable()
     try:
-        for path in dict.fromkeys(record_paths(roots)):
+        for path in dict.fromkeys(record_paths(places)):
             shown = shown_path(path)
             if RECORD_MARK not in path.read_bytes():
                 others.append(shown)
@@ -101,7 +105,17 @@ def gather(roots: Iterable[Path]) -> Gathered:
         if was_enabled:
             gc.enable()
     by_hash = {record.plan_hash: kept[record.plan_hash] for record in in_order([f.record for f in kept.values()])}
-    return Gathered(tuple(by_hash.values()), tuple(duplicates), tuple(others))
+    return Gathered(tuple(by_hash.values()), tuple(duplicates), tuple(others), tuple(read_searches(places)))
+
+
+def read_searches(roots: Iterable[Path]) -> list[Search]:
+    """Return every record of a search below `roots`.
+
+    Raises:
+        StoreError: one is broken.
+    """
+    found = [sorted(root.rglob(FILE)) if root.is_dir() else sorted(root.parent.glob(FILE)) for root in roots]
+    return [read_single(path, Search, "a record of a search") for path in dict.fromkeys(sum(found, []))]
 
 
 def shown_path(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,9 +13,10 @@ from reports import averages as plugins
 from reports.averages.convention import Convention, convention_of, every_reading
 from reports.averages.glue import Average, Switchboard
 from reports.figures.style import Look, looks, seed_words
-from reports.records.frames import curves_frame, described, metrics_frame, runs_frame
+from reports.records.frames import ROW, curves_frame, described, metrics_frame, runs_frame
 from reports.records.provenance import joined
 from reports.records.rows import told_apart
+from reports.records.tuning import Tuning
 from reports.stats.outcomes import Outcomes, metric_frame, outcomes, scores_frame
 from results.catalogue import Catalogue, MetricEntry, SuiteEntry
 from results.schema import Record
@@ -51,7 +53,8 @@ class Column:
 
 @dataclass(frozen=True)
 class Context:
-    """One report: the selected records of one suite, and the convention they are read under (None: the usual one).
+    """One report: the selected records of one suite, the convention they are read under (None: the usual one), and the
+    trials behind its settings (None: not among the records).
 
     A method that was run under several settings is several methods to all tables and figures, see `records.rows`.
     """
@@ -60,6 +63,7 @@ class Context:
     profile: str
     rank: int | None
     chosen: Convention | None = None
+    tuning: Tuning | None = None
 
     @cached_property
     def records(self) -> list[Record]:
@@ -129,6 +133,24 @@ class Context:
     def methods(self) -> list[str]:
         """Methods in the order of rows."""
         return list(self.looks)
+
+    @cached_property
+    def variants(self) -> dict[str, list[str]]:
+        """Method -> its rows, first the one that the others are variants of: that differs from them in least."""
+        rows: dict[str, list[str]] = {}
+        for row in self.methods:
+            rows.setdefault(row.partition(ROW)[0], []).append(row)
+        settings = {row: set(row.partition(ROW)[2].split(",")) for row in self.methods}
+        runs = Counter(record.plan.method for record in self.records)
+
+        def apart(row: str, others: list[str]) -> tuple[int, int]:
+            return sum(len(settings[row] - settings[other]) for other in others), -runs[row]
+
+        found = {}
+        for method, mine in rows.items():
+            base = min(mine, key=lambda row: apart(row, mine))
+            found[method] = [base, *(row for row in mine if row != base)]
+        return found
 
     @cached_property
     def yardstick(self) -> str | None:
@@ -252,7 +274,7 @@ class Context:
         parts = [
             f"{self.heading}: {what}",
             f"Model {joined(self.runs['model_name'])}. Data: {self.data_words}",
-            f"Evaluated on {self.split_words}; {seed_words(self.seeds)}",
+            f"Evaluated on {self.split_words}{self.cap_words}; {seed_words(self.seeds)}",
         ]
         parts += [f"Convention: {self.convention.words()}"] if scores else []
         parts += [MICRO] if self.is_micro else []
@@ -292,7 +314,42 @@ class Context:
             for split, count in record.data.eval_tokens.items()
         }
         if tokens:
-            return " and ".join(sorted(tokens))
+            capped = any(record.plan.data.eval_tokens is not None for record in self.records)
+            return " and ".join(sorted(tokens)) + (", capped" if capped else "")
         held = self.runs["held_out"].fillna(value=False)
         names = {True: "a held-out part of train", False: "the validation split"}
-        return " and ".join(names[value] for value in sorted({bool(value) for value in held}))
+        words = " and ".join(names[value] for value in sorted({bool(value) for value in held}))
+        return words + (", capped" if self.caps else "")
+
+    @cached_property
+    def caps(self) -> dict[str, list[str]]:
+        """How much was evaluated where that is less than all, "1,000 of 9,815 rows of validation" -> titles of tasks.
+
+        Of official data against the rows of the release, else against the cap of the plan.
+        """
+        found: dict[str, list[str]] = {}
+        for task in self.tasks:
+            mine = [record for record in self.records if record.plan.task == task and record.data is not None]
+            for words in dict.fromkeys(text for record in mine for text in self._capped(record)):
+                found.setdefault(words, []).append(self.titles[task])
+        return found
+
+    def _capped(self, record: Record) -> list[str]:
+        task, texts = self.entry.task(record.plan.task), []
+        assert record.data is not None
+        for split, rows in record.data.eval_rows.items():
+            official = (
+                task.official_rows.get(split) if task is not None and record.plan.data.source != "micro" else None
+            )
+            name = split.replace("_", "-")
+            if official is not None and rows < official:
+                texts.append(f"{rows:,} of {official:,} rows of {name}")
+            elif official is None and rows == record.plan.data.eval_rows:
+                texts.append(f"at {rows:,} rows of {name}")
+        return texts
+
+    @property
+    def cap_words(self) -> str:
+        """What follows "capped": how much of what was evaluated, by task where there are several."""
+        parts = [f"{', '.join(titles)} {words}" if self.by_task else words for words, titles in self.caps.items()]
+        return f": {'; '.join(parts)}" if parts else ""

@@ -164,7 +164,7 @@ def uneven_settings(records: Sequence[Record]) -> list[str]:
     for record in records:
         plan = record.plan.model_dump(mode="json", include={"targets", "model", "data", "training"})
         for name, value in flat(plan).items():
-            if name != "training.learning_rate":
+            if name not in ("training.learning_rate", "training.rest_learning_rate"):
                 by_task.setdefault(record.plan.task, {}).setdefault(name, set()).add(json.dumps(value))
     return [
         f"{task}: {name} {', '.join(sorted(values))}"

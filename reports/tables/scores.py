@@ -17,6 +17,7 @@ from reports.stats.outcomes import NOT_RUN, UNDEFINED, Outcomes
 from reports.stats.over_seeds import LEAST_SEEDS, LEVEL, Summary, clear_best, paired_difference
 from reports.tables.cost import byte_range, finished
 from reports.tables.table import EMPTY, Entry, Table
+from reports.tables.target import reached, target_columns, target_heads, target_notes
 from results.catalogue import MetricEntry
 
 SHOWN_ERRORS = 20
@@ -42,18 +43,25 @@ def score_table(context: Context) -> Table:
     best = {c.name: clear_best({m: c.gains(m) for m in context.methods if not c.place(m).broken}) for c in columns}
     best_average = clear_best({m: found.scores for m, found in context.averages.items()})
     cost_heads, costs = ((), {}) if context.by_task else _cost_columns(context)
-    rows = []
+    targets, rows = target_columns(context), []
     for method in context.methods:
         entries = [_score_entry(context, c.place(method), c.metric, best[c.name] == method) for c in columns]
         if context.averages:
             entries.append(_average_entry(context, method, best_average == method))
-        rows.append((Entry(context.title(method)), *entries, *costs.get(method, ())))
+        rows.append((Entry(context.title(method)), *entries, *costs.get(method, ()), *targets.get(method, ())))
     rows += _reference_rows(context, len(rows[0]))
-    heads = ("Method", *_heads(context), *([AVERAGE.capitalize()] if context.averages else []), *cost_heads)
+    heads = (
+        "Method",
+        *_heads(context),
+        *([AVERAGE.capitalize()] if context.averages else []),
+        *cost_heads,
+        *target_heads(context),
+    )
     notes = (
         f"n = {len(context.seeds)} ({seed_words(context.seeds)}) where a cell says nothing else{_ways(columns)}",
         *context.entry.notes, *_reference_notes(context), BOLD_RULE.format(_best_word(columns)), *context.average_note,
-        *_survivors(context), *_no_average(context), *([COST_NOTE] if cost_heads else []), *provenance(context),
+        *_survivors(context), *_no_average(context), *([COST_NOTE] if cost_heads else []), *target_notes(context),
+        *provenance(context),
     )  # fmt: skip
     what = f"scores{_unit_words(columns)}" if context.by_task else "every measure at the last evaluation"
     caption = context.caption(f"{what}, mean ± standard deviation over seeds", scores=context.by_task)
@@ -195,6 +203,9 @@ def _score_data(context: Context) -> pd.DataFrame:
         if context.averages:
             scores = context.averages[method].scores
             rows.append(_score_row(context, method, AVERAGE, context.convention.words(), scores))
+    for method, found in reached(context).items():
+        for name, values in (("steps_to_target", found.steps), ("seconds_to_target", found.seconds)):
+            rows.append(_score_row(context, method, context.tasks[0], name, values))
     frame = pd.DataFrame(rows)
     whole = [name for name in frame.columns if name in ("n", "not_run", UNDEFINED, *STATUSES)]
     return frame.astype(dict.fromkeys(whole, "Int64") | dict.fromkeys(["mean", "sd"], "Float64"))

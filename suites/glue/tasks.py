@@ -235,6 +235,7 @@ def entries() -> list[TaskEntry]:
             name=task.name, title=task.title, order=place, main_metric=task.main_metric, metrics=list(task.metrics),
             readings=task.readings, averaged=task.averaged, constant="Constant prediction",
             constant_rule=CONSTANT_RULE,
+            official_rows={split: task.official_rows[split] for split in task.eval_splits},
         )
         for place, task in enumerate(TASKS.values())
     ]  # fmt: skip

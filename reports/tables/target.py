@@ -1,0 +1,122 @@
+"""Steps and seconds to the loss that tuned full training reaches at its end, against full training of the same seed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from reports.records.frames import CLOCK_FIELDS
+from reports.records.report_runs import Column, Context
+from reports.stats.over_seeds import summarise
+from reports.stats.target import WIDEST, steps_to
+from reports.tables.table import EMPTY, Entry
+from results.schema import Record
+
+
+@dataclass
+class Reached:
+    """One method: seed -> steps and seconds to the target, both over the yardstick's; and what went wrong by seed."""
+
+    steps: dict[int, float] = field(default_factory=dict)
+    seconds: dict[int, float] = field(default_factory=dict)
+    steps_ratio: dict[int, float] = field(default_factory=dict)
+    seconds_ratio: dict[int, float] = field(default_factory=dict)
+    trouble: dict[int, str] = field(default_factory=dict)
+
+
+def reached(context: Context) -> dict[str, Reached]:
+    """Return method -> when its runs reach the yardstick's last score of their seed; empty without a yardstick's run.
+
+    A suite with one task alone: a target is a value of its measure of differences.
+    """
+    base = context.yardstick
+    if context.by_task or base is None or not context.compared:
+        return {}
+    (column,) = context.compared
+    points = {(r.plan.method, r.plan.seed): (r, _points(r, column)) for r in context.records if r.status == "ok"}
+    targets = {seed: found[-1][1] for (method, seed), (_, found) in points.items() if method == base and found}
+    clocks = _clocks(context)
+    found: dict[str, Reached] = {}
+    # The yardstick first: the others are measured against its own way to the target.
+    for method in sorted(context.methods, key=lambda name: name != base) if targets else []:
+        mine = found.setdefault(method, Reached())
+        for seed, target in sorted(targets.items()):
+            if (method, seed) not in points:
+                continue
+            record, curve = points[method, seed]
+            steps = steps_to(curve, target, record.plan.training.steps)
+            if isinstance(steps, str):
+                mine.trouble[seed] = steps
+                continue
+            _note(mine, seed, steps, record, found[base])
+            if clocks.get(record.plan_hash) != clocks.get(points[base, seed][0].plan_hash):
+                mine.seconds_ratio.pop(seed, None)
+    return {method: found[method] for method in context.methods if method in found}
+
+
+def _note(mine: Reached, seed: int, steps: float, record: Record, base: Reached) -> None:
+    mine.steps[seed] = steps
+    if seed in base.steps:
+        mine.steps_ratio[seed] = steps / base.steps[seed]
+    timing = record.timing
+    if timing is not None and timing.timed_steps:
+        mine.seconds[seed] = steps * timing.train_s / timing.timed_steps
+        if seed in base.seconds:
+            mine.seconds_ratio[seed] = mine.seconds[seed] / base.seconds[seed]
+
+
+def _points(record: Record, column: Column) -> list[tuple[int, float]]:
+    key = f"{(record.main_metric or '').rpartition('/')[0]}/{column.metric.name}"
+    known = [(evaluation.step, evaluation.metrics.get(key)) for evaluation in record.evaluations]
+    return [(step, column.metric.gain(value)) for step, value in sorted(known, key=lambda p: p[0]) if value is not None]
+
+
+def _clocks(context: Context) -> dict[str, tuple[object, ...]]:
+    """Return plan hash -> what must agree so that seconds can be divided."""
+    rows = context.runs[["plan_hash", *CLOCK_FIELDS]]
+    return {row[0]: tuple(None if pd.isna(v) else v for v in row[1:]) for row in rows.itertuples(index=False)}
+
+
+def target_heads(context: Context) -> tuple[str, ...]:
+    """Return the heads of the two columns; none where there is no target."""
+    if not reached(context) or context.yardstick is None:
+        return ()
+    (column,) = context.compared
+    return (f"Steps to {context.title(context.yardstick)}'s {column.metric.title}", "Seconds to it")
+
+
+def target_columns(context: Context) -> dict[str, list[Entry]]:
+    """Return method -> its entries of the two columns."""
+    return {
+        method: [_entry(found, found.steps, found.steps_ratio, ",.0f"),
+                 _entry(found, found.seconds, found.seconds_ratio, ",.0f")]
+        for method, found in reached(context).items()
+    }  # fmt: skip
+
+
+def _entry(found: Reached, values: dict[int, float], ratios: dict[int, float], form: str) -> Entry:
+    """Return mean ± sd and the ratio to the yardstick's; what went wrong where any run did not get there."""
+    if found.trouble:
+        kinds = sorted(set(found.trouble.values()))
+        seeds, bad = len(found.trouble) + len(found.steps), [*found.trouble.values()]
+        return Entry(", ".join(f"{kind} {bad.count(kind)}/{seeds}" for kind in kinds))
+    summary, ratio = summarise(values.values()), summarise(ratios.values())
+    if summary.mean is None:
+        return EMPTY
+    spread = "" if summary.sd is None else f" ± {summary.sd:{form}}"
+    times = "" if ratio.mean is None else f" ({ratio.mean:.2f}{'' if ratio.sd is None else f' ± {ratio.sd:.2f}'}×)"
+    return Entry(f"{summary.mean:{form}}{spread}{times}")
+
+
+def target_notes(context: Context) -> list[str]:
+    """Return how the two columns are made."""
+    if not reached(context) or context.yardstick is None:
+        return []
+    (column,) = context.compared
+    title = context.title(context.yardstick)
+    return [
+        f"Steps, seconds to it: to the {column.metric.title} that {title} of the same seed has at its end, linear "
+        f"between evaluations at most {100 * WIDEST:.0f} % of the run apart; ×: over {title}'s of the same seed; "
+        "seconds: training alone, at the run's mean step, divided only where machine and load agree"
+    ]

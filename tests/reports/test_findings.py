@@ -1,0 +1,265 @@
+"""Findings: sentences and table from the arithmetic, what else differs, what an average that orders nothing hides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from reports.figures.front_and_curves import front_plot
+from reports.page.conclusions import conclusions
+from reports.records.report_runs import Context
+from reports.tables.ablation import ablation_table
+from reports.tables.findings import Findings, findings_of, findings_table, lines, sentence
+from reports.tables.table import Table, to_markdown
+from reports.write import report_of
+from results.catalogue import Catalogue, MethodEntry
+from results.schema import DataFacts, DataPlan, Evaluation, Record
+
+Make = Callable[..., Record]
+SEEDS = (0, 1, 2)
+JITTER = {0: 0.0, 1: 0.001, 2: -0.001}
+
+
+@pytest.fixture
+def run(make_record: Make) -> Callable[..., Record]:
+    """(task, method, seed, score) -> a small record whose score is exactly that."""
+
+    def record(task: str, method: str, seed: int, score: float, **changes: Any) -> Record:
+        return make_record(task, method, seed, profile="small", score=score, curve=False, **changes)
+
+    return record
+
+
+def grid(
+    run: Callable[..., Record], levels: dict[str, float], tasks: tuple[str, ...] = ("rte", "sst2")
+) -> list[Record]:
+    """Return three seeds of each method on each task; the noise of methods differs, so that intervals have a width."""
+    return [
+        run(task, method, seed, level + (at + 1) * JITTER[seed] * (-1) ** t)
+        for at, (method, level) in enumerate(levels.items())
+        for t, task in enumerate(tasks)
+        for seed in SEEDS
+    ]
+
+
+def found_of(records: list[Record]) -> Findings:
+    found = findings_of(Context(records, "small", 8))
+    assert found is not None
+    return found
+
+
+def table_of(records: list[Record]) -> Table:
+    table = findings_table(Context(records, "small", 8))
+    assert table is not None
+    return table
+
+
+def told(records: list[Record]) -> str:
+    return " ".join(text for _, text in lines(found_of(records)))
+
+
+def test_a_difference_is_told_with_its_interval(run: Callable[..., Record]) -> None:
+    records = grid(run, {"full": 0.70, "lora": 0.80})
+    found = found_of(records)
+    (pair,) = found.pairs
+    assert pair.decided
+    assert pair.low is not None
+    assert pair.high is not None
+    want = f"LoRA is better than Full fine-tuning by {100 * pair.low:.1f} to {100 * pair.high:.1f} points"
+    assert sentence(found, pair).startswith(want)
+    assert "times the seed noise" in sentence(found, pair)
+    assert "LoRA has the best average over 2 tasks, 80.0, told apart from every other method." in told(records)
+
+
+def test_no_difference_is_a_finding_with_its_size(run: Callable[..., Record]) -> None:
+    records = grid(run, {"full": 0.70, "lora": 0.70, "dora": 0.70})
+    found = found_of(records)
+    most = max(pair.bound or 0.0 for pair in found.pairs)
+    assert f"No difference larger than {100 * most:.1f} points was found between any two of 3 methods" in told(records)
+    assert "No method is best" in told(records)
+    assert not found.order
+
+
+def test_a_mixed_outcome_names_both_kinds(run: Callable[..., Record]) -> None:
+    text = told(grid(run, {"full": 0.70, "lora": 0.80, "dora": 0.80}))
+    assert "LoRA is better than Full fine-tuning by" in text
+    assert "DoRA is better than Full fine-tuning by" in text
+    assert "No difference was found, none larger than: LoRA and DoRA (" in text
+
+
+def test_one_seed_concludes_nothing(run: Callable[..., Record]) -> None:
+    records = [run("rte", method, 0, score) for method, score in (("full", 0.5), ("lora", 0.9))]
+    found = found_of(records)
+    assert "one seed behind the accuracy: no order of the methods may be concluded" in told(records)
+    assert "nothing may be said of LoRA and Full fine-tuning: one shared seed" in sentence(found, found.pairs[0])
+    row = table_of(records).data.iloc[0]
+    assert row["difference"] == pytest.approx(0.4)
+    assert row[["low", "high", "p_holm", "seed_noise"]].isna().all()
+
+
+def test_a_run_without_a_score_leaves_no_difference(run: Callable[..., Record], make_record: Make) -> None:
+    records = [
+        r
+        for r in grid(run, {"full": 0.7, "lora": 0.8})
+        if (r.plan.method, r.plan.task, r.plan.seed) != ("lora", "rte", 2)
+    ]
+    records.append(make_record("rte", "lora", 2, profile="small", status="diverged"))
+    found = found_of(records)
+    (pair,) = found.pairs
+    assert pair.difference.mean is None
+    assert "no score of LoRA on RTE" in sentence(found, pair)
+    assert not found.order
+
+
+def test_tasks_with_one_seed_are_left_out_and_named(run: Callable[..., Record]) -> None:
+    records = grid(run, {"full": 0.7, "lora": 0.8}) + [run("wnli", m, 0, 0.5) for m in ("full", "lora")]
+    found = found_of(records)
+    assert [column.name for column in found.columns] == ["sst2", "rte"]
+    assert "WNLI" in found.left_out
+    assert "too few seeds or not run: " in told(records)
+    assert found.pairs[0].decided
+    assert not found.order  # the average is over more than that
+
+
+def test_a_column_at_the_constant_prediction_orders_nothing(run: Callable[..., Record]) -> None:
+    def with_constant(record: Record, value: float) -> Record:
+        assert record.data is not None
+        facts = DataFacts(**{**record.data.model_dump(), "constant_scores": {"validation/accuracy": value}})
+        return record.model_copy(update={"data": facts})
+
+    records = grid(run, {"full": 0.53, "lora": 0.54})
+    idle = [with_constant(r, 0.53 if r.plan.task == "rte" else 0.4) for r in records]
+    text = told(idle)
+    assert "is not shown to leave the constant prediction on RTE (53.0 ± 0.1 against 53.0): no order there." in text
+    assert "SST-2 (" not in text
+
+
+def test_a_lower_loss_is_better_and_in_its_own_unit(make_record: Make) -> None:
+    def c4(method: str, seed: int, loss: float) -> Record:
+        metrics = {"validation/loss": loss, "validation/perplexity": 2.7**loss}
+        last = Evaluation(step=60, epoch=None, rows={}, metrics=metrics)
+        parts = {"evaluations": [last], "main_metric": "validation/perplexity"}
+        return make_record("c4", method, seed, score=0.5, parts=parts, suite="c4", profile="small", curve=False)
+
+    records = [c4("full", s, 5.0 + JITTER[s]) for s in SEEDS] + [c4("galore", s, 4.0 - JITTER[s]) for s in SEEDS]
+    text = told(records)
+    assert "GaLore is better than Full training by 0.99" in text
+    assert "nats" in text
+    assert "GaLore has the best mean loss, 4.0000" in text
+
+
+def test_what_else_differs_stands_beside_the_difference(run: Callable[..., Record]) -> None:
+    records = [run("rte", "full", s, 0.7 + JITTER[s]) for s in SEEDS]
+    records += [
+        run("rte", "lora", s, 0.8 - JITTER[s], steps=90, precision="bf16", rest_learning_rate=1e-2) for s in SEEDS
+    ]
+    row = table_of(records).data.iloc[0]
+    assert row["what_else_differs"] == (
+        "precision bf16 and fp32; learning rate of the rest its own rate and one rate; steps 90 and 60"
+    )
+
+
+def test_tuned_rates_are_no_difference_of_the_rule(run: Callable[..., Record]) -> None:
+    records = [run("rte", "full", s, 0.7, learning_rate=1e-3, rest_learning_rate=1e-2) for s in SEEDS]
+    records += [run("rte", "lora", s, 0.8, learning_rate=2e-3, rest_learning_rate=3e-2) for s in SEEDS]
+    assert table_of(records).data.iloc[0]["what_else_differs"] == ""
+
+
+def test_an_average_that_orders_nothing_is_not_drawn(make_grid: Callable[..., list[Record]], run: Any) -> None:
+    apart, alike = {"full": 0.7, "lora": 0.8}, {"full": 0.7, "lora": 0.7}
+    tasks = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
+    drawn, hidden = (Context(grid(run, levels, tasks), "small", 8) for levels in (apart, alike))
+    assert front_plot(drawn) is not None
+    assert front_plot(hidden) is None
+    report = report_of(hidden)
+    assert "tells no two methods apart" in report.undrawn
+    assert "front" not in report.absent
+    assert report_of(drawn).undrawn == ""
+    kinds = dict((text, kind) for kind, text in conclusions(hidden))
+    assert any("no two methods are told apart by the score" in text for text in kinds)
+
+
+def test_the_page_says_what_the_table_says(run: Callable[..., Record]) -> None:
+    records = grid(run, {"full": 0.70, "lora": 0.80})
+    context = Context(records, "small", 8)
+    said = [text for _, text in conclusions(context)]
+    notes = table_of(records).notes
+    assert [text for _, text in lines(found_of(records))] == [text for text in said if text in notes]
+
+
+def test_variants_are_compared_with_their_base_and_not_with_everybody(run: Callable[..., Record]) -> None:
+    base = {"rank": 8, "projection_rank": 4, "scale": 1.0}
+    kinds = [("full", 0.80), ("detached", 0.70)]
+    records = [run("rte", "lora", s, 0.75 + JITTER[s]) for s in SEEDS]
+    for norm, level in kinds:
+        config = {**base, "norm_gradient": norm, "side": "small"}
+        records += [run("rte", "gradnormlorp", s, level + 2 * JITTER[s], method_config=config) for s in SEEDS]
+    both = {**base, "norm_gradient": "full", "side": "both"}
+    records += [run("rte", "gradnormlorp", s, 0.80 - JITTER[s], method_config=both) for s in SEEDS]
+    context = Context(records, "small", 8)
+    found = findings_of(context)
+    assert found is not None
+    assert len(found.scores) == 2
+    table = ablation_table(context)
+    assert table is not None
+    data = table.data.set_index("changed")
+    assert set(data.index) == {"", "norm_gradient=detached", "side=both"}
+    worse = data.loc["norm_gradient=detached"]
+    assert worse["better_by"] == pytest.approx(-0.1)
+    assert worse["low"] < -0.09 < 0 > worse["high"]
+    assert bool(worse["decided"])
+    assert data.loc["side=both", "better_by"] == pytest.approx(0.0, abs=1e-9)
+    assert not data.loc["side=both", "decided"]
+    assert "| −10.0 |" in to_markdown(table).replace("**", "")
+
+
+def test_no_variants_no_ablation(run: Callable[..., Record]) -> None:
+    assert ablation_table(Context(grid(run, {"full": 0.7, "lora": 0.8}), "small", 8)) is None
+
+
+def test_a_control_is_said_to_be_one_stands_last_and_is_never_best(run: Callable[..., Record]) -> None:
+    entry = Catalogue(methods=[MethodEntry(name="still", title="Frozen", order=0, control=True)])
+    records = grid(run, {"full": 0.70, "lora": 0.72, "still": 0.90})
+    records = [r.model_copy(update={"catalogue": entry}) if r.plan.method == "still" else r for r in records]
+    context = Context(records, "small", 8)
+    assert context.methods[-1] == "still"
+    assert context.title("still") == "Frozen (control)"
+    text = told(records)
+    assert "LoRA has the best average over 2 tasks" in text
+    assert "Frozen (control) is better than" in text
+
+
+def test_a_lone_method_has_no_findings(run: Callable[..., Record]) -> None:
+    context = Context(grid(run, {"full": 0.7}), "small", 8)
+    assert findings_of(context) is None
+    assert findings_table(context) is None
+    assert any("one method alone" in text for _, text in conclusions(context))
+
+
+@pytest.mark.parametrize(
+    ("task", "rows", "cap", "want"),
+    [
+        ("mnli", {"validation_matched": 1000, "validation_mismatched": 1000}, 1000,
+         "capped: 1,000 of 9,815 rows of validation-matched; 1,000 of 9,832 rows of validation-mismatched"),
+        ("rte", {"validation": 277}, 1000, "the validation split"),
+        ("rte", {"held_out": 249}, None, "the validation split"),
+        ("unheard", {"validation": 500}, 500, "capped: at 500 rows of validation"),
+    ],
+)  # fmt: skip
+def test_captions_say_what_was_evaluated(
+    make_record: Make, task: str, rows: dict[str, int], cap: int, want: str
+) -> None:
+    facts = DataFacts(train_rows=10, eval_rows=rows, official=True)
+    data = DataPlan(source="directory", name=task, max_length=64, eval_rows=cap)
+    record = make_record(task, "lora", profile="small", score=0.5, parts={"data": facts}, data=data)
+    context = Context([record], "small", 8)
+    assert (
+        f"Evaluated on {want if want.startswith('the') else f'the validation split, {want}'}; seed 0"
+        in context.caption("x")
+    )
+
+
+def test_a_generated_split_is_whole(make_record: Make) -> None:
+    assert "capped" not in Context([make_record("cola", "lora")], "micro", 8).caption("x")

@@ -15,7 +15,7 @@ from results.schema import SCHEMA_VERSION, Record, Strict
 
 FINAL: frozenset[str] = frozenset({"ok", "diverged", "out_of_memory"})
 SINGLE: frozenset[str] = frozenset(
-    {"bench.json", "catalogue.json", "capabilities.json", "tolerances.json", "trial.json"}
+    {"bench.json", "catalogue.json", "capabilities.json", "search.json", "tolerances.json", "trial.json"}
 )
 """Files of another kind, see `read_single`, that may lie among the records of runs."""
 MEMORY = "memory"

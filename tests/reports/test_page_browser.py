@@ -127,6 +127,16 @@ def made(tmp_path_factory: pytest.TempPathFactory, make_grid: Grid, make_record:
             last = Evaluation(step=60, epoch=None, rows={}, metrics={"validation/perplexity": base + seed})
             parts = {"evaluations": [last], "main_metric": "validation/perplexity"}
             records.append(make_record("c4", method, seed, score=0.5, suite="c4", parts=parts))
+    for method in ("full", "lora"):
+        for at, (rate, rest) in enumerate([(1e-3, 1e-2), (1e-2, 1e-3), (1e-2, 1e-2)]):
+            last = Evaluation(
+                step=60, epoch=None, rows={}, metrics={"held_out/perplexity": 30.0 + at, "held_out/loss": 3.4 + at}
+            )
+            parts = {"evaluations": [last], "main_metric": "held_out/perplexity"}
+            records.append(
+                make_record("c4", method, 0, score=0.5, status="diverged" if at == 2 else "ok", suite="c4", parts=parts,
+                            purpose="tuning", learning_rate=rate, rest_learning_rate=rest)
+            )  # fmt: skip
     for record in records:
         write_record(store, record)
     write_record(store / "again", make_record())
@@ -164,11 +174,11 @@ def column(visit: Visit, section: str, index: int) -> list[str]:
 
 
 def test_every_section_is_filled(visit: Visit) -> None:
-    for name in ("conclusions", "front", "scores", "curves", "parts", "refresh", "papers", "other", "runs"):
+    for name in ("conclusions", "front", "scores", "tuning", "curves", "parts", "refresh", "papers", "other", "runs"):
         assert visit.page.locator(f"#{name} .body > *").count() > 0, name
     assert visit.page.locator("#front .point").count() == 5
     assert visit.page.locator("#curves figure").count() == 9
-    assert visit.page.locator("#summary").inner_text() == "160 runs, 5 methods"
+    assert visit.page.locator("#summary").inner_text() == "166 runs, 5 methods"
 
 
 def test_a_head_sorts_both_ways_and_says_so(visit: Visit) -> None:
@@ -232,6 +242,21 @@ def test_the_chance_of_the_front_agrees_with_the_python_table(visit: Visit, made
         label = visit.page.locator(f'#front .point[data-method="{method}"]').get_attribute("aria-label")
         shown = float(label.split("chance of being on it: ")[1].split(" %")[0])
         assert shown == round(100 * chance)
+
+
+def test_trials_are_drawn_and_open_their_run(visit: Visit) -> None:
+    assert "No trials of these methods" in visit.page.locator("#tuning").inner_text()
+    choose(visit, "suite", "c4")
+    assert visit.page.locator("#tuning .panels figure").count() == 2
+    assert visit.page.locator("#tuning .trial").count() == 6
+    assert visit.page.locator("#tuning .trial path.error").count() == 2
+    shown = dict(zip(column(visit, "tuning", 0), column(visit, "tuning", 5), strict=True))
+    assert shown == {"Full training": "3.4000", "LoRA": "3.4000"}
+    assert set(column(visit, "tuning", 8)) == {"no trial"}
+    assert "Trials" in visit.page.locator("#tuning").inner_text()
+    visit.page.locator("#tuning .trial").last.click()
+    assert "tuning" in visit.page.locator("#drawer").inner_text()
+    visit.page.locator("#drawer .close").click()
 
 
 def test_the_budget_moves_the_answer(visit: Visit) -> None:
@@ -512,6 +537,11 @@ def test_a_front_over_one_seed_is_hollow_and_says_so(browser: Any, tmp_path: Pat
         write_record(tmp_path / "one", record)
     page = page_of(paper(gather([tmp_path / "one"]), published_cells()), tmp_path / "one.html")
     with visiting(browser, page) as one:
+        told = one.page.locator("#front").inner_text()
+        assert "The average is not drawn: it tells no two methods apart" in told
+        assert one.page.locator("#front .point").count() == 0
+        assert one.page.locator("#scores .strip").count() == 0
+        choose(one, "task", "rte")
         marks = ".point :is(rect, polygon, circle[r='7'])"
         fills = one.page.evaluate(
             "(marks) => [...document.querySelectorAll(marks)].map((node) => node.style.fill)", f"#front {marks}"

@@ -179,7 +179,7 @@ def test_another_setting_makes_another_trial(trial: Callable[..., Record], resul
 
 def test_a_control_has_no_rate_of_matrices(trial: Callable[..., Record], result: Callable[..., Record]) -> None:
     entry = Catalogue(methods=[MethodEntry(name="still", title="Frozen", control=True)])
-    made = [trial("still", rate, rate, 5.0).model_copy(update={"catalogue": entry}) for rate in RATES]
+    made = [trial("still", rate, rate, 5.0, method_config={}).model_copy(update={"catalogue": entry}) for rate in RATES]
     found = tuning([*made, trial("full", 1e-3, 1e-2, 4.0)], [result("full", 0, 1e-3, 1e-2)])
     assert [t.learning_rate for t in found.trials["still"]] == [None, None]
     assert list(found.trials) == ["full", "still"]
@@ -229,7 +229,7 @@ def test_unequal_budgets_are_said(trials: list[Record], results: list[Record]) -
     report = suite_report([*trials[:-1], *results], "c4", "small", 8)
     findings = report.table("findings")
     assert findings is not None
-    assert "trials of the search 3 and 4" in " ".join(findings.data["what_else_differs"])
+    assert "trials of the search 4 and 3" in " ".join(findings.data["what_else_differs"])
 
 
 def test_every_trial_stands_in_the_table(trials: list[Record], results: list[Record]) -> None:

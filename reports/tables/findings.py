@@ -95,7 +95,8 @@ def compare(context: Context, rows: Sequence[str], asked: Sequence[tuple[str, st
     left_out = tuple(wanted[name] for name in counted if name not in {column.name for column in columns})
     scores: dict[str, Scores] = {method: {c.name: _gains(c, method) for c in columns} for method in rows}
     metric = context.averaged_metric if context.averages else compared[0].metric
-    what = f"average over {len(columns)} tasks" if context.by_task else metric.title
+    of_tasks = f"average over {len(columns)} tasks" if len(columns) > 1 else f"score on {columns[0].head}"
+    what = of_tasks if context.by_task else metric.title
     return Findings(context, metric, what, columns, left_out, scores, tuple(corrected(scores, asked)))
 
 

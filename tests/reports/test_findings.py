@@ -92,7 +92,7 @@ def test_a_mixed_outcome_names_both_kinds(run: Callable[..., Record]) -> None:
 def test_one_seed_concludes_nothing(run: Callable[..., Record]) -> None:
     records = [run("rte", method, 0, score) for method, score in (("full", 0.5), ("lora", 0.9))]
     found = found_of(records)
-    assert "one seed behind the accuracy: no order of the methods may be concluded" in told(records)
+    assert "one seed behind the score on RTE: no order of the methods may be concluded" in told(records)
     assert "nothing may be said of LoRA and Full fine-tuning: one shared seed" in sentence(found, found.pairs[0])
     row = table_of(records).data.iloc[0]
     assert row["difference"] == pytest.approx(0.4)
@@ -242,10 +242,10 @@ def test_a_lone_method_has_no_findings(run: Callable[..., Record]) -> None:
     ("task", "rows", "cap", "want"),
     [
         ("mnli", {"validation_matched": 1000, "validation_mismatched": 1000}, 1000,
-         "capped: 1,000 of 9,815 rows of validation-matched; 1,000 of 9,832 rows of validation-mismatched"),
+         "capped: MNLI 1,000 of 9,815 rows of validation-matched; MNLI 1,000 of 9,832 rows of validation-mismatched"),
         ("rte", {"validation": 277}, 1000, "the validation split"),
         ("rte", {"held_out": 249}, None, "the validation split"),
-        ("unheard", {"validation": 500}, 500, "capped: at 500 rows of validation"),
+        ("unheard", {"validation": 500}, 500, "capped: unheard at 500 rows of validation"),
     ],
 )  # fmt: skip
 def test_captions_say_what_was_evaluated(

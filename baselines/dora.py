@@ -21,7 +21,7 @@ class DoraConfig(AdapterConfig):
 
 def attach(model: nn.Module, placement: Placement, config: DoraConfig) -> None:
     """Put the weight-normalised adapters on the target layers."""
-    inject(model, placement, config, weight_norm=True)
+    inject(model, placement, config, use_dora=True)
 
 
 def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: DoraConfig) -> Optimizer:

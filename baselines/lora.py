@@ -22,7 +22,7 @@ class LoraConfig(AdapterConfig):
 
 def attach(model: nn.Module, placement: Placement, config: LoraConfig) -> None:
     """Put the adapters on the target layers."""
-    inject(model, placement, config, weight_norm=False)
+    inject(model, placement, config)
 
 
 def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: LoraConfig) -> Optimizer:

@@ -138,6 +138,37 @@ class Rates:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What an optimizer keeps for a parameter: one tensor, or Adam's two moments of a gradient of this shape.
+
+    Attributes:
+        shape: its sizes.
+        moments: whether it is Adam's two moments, in the width of the state that a run asks for.
+        bits: a width of its own; None: for moments the run's, for a tensor that of the parameter.
+        high: in fp32 at least, whatever the parameter's precision.
+        basis: whether gradients are projected on it.
+    """
+
+    shape: tuple[int, ...]
+    moments: bool = False
+    bits: int | None = None
+    high: bool = False
+    basis: bool = False
+
+    @property
+    def values(self) -> int:
+        """Numbers it holds."""
+        return math.prod(self.shape) * (2 if self.moments else 1)
+
+    def bytes(self, state_bits: int, dtype: torch.dtype) -> int:
+        """Return its bytes beside a parameter of `dtype`, in a run with state of `state_bits`."""
+        kind = torch.promote_types(dtype, torch.float32) if self.high else dtype
+        if self.moments:
+            return optimizer_state_bytes(self.shape, None, "small", self.bits or state_bits, kind)
+        return self.values * kind.itemsize if self.bits is None else -(-self.values * self.bits // 8)
+
+
+@dataclass(frozen=True)
 class Part:
     """One tensor that stands in the model for a target weight once the method is attached.
 
@@ -150,6 +181,8 @@ class Part:
         high: kept in fp32 at least, whatever the model's precision.
         buffer: no parameter.
         quantised: kept in 8 bits, whatever the model's precision.
+        kept: what the optimizer keeps for it; None: Adam's two moments, on the projected gradient where it is
+            projected, and the bases.
     """
 
     name: str
@@ -161,6 +194,7 @@ class Part:
     high: bool = False
     buffer: bool = False
     quantised: bool = False
+    kept: tuple[Kept, ...] | None = None
 
     @property
     def values(self) -> int:
@@ -168,27 +202,32 @@ class Part:
         return math.prod(self.shape)
 
     @property
-    def moment_values(self) -> int:
-        """Numbers in Adam's two moments, on the projected gradient where it is projected; 0 if it is not trained."""
+    def state(self) -> tuple[Kept, ...]:
+        """What the optimizer keeps for it; nothing if it is not trained."""
         if not self.trained:
-            return 0
+            return ()
+        if self.kept is not None:
+            return self.kept
         rank = self.projection_rank
-        return 2 * math.prod(self.shape if rank is None else projected_shape(self.shape, rank, self.side))
+        if rank is None:
+            return (Kept(self.shape, moments=True, high=self.high),)
+        sides = zip(self.shape, projected_sides(self.shape, self.side), strict=True)
+        bases = [Kept((length, rank), high=True, basis=True) for length, spanned in sides if spanned]
+        return (Kept(projected_shape(self.shape, rank, self.side), moments=True, high=True), *bases)
+
+    @property
+    def moment_values(self) -> int:
+        """Numbers in its state but for the bases: Adam's two moments, or what stands in their place."""
+        return sum(each.values for each in self.state if not each.basis)
 
     @property
     def basis_values(self) -> int:
         """Numbers in the bases that its gradient is projected on: M P, N P, or their sum, of an M x N matrix."""
-        rank = self.projection_rank
-        if rank is None:
-            return 0
-        sides = zip(self.shape, projected_sides(self.shape, self.side), strict=True)
-        return sum(length * rank for length, spanned in sides if spanned)
+        return sum(each.values for each in self.state if each.basis)
 
-    def state_bytes(self, state_bits: int) -> int:
-        """Return the bytes of its optimizer state, bases included, of an fp32 model."""
-        if not self.trained:
-            return 0
-        return optimizer_state_bytes(self.shape, self.projection_rank, self.side, state_bits)
+    def state_bytes(self, state_bits: int, dtype: torch.dtype = torch.float32, bases: bool = True) -> int:
+        """Return the bytes of its optimizer state in a model of `dtype`, bases included unless told otherwise."""
+        return sum(each.bytes(state_bits, dtype) for each in self.state if bases or not each.basis)
 
 
 @dataclass(frozen=True)
@@ -204,13 +243,18 @@ class Method(Generic[C]):
             rank where only gradients are projected).
         attach: (model, placement, config) -> None. Changes the model in place and sets requires_grad everywhere.
             Raises ValueError for settings that do not fit a layer, naming layer, value and nearest allowed value.
-        optimizer: (model, placement, adam, config) -> Optimizer over exactly the trainable parameters, all at
-            `adam.learning_rate`; `make_optimizer` sets the rest's apart. One that keeps
-            bases is a `Refreshing`; one with an update inside backward of its own an `UpdatesInBackward`.
+        optimizer: (model, placement, adam, config) -> Optimizer over exactly the trainable parameters, the rest at
+            `adam.learning_rate`; `make_optimizer` sets the rest's apart. One that keeps bases is a `Refreshing`; one
+            with an update inside backward of its own an `UpdatesInBackward`.
         merge: (model) -> model without any trace of the method: ordinary nn.Linear layers again.
         ranks: ((O, I), config) -> LayerRanks.
         layer_parts: ((O, I), config) -> the tensors that stand for one target weight: what the memory formulas of
             weights, gradients, state, bases and adapters are made from, in any precision.
+        rest_kept: (model, placement, config) -> name of a parameter outside the target weights -> what the optimizer
+            keeps for it, where that is not Adam's two moments.
+        widths: bits of the state that a run may ask for.
+        from_weight: whether its factors are taken from the weight rather than drawn: the same for every seed, and a
+            start that is the base function up to rounding.
         saves_state: whether its optimizer state must be smaller than dense AdamW's (the engagement check).
         restart: (model, optimizer, generator) -> None. Merges the factors into the weights and begins them anew, with
             no moments; None where the method has no factors. Its config is a `RestartConfig`.
@@ -237,6 +281,9 @@ class Method(Generic[C]):
     ranks: Callable[[tuple[int, int], C], LayerRanks]
     layer_parts: Callable[[tuple[int, int], C], tuple[Part, ...]]
     saves_state: bool
+    rest_kept: Callable[[nn.Module, Placement, C], Mapping[str, tuple[Kept, ...]]] = lambda model, placement, config: {}
+    widths: tuple[int, ...] = (32, 8)
+    from_weight: bool = False
     restart: Callable[[nn.Module, Optimizer, torch.Generator], None] | None = None
     order: int = 1000
     slot: int | None = None
@@ -257,12 +304,21 @@ class Method(Generic[C]):
         """Whether anything that stands for a target weight is trained."""
         return any(part.trained for part in self.layer_parts(shape, config))
 
+    def check_width(self, state_bits: int) -> None:
+        """Raise ValueError for a width of the state that the method does not have."""
+        if state_bits not in self.widths:
+            nearest = min(self.widths, key=lambda width: abs(width - state_bits))
+            known = " or ".join(map(str, self.widths))
+            raise ValueError(f"state_bits {state_bits}: {self.name} has {known} (nearest allowed value: {nearest})")
+
     def make_optimizer(self, model: nn.Module, placement: Placement, adam: AdamSettings, config: C) -> Optimizer:
         """Return the optimizer of a run: the method's, with the rest at its own learning rate.
 
         Raises:
+            ValueError: a width of the state that the method does not have.
             RuntimeError: it does not hold exactly the trainable parameters, each once.
         """
+        self.check_width(adam.state_bits)
         optimizer = self.optimizer(model, placement, adam, config)
         check_optimizer_covers(model, optimizer)
         if adam.rest_learning_rate not in (None, adam.learning_rate):

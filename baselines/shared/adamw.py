@@ -1,7 +1,8 @@
-"""The inner AdamW that all methods share, and what its state costs."""
+"""The inner AdamW that all methods share."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from typing import Any
 
@@ -10,27 +11,35 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baselines.method import AdamSettings
-from gnlorp.moments import optimizer_state_bytes
 
 
-def adamw(parameters: Iterable[nn.Parameter], adam: AdamSettings) -> Optimizer:
-    """Return AdamW over `parameters`: torch's fused one for 32-bit moments, bitsandbytes' blockwise one for 8-bit.
+def adamw(parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], adam: AdamSettings) -> Optimizer:
+    """Return AdamW over `parameters` or groups of them.
+
+    It is torch's fused one for 32-bit moments, bitsandbytes' blockwise one for 8-bit.
 
     Raises:
-        ValueError: `state_bits` is neither 32 nor 8.
+        ValueError: `state_bits` is neither 32 nor 8, or 8 without bitsandbytes.
     """
-    chosen = list(parameters)
+    chosen: Any = list(parameters)
     options: dict[str, Any] = {
         "lr": adam.learning_rate, "betas": adam.betas, "eps": adam.eps, "weight_decay": adam.weight_decay,
     }  # fmt: skip
     if adam.state_bits == 32:
         return torch.optim.AdamW(chosen, fused=True, **options)
     if adam.state_bits == 8:
+        check_bitsandbytes()
         from bitsandbytes.optim.adamw import AdamW8bit
 
         optimizer: Optimizer = AdamW8bit(chosen, **options)
         return optimizer
     raise ValueError(f"state_bits {adam.state_bits}: must be 32 or 8 (nearest allowed value: {_nearest(adam)})")
+
+
+def check_bitsandbytes() -> None:
+    """Raise ValueError with the line that installs it where bitsandbytes is missing."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("8-bit moments need bitsandbytes, which is not installed: pip install 'gnlorp[eight-bit]'")
 
 
 def share_tables(optimizer: Optimizer) -> None:
@@ -47,15 +56,6 @@ def share_tables(optimizer: Optimizer) -> None:
                 tables[name] = shared.to(held.device)
             assert torch.equal(held, tables[name]), f"{key} is not bitsandbytes' table {name!r}"
             state[key] = tables[name]
-
-
-def adam_state_bytes(elements: int, state_bits: int) -> int:
-    """Return the bytes of Adam's two moments for one parameter of `elements` values, counters and tables left out.
-
-    32 bits: 8 bytes a value. 8 bits: 2 bytes a value and two fp32 block maxima per 256 values; parameters under 4,096
-    values stay at 32 bits, as in bitsandbytes.
-    """
-    return optimizer_state_bytes((elements,), projection_rank=None, state_bits=state_bits)
 
 
 def _nearest(adam: AdamSettings) -> int:

@@ -1,8 +1,9 @@
-"""What LoRA and DoRA share: peft's adapters, injected into the named layers and folded back."""
+"""What LoRA and its kin share: peft's adapters, injected into the named layers and folded back."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -24,8 +25,11 @@ class AdapterConfig(RestartConfig):
     dropout: float = Field(default=0.1, ge=0, lt=1, description="on the adapter's input (release's GLUE script: 0.1)")
 
 
-def inject(model: nn.Module, placement: Placement, config: AdapterConfig, weight_norm: bool) -> None:
-    """Put peft adapters on the target layers; afterwards exactly they and `placement.trained` are trainable."""
+def inject(model: nn.Module, placement: Placement, config: AdapterConfig, **options: Any) -> None:
+    """Put peft adapters on the target layers; afterwards exactly they and `placement.trained` are trainable.
+
+    `options` are more of peft's `LoraConfig`.
+    """
     check_rank(config.rank, shapes(model, placement.targets))
     known = dict(model.named_parameters())
     kept = [known[name] for name in placement.trained]
@@ -36,7 +40,7 @@ def inject(model: nn.Module, placement: Placement, config: AdapterConfig, weight
             lora_alpha=config.alpha,  # type: ignore[arg-type]
             lora_dropout=config.dropout,
             target_modules=list(placement.targets),
-            use_dora=weight_norm,
+            **options,
         ),
         model,
     )
@@ -76,7 +80,7 @@ def restart(model: nn.Module, optimizer: Optimizer, generator: torch.Generator) 
 
 
 def _begin(module: LoraLayer, name: str, optimizer: Optimizer, generator: torch.Generator) -> None:
-    low, high = _weight(module.lora_A[name]), _weight(module.lora_B[name])
+    low, high = factors_of(module, name)
     nn.init.kaiming_uniform_(low, a=math.sqrt(5), generator=generator)
     high.zero_()
     changed = [low, high]
@@ -86,6 +90,11 @@ def _begin(module: LoraLayer, name: str, optimizer: Optimizer, generator: torch.
         changed.append(magnitude)
     for parameter in changed:
         optimizer.state.pop(parameter, None)
+
+
+def factors_of(module: LoraLayer, name: str) -> tuple[nn.Parameter, nn.Parameter]:
+    """Return an adapter's factors, first the one on the input (R, I), which peft calls A, then the other (O, R)."""
+    return _weight(module.lora_A[name]), _weight(module.lora_B[name])
 
 
 def _weight(module: nn.Module) -> nn.Parameter:
@@ -99,10 +108,10 @@ def ranks(shape: tuple[int, int], config: AdapterConfig) -> LayerRanks:
     return LayerRanks(rank=config.rank, projection_rank=None)
 
 
-def factor_parts(shape: tuple[int, int], config: AdapterConfig) -> tuple[Part, ...]:
-    """Return the frozen weight and both factors."""
+def factor_parts(shape: tuple[int, int], config: AdapterConfig, trained_in: bool = True) -> tuple[Part, ...]:
+    """Return the frozen weight and both factors; `trained_in` says whether the one on the input is trained."""
     return (
         Part("weight", shape, trained=False, added=False),
         Part("factor_out", (shape[0], config.rank), trained=True),
-        Part("factor_in", (config.rank, shape[1]), trained=True),
+        Part("factor_in", (config.rank, shape[1]), trained=trained_in),
     )

@@ -131,16 +131,17 @@ def check_rate(subject: Subject, network: str) -> Found:
 def check_eight_bit(subject: Subject, network: str) -> Found:
     """With 8 bits asked for, the moments are kept in bytes, and training still works."""
     if not subject.eight_bit:
-        return Found("not applicable", "no 8-bit variant was given")
+        given = "no 8-bit variant was given" if subject.merge is None else "keeps no moments that could be in 8 bits"
+        return Found("not applicable", given)
     wide, narrow = made(subject, network, 32), made(subject, network, 8)
     step(wide)
     losses = [step(narrow) for _ in range(STEPS)]
     step(wide)
-    packed = [tensor for _, tensor in live.held_tensors(narrow.optimizer, narrow.model) if tensor.itemsize == 1]
+    packed, always = (_packed(each) for each in (narrow, wide))
     size, full = (live.state_bytes(each.optimizer, each.model) for each in (narrow, wide))
-    if not packed or size >= full:
+    if not packed or (size >= full and not always):
         return Found("no", f"asked for 8 bits, keeps {size:,} bytes of state; with 32 bits {full:,}")
-    return _learned(losses, f"state {size / full:.2f} of 32-bit")
+    return _learned(losses, "always in 8 bits" if always else f"state {size / full:.2f} of 32-bit")
 
 
 def check_bf16(subject: Subject, network: str) -> Found:
@@ -296,6 +297,10 @@ def _guarded(find: Find, subject: Subject, network: str) -> Found:
     except Exception as error:  # noqa: BLE001  what a check breaks on is its answer; the others go on
         text = " ".join(str(error).split())
         return Found("no", f"{type(error).__name__}: {text[:160]}")
+
+
+def _packed(trained: Trained) -> bool:
+    return any(tensor.itemsize == 1 for _, tensor in live.held_tensors(trained.optimizer, trained.model))
 
 
 def _learned(losses: Sequence[float], yes: str) -> Found:

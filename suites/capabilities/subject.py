@@ -97,7 +97,7 @@ def method_subject(method: Method[Any], learning_rate: float | None = None) -> S
         optimizer = method.make_optimizer(model, placement, AdamSettings(rate, state_bits=bits), config)
         return optimizer
 
-    return Subject(method.name, method.title, chosen, make, method.merge)
+    return Subject(method.name, method.title, chosen, make, method.merge, 8 in method.widths)
 
 
 def optimizer_subject(

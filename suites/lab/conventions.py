@@ -19,7 +19,6 @@ from transformers import AutoModel
 from baselines.method import Part
 from baselines.registry import get_method
 from baselines.shared import targets
-from gnlorp.projection import projected_shape, projected_sides
 from results.lab import PublishedMethod, published_methods
 from suites.lab.networks import find_network
 
@@ -114,13 +113,12 @@ def values_of(method: str, model: str, rank: int, projection_rank: int | None = 
         for shape, count in Counter(shapes).items()
         for part in parts_of(method, shape, rank, projection_rank) * count
     ]
-    trained = [part for part in parts if part.trained]
     return Values(
         dense=every,
         rest=rest,
         added=sum(math.prod(part.shape) for part in parts if part.added and not part.buffer),
-        moments=sum(2 * math.prod(_kept_shape(part)) for part in trained),
-        bases=sum(_basis_values(part) for part in trained),
+        moments=sum(part.moment_values for part in parts),
+        bases=sum(part.basis_values for part in parts),
         replaces=_published(method).replaces,
     )
 
@@ -136,14 +134,3 @@ def parts_of(method: str, shape: tuple[int, int], rank: int, projection_rank: in
 
 def _published(method: str) -> PublishedMethod:
     return published_methods().get(method) or PublishedMethod(counted_as=method)
-
-
-def _kept_shape(part: Part) -> tuple[int, ...]:
-    return part.shape if part.projection_rank is None else projected_shape(part.shape, part.projection_rank, part.side)
-
-
-def _basis_values(part: Part) -> int:
-    if part.projection_rank is None:
-        return 0
-    spans = zip(part.shape, projected_sides(part.shape, part.side), strict=True)
-    return sum(part.projection_rank * length for length, spanned in spans if spanned)

@@ -27,7 +27,7 @@ from suites.config import method_config
 from suites.lab import splice, step
 from suites.lab.networks import Network, blocks_of
 from suites.measure import live
-from suites.measure.formula import Rest, formula_of, quantises, trains_everything
+from suites.measure.formula import Rest, formula_of, quantises, rest_of
 from suites.measure.ledger import outside_formula
 from suites.measure.predict import without_values
 from suites.measure.tracker import Category, Phase, Trace, peak_of, track, track_load
@@ -86,6 +86,8 @@ class Lab:
         self.method = get_method(method)
         self.rank = rank
         self.widths = tuple(widths)
+        for width in self.widths:
+            self.method.check_width(width)
         self.precision = precision
         self.config = method_config(method, rank, config or {})
         self._kept: dict[tuple[object, ...], Half] = {}
@@ -173,14 +175,7 @@ class Lab:
         placement = targets.place(model, TARGETS, train_rest=self.network.language_model)
         found = targets.shapes(model, placement.targets)
         layers = [Layer(name=name, shape=shape) for name, shape in found.items()]
-        taken = {f"{name}.weight" for name in found}
-        everything = trains_everything(self.method, self.config, layers[0].shape)
-        trained = set(placement.trained)
-        rest = {
-            name: Rest(tuple(parameter.shape), everything or name in trained)
-            for name, parameter in model.named_parameters()
-            if name not in taken
-        }
+        rest = rest_of(model, placement, self.method, self.config)
         return layers, rest
 
     @cached_property

@@ -28,7 +28,7 @@ Said = Callable[[MemoryCell, int, int], None]
 
 def settings_of(network: Network, method: str) -> Iterator[Setting]:
     """Yield the settings of one network and method, those of a variant together."""
-    modes = itertools.product(WIDTHS, (False, True), (False, True))
+    modes = itertools.product(widths_of(method), (False, True), (False, True))
     variants = get_method(method).variants.items()
     for (variant, config), (state_bits, per_layer, checkpointing) in itertools.product(variants, modes):
         yield Setting(
@@ -44,6 +44,11 @@ def settings_of(network: Network, method: str) -> Iterator[Setting]:
             variant=variant,
             config=tuple(sorted({**plain_config(network, method), **config}.items())),
         )
+
+
+def widths_of(method: str) -> tuple[int, ...]:
+    """Return the widths of the state that the matrix has of a method."""
+    return tuple(width for width in WIDTHS if width in get_method(method).widths)
 
 
 def run_matrix(models: Iterable[str], names: Iterable[str], out: Path, said: Said, workers: int = 1) -> list[Path]:
@@ -93,5 +98,6 @@ def run_matrix(models: Iterable[str], names: Iterable[str], out: Path, said: Sai
 def _cells(model: str, settings: Sequence[Setting]) -> list[MemoryCell]:
     """Make cells that differ in no more than a lab can answer."""
     first = settings[0]
-    lab = Lab(find_network(model), first.method, first.rank, first.precision, WIDTHS, dict(first.config))
+    widths = widths_of(first.method)
+    lab = Lab(find_network(model), first.method, first.rank, first.precision, widths, dict(first.config))
     return [lab.cell(setting) for setting in settings]

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel
+from torch import nn
 
-from baselines.method import Method, Part
-from gnlorp.moments import optimizer_state_bytes
-from gnlorp.projection import projected_shape
+from baselines.method import Kept, Method, Part, Placement
+from baselines.shared.targets import shapes
 from results.schema import Layer
 
 
@@ -35,10 +35,14 @@ class Formula:
 
 @dataclass(frozen=True)
 class Rest:
-    """A parameter outside the target weights: its shape, and whether the method trains it."""
+    """A parameter outside the target weights: its shape, whether the method trains it, and what is kept for it.
+
+    `kept` is None for the two moments of AdamW.
+    """
 
     shape: tuple[int, ...]
     trained: bool
+    kept: tuple[Kept, ...] | None = None
 
 
 def formula_of(
@@ -49,13 +53,13 @@ def formula_of(
     state_bits: int,
     dtype: torch.dtype,
 ) -> Formula:
-    """Return what the method costs on these target layers, everything else as `rest` says (plain AdamW)."""
+    """Return what the method costs on these target layers, everything else as `rest` says."""
     parts = [part for layer in layers for part in method.layer_parts(layer.shape, config)]
-    parts += [Part(name, other.shape, other.trained, added=False) for name, other in rest.items()]
+    parts += [Part(name, each.shape, each.trained, added=False, kept=each.kept) for name, each in rest.items()]
     kept = [part for part in parts if not part.buffer]
     trained = [part for part in kept if part.trained]
-    state = [_state_bytes(part, state_bits, dtype) for part in trained]
-    plain = [_state_bytes(part, state_bits, dtype, bases=False) for part in trained]
+    state = [part.state_bytes(state_bits, dtype) for part in trained]
+    plain = [part.state_bytes(state_bits, dtype, bases=False) for part in trained]
     return Formula(
         weight_bytes=sum(_bytes(part, dtype) for part in kept),
         adapter_bytes=sum(_bytes(part, dtype) for part in kept if part.added),
@@ -64,6 +68,18 @@ def formula_of(
         basis_bytes=sum(state) - sum(plain),
         buffer_bytes=sum(_bytes(part, dtype) for part in parts if part.buffer),
     )
+
+
+def rest_of(model: nn.Module, placement: Placement, method: Method[Any], config: BaseModel) -> dict[str, Rest]:
+    """Return what lies outside the target weights of a model that the method has not changed yet, by name."""
+    taken = {f"{name}.weight" for name in placement.targets}
+    everything = trains_everything(method, config, next(iter(shapes(model, placement.targets).values())))
+    kept = method.rest_kept(model, placement, config)
+    return {
+        name: Rest(tuple(parameter.shape), everything or name in placement.trained, kept.get(name))
+        for name, parameter in model.named_parameters()
+        if name not in taken
+    }
 
 
 def quantises(method: Method[Any], config: BaseModel, layers: Sequence[Layer]) -> bool:
@@ -82,11 +98,3 @@ def _dtype(part: Part, dtype: torch.dtype) -> torch.dtype:
 
 def _bytes(part: Part, dtype: torch.dtype) -> int:
     return math.prod(part.shape) * (1 if part.quantised else _dtype(part, dtype).itemsize)
-
-
-def _state_bytes(part: Part, state_bits: int, dtype: torch.dtype, bases: bool = True) -> int:
-    kind = _dtype(part, dtype)
-    if bases or part.projection_rank is None:
-        return optimizer_state_bytes(part.shape, part.projection_rank, part.side, state_bits, kind)
-    shape = projected_shape(part.shape, part.projection_rank, part.side)
-    return optimizer_state_bytes(shape, None, "small", state_bits, torch.promote_types(kind, torch.float32))

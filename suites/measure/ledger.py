@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from results.lab import Counted, MemoryCell
 from results.schema import Layer, Ledger, LedgerGap, LedgerLine, Memory, Peak
 from suites.measure import live, tracker
-from suites.measure.formula import Rest, formula_of, quantises, trains_everything
+from suites.measure.formula import formula_of, quantises, rest_of
 from suites.measure.tracker import Phase, Trace, peak_of
 from suites.resolved import Resolved
 from suites.run.loop import autocast
@@ -61,14 +61,7 @@ def with_ledger(memory: Memory, built: Built, job: Job, case: Resolved, phases: 
     """Return a run's memory with its ledger: the one call that a run makes."""
     with torch.device("meta"):
         plain = case.skeleton()
-    taken = {f"{layer.name}.weight" for layer in built.layers}
-    everything = trains_everything(case.method, case.config, built.layers[0].shape)
-    trained = set(job.placement.trained)
-    rest = {
-        name: Rest(tuple(parameter.shape), everything or name in trained)
-        for name, parameter in plain.named_parameters()
-        if name not in taken
-    }
+    rest = rest_of(plain, job.placement, case.method, case.config)
     dtype = torch.bfloat16 if case.training.precision == "bf16" else torch.float32
     formula = formula_of(case.method, case.config, built.layers, rest, case.training.state_bits, dtype)
     original = sum(parameter.numel() for parameter in plain.parameters()) * dtype.itemsize

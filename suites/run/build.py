@@ -8,9 +8,8 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import Placement, trainable
+from baselines.method import Part, Placement, trainable
 from baselines.shared import targets
-from baselines.shared.adamw import adam_state_bytes
 from results.schema import Layer
 from suites.measure import live
 from suites.measure.environment import derived_seed
@@ -52,27 +51,29 @@ def build(model: nn.Module, placement: Placement, case: Resolved, device: torch.
         for name, shape in shapes.items()
         for ranks in [case.method.ranks(shape, case.config)]
     ]
-    return Built(model, optimizer, layers, dense, formula_state_bytes(model, layers, case))
+    return Built(model, optimizer, layers, dense, formula_state_bytes(model, placement, layers, case))
 
 
-def formula_state_bytes(model: nn.Module, layers: list[Layer], case: Resolved) -> int:
-    """Return the state bytes by formula: of the method's parts for its layers, Adam's two moments for the rest."""
+def formula_state_bytes(model: nn.Module, placement: Placement, layers: list[Layer], case: Resolved) -> int:
+    """Return the state bytes by formula: of the method's parts for its layers, and of all else that is trained."""
     bits = case.training.state_bits
     inside = tuple(f"{layer.name}." for layer in layers)
+    kept = case.method.rest_kept(model, placement, case.config)
     rest = [
-        parameter.numel()
+        Part(name, tuple(parameter.shape), trained=True, kept=kept.get(name))
         for name, parameter in trainable(model).items()
         if not name.startswith(inside) or name.endswith(".bias")
     ]
     own = sum(case.method.layer_state_bytes(layer.shape, case.config, bits) for layer in layers)
-    return own + sum(adam_state_bytes(elements, bits) for elements in rest)
+    return own + sum(part.state_bytes(bits) for part in rest)
 
 
 def check_fit(case: Resolved) -> None:
     """Attach the plan's method to its model without weights, so that settings that do not fit are found at once.
 
     Raises:
-        ValueError: the method's settings or targets do not fit the model, or the model cannot be had.
+        ValueError: the method's settings, targets or width of the state do not fit, or the model cannot be had.
     """
+    case.method.check_width(case.training.state_bits)
     with torch.device("meta"):
         case.method.attach(case.skeleton(), case.placement(), case.config)

@@ -1,0 +1,85 @@
+"""Muon: momentum, made orthogonal, on weight matrices (Jordan et al. 2024; Liu et al. 2025, arXiv 2502.16982).
+
+    M <- mu M + (1 - mu) G;   N = (1 - mu) G + mu M;   X = N / ||N||,   then `iterations` times X <- a X + b (X X^T) X
+    + c (X X^T)^2 X;   W <- (1 - lr * weight_decay) W - lr * 0.2 sqrt(max(O, I)) * X
+
+Through `torch.optim.Muon`: N is Nesterov's look ahead, (a, b, c) = (3.4445, -4.7750, 2.0315), the products are in
+bfloat16. The factor 0.2 sqrt(max(O, I)) gives the update the mean square of AdamW's, so that both can share a learning
+rate (Liu et al., section 2.2). Singular values of X end between about 0.5 and 1.5 (torch's documentation), but for
+those that are far below the largest.
+
+Bytes of state for an O x I weight: 4 * O * I in float32, one momentum in the weight's own precision. Stated choices:
+Muon is for the target weights alone, as Jordan has it for hidden layers; embeddings, norms, biases and head are trained
+with AdamW, at the run's width of state; weight decay is the run's.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+from torch.optim import Optimizer
+
+from baselines.method import AdamSettings, Kept, LayerRanks, Method, MethodConfig, Part, Placement, Rates, trainable
+from baselines.shared.rest import RestByAdamW
+
+
+class MuonConfig(MethodConfig):
+    """Settings of the momentum and of its orthogonalisation."""
+
+    momentum: float = Field(default=0.95, ge=0, lt=1, description="share of the old momentum (torch, Jordan: 0.95)")
+    nesterov: bool = Field(default=True, description="look ahead by one step of the momentum (torch, Jordan: yes)")
+    iterations: int = Field(default=5, ge=1, lt=100, description="Newton-Schulz iterations (torch, Jordan: 5)")
+    size: Literal["match_rms_adamw", "original"] = Field(
+        default="match_rms_adamw",
+        description="factor on the update: 0.2 sqrt(max(O, I)) (Liu et al.), or sqrt(max(1, O / I)) (Jordan)",
+    )
+
+
+class Muon(RestByAdamW, torch.optim.Muon):
+    """`torch.optim.Muon`, with AdamW for the groups that `add_rest` adds."""
+
+
+def attach(model: nn.Module, placement: Placement, config: MuonConfig) -> None:
+    """Make every parameter trainable."""
+    model.requires_grad_(True)
+
+
+def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: MuonConfig) -> Optimizer:
+    """Return Muon on the target weights, AdamW on the rest."""
+    targets = {f"{name}.weight" for name in placement.targets}
+    named = trainable(model)
+    found = Muon(
+        [parameter for name, parameter in named.items() if name in targets],
+        lr=adam.learning_rate,
+        weight_decay=adam.weight_decay,
+        momentum=config.momentum,
+        nesterov=config.nesterov,
+        ns_steps=config.iterations,
+        adjust_lr_fn=config.size,
+    )
+    found.add_rest([parameter for name, parameter in named.items() if name not in targets], adam)
+    return found
+
+
+METHOD = Method(
+    name="muon",
+    title="Muon",
+    arxiv="2502.16982",
+    config_type=MuonConfig,
+    configure=lambda rank: MuonConfig(),
+    attach=attach,
+    optimizer=optimizer,
+    merge=lambda model: model,
+    ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=None),
+    layer_parts=lambda shape, config: (Part("weight", shape, trained=True, added=False, kept=(Kept(shape),)),),
+    saves_state=True,
+    order=17,
+    rates={
+        "fine-tuning": Rates.around(3e-5, "full training's, which the factor on the update is made for"),
+        "pre-training": Rates.around(1e-3, "full training's, which the factor on the update is made for"),
+    },
+    default=False,
+)

@@ -1,0 +1,98 @@
+"""PiSSA: LoRA that starts at the weight's top singular vectors (Meng et al. 2024, arXiv 2404.02948), through peft.
+
+    W0 = U S V^T;   A = U_R S_R^(1/2),   B = S_R^(1/2) V_R^T,   W_res = W0 - s A B,   s = alpha / R   (equations 2 to 5)
+    y = x W_res^T + s * dropout(x) B^T A^T,   W_res frozen
+
+Bytes of state for an O x I weight: 8 * R * (O + I) with 32-bit moments. Stated choices: bias frozen; where s is not 1
+the factors are divided by its root. peft splits in float32: in a float64 model W_res takes up the rounding. At a merge
+the factors begin anew at the top singular vectors of the weight that they were merged into.
+"""
+
+from __future__ import annotations
+
+import torch
+from peft.tuners.lora import LoraLayer
+from pydantic import Field
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from baselines.method import AdamSettings, Method, Placement, Rates, trainable
+from baselines.shared.adamw import adamw
+from baselines.shared.adapters import AdapterConfig, factor_parts, factors_of, fold, inject, ranks
+
+EXACT = "pissa"
+
+
+class PissaConfig(AdapterConfig):
+    """Settings of the adapter, and of how its start is computed."""
+
+    alpha: float = Field(default=8.0, gt=0, description="update scaled by alpha / rank (paper, section 5: the rank)")
+    dropout: float = Field(default=0.0, ge=0, lt=1, description="on the adapter's input (paper, section 5: 0)")
+    iterations: int = Field(
+        default=0, ge=0, description="of a fast randomised decomposition (paper, appendix B); 0: the exact one"
+    )
+
+
+def attach(model: nn.Module, placement: Placement, config: PissaConfig) -> None:
+    """Put the adapters on the target layers and split each weight into its factors and what is left."""
+    weights = [model.get_parameter(f"{name}.weight") for name in placement.targets]
+    wide = [(weight, weight.detach().clone()) for weight in weights if weight.dtype == torch.float64]
+    for weight, _ in wide:
+        weight.data = weight.data.float()
+    inject(
+        model, placement, config, init_lora_weights=f"{EXACT}_niter_{config.iterations}" if config.iterations else EXACT
+    )
+    for weight, start in wide:
+        weight.data = start
+    layers = {id(module.get_base_layer().weight): module for module in model.modules() if isinstance(module, LoraLayer)}
+    for weight, _ in wide:
+        _take_up_rounding(layers[id(weight)], weight.data)
+
+
+def _take_up_rounding(module: LoraLayer, weight: Tensor) -> None:
+    for name in module.active_adapters:
+        low, high = factors_of(module, name)
+        low.data, high.data = low.data.to(weight.dtype), high.data.to(weight.dtype)
+        weight.sub_(high.data @ low.data, alpha=module.scaling[name])
+
+
+def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: PissaConfig) -> Optimizer:
+    """Return plain AdamW over factors and head."""
+    return adamw(trainable(model).values(), adam)
+
+
+@torch.no_grad()
+def restart(model: nn.Module, optimizer: Optimizer, generator: torch.Generator) -> None:
+    """Merge every adapter into its weight and split that anew; the moments of the factors are dropped."""
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.merge()
+            module.merged_adapters.clear()
+            for name in module.active_adapters:
+                module.pissa_init(name, EXACT)  # type: ignore[no-untyped-call]
+                for factor in factors_of(module, name):
+                    optimizer.state.pop(factor, None)
+
+
+METHOD = Method(
+    name="pissa",
+    title="PiSSA",
+    arxiv="2404.02948",
+    config_type=PissaConfig,
+    configure=lambda rank: PissaConfig(rank=rank, alpha=float(max(rank, 1))),
+    attach=attach,
+    optimizer=optimizer,
+    merge=fold,
+    ranks=ranks,
+    layer_parts=factor_parts,
+    saves_state=True,
+    from_weight=True,
+    restart=restart,
+    order=13,
+    factors=True,
+    rates={
+        "fine-tuning": Rates.around(5e-4, "own choice: LoRA's; the paper has 2e-5 for 7B models (section 5)"),
+        "pre-training": Rates.around(1e-3, "own choice: LoRA's"),
+    },
+    default=False,
+)

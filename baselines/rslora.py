@@ -1,0 +1,53 @@
+"""rsLoRA: LoRA divided by the root of its rank (Kalajdzievski 2023, arXiv 2312.03732), through peft.
+
+    y = x W0^T + (alpha / sqrt(R)) * dropout(x) B^T A^T        A: (O, R) starts at zero;  B: (R, I) Kaiming-uniform
+
+Bytes of state for an O x I weight: 8 * R * (O + I) with 32-bit moments. Stated choices: bias frozen; alpha and learning
+rate are LoRA's, whose scale at rank R is smaller by sqrt(R): the paper's point is that one rate then fits every rank.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.optim import Optimizer
+
+from baselines.method import AdamSettings, Method, Placement, Rates, trainable
+from baselines.shared.adamw import adamw
+from baselines.shared.adapters import AdapterConfig, factor_parts, fold, inject, ranks, restart
+
+
+class RsloraConfig(AdapterConfig):
+    """rsLoRA's settings are the adapter's, but that alpha is divided by the root of the rank."""
+
+
+def attach(model: nn.Module, placement: Placement, config: RsloraConfig) -> None:
+    """Put the adapters on the target layers."""
+    inject(model, placement, config, use_rslora=True)
+
+
+def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: RsloraConfig) -> Optimizer:
+    """Return plain AdamW over factors and head."""
+    return adamw(trainable(model).values(), adam)
+
+
+METHOD = Method(
+    name="rslora",
+    title="rsLoRA",
+    arxiv="2312.03732",
+    config_type=RsloraConfig,
+    configure=lambda rank: RsloraConfig(rank=rank),
+    attach=attach,
+    optimizer=optimizer,
+    merge=fold,
+    ranks=ranks,
+    layer_parts=factor_parts,
+    saves_state=True,
+    restart=restart,
+    order=11,
+    factors=True,
+    rates={
+        "fine-tuning": Rates.around(5e-4, "own choice: LoRA's"),
+        "pre-training": Rates.around(1e-3, "own choice: LoRA's"),
+    },
+    default=False,
+)

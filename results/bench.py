@@ -10,7 +10,7 @@ from pydantic import JsonValue
 from results.schema import Bytes, Environment, Seconds, Strict
 
 Rule = Literal["at most", "at least"]
-Group = Literal["layer", "refresh", "step", "model"]
+Group = Literal["layer", "refresh", "step", "methods", "model"]
 
 
 class Candidate(Strict):

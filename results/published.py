@@ -27,7 +27,9 @@ Quantity = Literal[
     "gradient_saving", "state_reduction", "throughput", "optimizer_time", "training_time", "claim", "rank", "width",
     "tokens", "parameters",
 ]  # fmt: skip
-Unit = Literal["percent", "perplexity", "nats", "M", "G", "GB", "GiB", "tokens/s", "s", "billions", "count"]
+Unit = Literal[
+    "percent", "perplexity", "nats", "M", "MiB", "G", "GB", "GiB", "tokens/s", "s", "h", "billions", "count"
+]  # fmt: skip
 Basis = Literal["estimated", "measured", "as printed", "unknown"]
 Status = Literal["paper full text", "abstract", "project page", "result files", "third-party notes", "issue thread"]
 Printed = str | None

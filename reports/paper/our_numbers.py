@@ -23,7 +23,7 @@ from results.published import Cell
 from results.schema import Record
 
 PROFILE = "paper"
-UNIT_BYTES = {"M": 10**6, "G": 10**9, "GB": 10**9, "GiB": 2**30}
+UNIT_BYTES = {"M": 10**6, "MiB": 2**20, "G": 10**9, "GB": 10**9, "GiB": 2**30}
 BITS = {"": 32, "8-bit": 8}
 ALL_TASKS = "all GLUE tasks"
 

@@ -17,8 +17,8 @@ from results.published import Cell, conflicts
 
 EMPTY = Entry("—")
 MANY = "by cell"
-SUFFIXES = {"M": "M", "G": "G", "GB": " GB", "GiB": " GiB", "percent": "", "perplexity": "", "s": " s",
-            "tokens/s": " tokens/s", "billions": "B", "count": "", "nats": ""}  # fmt: skip
+SUFFIXES = {"M": "M", "MiB": " MiB", "G": "G", "GB": " GB", "GiB": " GiB", "percent": "", "perplexity": "",
+            "s": " s", "h": " h", "tokens/s": " tokens/s", "billions": "B", "count": "", "nats": ""}  # fmt: skip
 PROTOCOL_COLUMNS = ("Suite", "Methods", "Ranks", "Tasks or sizes", "Setting", "Value", "Status", "Source")
 INEQUALITY = (
     "With d = |mean of ours − published| and b = t·s·√(1/n + 1/k) + half a unit of the last printed digit, with the "

@@ -12,13 +12,14 @@ from transformers import BertConfig
 
 from results.bench import Bench, BenchCell, Group
 from suites.bench.layer import layer_cell
+from suites.bench.methods import Size, methods_cell
 from suites.bench.model import model_cell
 from suites.bench.peers import peer_versions
 from suites.bench.refresh import refresh_cell
 from suites.bench.step import step_cell
 from suites.measure.environment import environment
 
-GROUPS: tuple[Group, ...] = ("layer", "refresh", "step", "model")
+GROUPS: tuple[Group, ...] = ("layer", "refresh", "step", "methods", "model")
 QUERY, DOWN = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.mlp.down_proj.weight"
 
 
@@ -71,7 +72,7 @@ def _whole_items() -> list[Item]:
         lambda seconds: model_cell("MiniLM, 8x64 tokens", None, 8, 64, seconds),
         12.0,
     )
-    return [*found, step, model]
+    return [*found, step, _methods_item("LLaMA-60M, rank 128", (512, 1376, 8, 8), 32000, 128, 256, 60.0, 60.0), model]
 
 
 def _quick_items() -> list[Item]:
@@ -90,6 +91,7 @@ def _quick_items() -> list[Item]:
             lambda seconds: step_cell("tiny LLaMA, rank 4", (32, 64, 1, 2), 64, 4, 16, seconds),
             0.5,
         ),
+        _methods_item("tiny LLaMA, rank 4", (32, 64, 1, 2), 64, 4, 16, 0.05, 2.0),
         Item("model", "tiny BERT", 0.05, lambda seconds: model_cell("tiny BERT", tiny, 2, 8, seconds), 1.0),
     ]
 
@@ -97,6 +99,15 @@ def _quick_items() -> list[Item]:
 def _layer_item(shape: tuple[int, int], rank: int, tokens: int, bias: bool, seconds: float, overhead_s: float) -> Item:
     label = f"layer {shape[0]}x{shape[1]}, rank {rank}, {tokens} tokens"
     return Item("layer", label, seconds, lambda given: layer_cell(shape, rank, tokens, bias, given), overhead_s)
+
+
+def _methods_item(
+    label: str, size: Size, vocabulary: int, rank: int, tokens: int, seconds: float, overhead_s: float
+) -> Item:
+    name = f"every method, {label}"
+    return Item(
+        "methods", name, seconds, lambda given: methods_cell(name, size, vocabulary, rank, tokens, given), overhead_s
+    )
 
 
 def _refresh_item(

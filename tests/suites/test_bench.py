@@ -11,6 +11,7 @@ from torch import nn
 from transformers import BertConfig
 from typer.testing import CliRunner
 
+from baselines.registry import methods
 from results.bench import Bench
 from results.store import read_single
 from suites.__main__ import app
@@ -64,7 +65,21 @@ def test_the_whole_bench_has_every_shape_and_stays_within_its_time() -> None:
         assert [label for label in labels if label.startswith(f"layer {shape}")] == ranks + longer
         assert f"refresh {shape}" in labels
     # 340 s of it are the refresh of the largest shape, whose SVD takes most of a minute.
-    assert sum(item.seconds + item.overhead_s for item in items(quick=False)) < 14 * 60
+    assert sum(item.seconds + item.overhead_s for item in items(quick=False)) < 16 * 60
+
+
+def test_every_method_that_trains_a_matrix_has_its_step_beside_the_yardsticks(quick: tuple[Bench, str]) -> None:
+    found, _ = quick
+    (cell,) = [cell for cell in found.cells if cell.group == "methods"]
+    expected = {m.name for m in methods().values() if m.trains_layers((64, 64), m.configure(4))}
+    assert {each.name for each in cell.candidates} == expected
+    assert len(cell.claims) == len(expected) - 1
+    (yardstick,) = [method for method in methods().values() if method.yardstick]
+    for claim in cell.claims:
+        assert claim.peer == yardstick.title
+        assert claim.target is None
+        (own,) = [each for each in cell.candidates if each.title == claim.ours]
+        assert len(own.seconds) == len(claim.values) >= 3
 
 
 def test_peak_bytes_are_exact_and_leave_out_what_was_there() -> None:

@@ -30,6 +30,7 @@ from suites.suite import rows
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = tuple(methods())
+WIDE = [(name, bits) for name in NAMES for bits in methods()[name].widths]
 SEQUENCE = {"minilm": 16, "20m": 8}
 # 20M has four layers, as many as the lab traces; the deeper ones are said again from four.
 CASES = [("minilm", 8), ("20m", 16)]
@@ -41,7 +42,7 @@ def lab_of() -> Any:
 
     def find(model: str, method: str, rank: int) -> Lab:
         if (model, method) not in kept:
-            kept[model, method] = Lab(find_network(model), method, rank, widths=(32, 8))
+            kept[model, method] = Lab(find_network(model), method, rank, widths=methods()[method].widths)
         return kept[model, method]
 
     return find
@@ -116,8 +117,7 @@ def test_what_a_layer_may_keep_is_found_too(model: str, config: dict[str, Any]) 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("per_layer", [False, True])
-@pytest.mark.parametrize("state_bits", [32, 8])
-@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize(("method", "state_bits"), WIDE)
 @pytest.mark.parametrize(("model", "rank"), CASES)
 def test_so_it_does_in_every_mode(
     model: str, rank: int, method: str, state_bits: int, per_layer: bool, lab_of: Any
@@ -127,6 +127,23 @@ def test_so_it_does_in_every_mode(
     lab = lab_of(model, method, rank)
     setting = setting_of(model, method, rank, state_bits=state_bits, per_layer=per_layer)
     check(lab.cell(setting), *real_trace(lab, setting))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["roberta-base", "60m"])
+@pytest.mark.parametrize("method", [name for name, each in methods().items() if not each.default])
+def test_formula_and_count_are_equal_to_the_byte(model: str, method: str) -> None:
+    pytest.importorskip("bitsandbytes")
+    network = find_network(model)
+    precision = "bf16" if network.language_model else "fp32"
+    lab = Lab(network, method, network.rank, precision, methods()[method].widths)
+    for bits in lab.widths:
+        _, whole = lab._whole(bits)
+        formula = lab.formula(bits)
+        assert whole.count.state_bytes - sum(whole.outside.values()) == formula.state_bytes
+        assert whole.count.buffer_bytes - lab._own_buffers == formula.buffer_bytes
+        for name in ("weight_bytes", "adapter_bytes", "gradient_bytes", "basis_bytes"):
+            assert getattr(whole.count, name) == getattr(formula, name), name
 
 
 @pytest.mark.parametrize(("method", "state_bits", "per_layer"), [("lora", 8, False), ("full", 8, True)])

@@ -196,6 +196,8 @@ def test_no_method_suite_or_task_is_named_in_a_choice_or_table_outside_its_file(
     suites = all_suites()
     known = frozenset(methods()) | frozenset(suites) | frozenset(t for suite in suites.values() for t in suite.tasks)
     assert known > {"glue", "cola"}
+    # A method may be called as a setting of others is (SCALE, a projection's scale): the reader cannot tell them apart.
+    known -= {name for method in methods().values() for name in method.config_type.model_fields}
     found = []
     for path in (path for package in ALLOWED for path in sources(package)):
         relative = path.relative_to(ROOT)

@@ -1,6 +1,6 @@
 """8-bit AdamW: full training with moments in blocks of 8-bit numbers (Dettmers et al. 2021, arXiv 2110.02861).
 
-    m, v kept as 8-bit codes of m / max|m| and v / max|v| per block of 256 values (section 2), read and written
+    m, v kept as 8-bit codes of m / max|m| and v / max|v| per block of 256 values (bitsandbytes), read and written
     each step;   W <- (1 - lr * weight_decay) * W - lr * m / (sqrt(v) + eps)
 
 Bytes of state for an O x I weight, 4,096 values and more: 2 * O * I + 8 * ceil(O * I / 256); under that 8 * O * I. The

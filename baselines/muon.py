@@ -5,7 +5,7 @@
 
 Through `torch.optim.Muon`: N is Nesterov's look ahead, (a, b, c) = (3.4445, -4.7750, 2.0315), the products are in
 bfloat16. The factor 0.2 sqrt(max(O, I)) gives the update the mean square of AdamW's, so that both can share a learning
-rate (Liu et al., section 2.2). Singular values of X end between about 0.5 and 1.5 (torch's documentation), but for
+rate (Liu et al., as torch's documentation has it). Singular values of X end between about 0.5 and 1.5 (torch's documentation), but for
 those that are far below the largest.
 
 Bytes of state for an O x I weight: 4 * O * I in float32, one momentum in the weight's own precision. Stated choices:

@@ -5,8 +5,8 @@
 
 Through `torch.optim.Muon`: N is Nesterov's look ahead, (a, b, c) = (3.4445, -4.7750, 2.0315), the products are in
 bfloat16. The factor 0.2 sqrt(max(O, I)) gives the update the mean square of AdamW's, so that both can share a learning
-rate (Liu et al., as torch's documentation has it). Singular values of X end between about 0.5 and 1.5 (torch's documentation), but for
-those that are far below the largest.
+rate (Liu et al.; torch's documentation, which has the singular values of X between about 0.5 and 1.5; those far below
+the largest one end lower).
 
 Bytes of state for an O x I weight: 4 * O * I in float32, one momentum in the weight's own precision. Stated choices:
 Muon is for the target weights alone, as Jordan has it for hidden layers; embeddings, norms, biases and head are trained

@@ -194,6 +194,12 @@ def memory(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def tune(session: nox.Session) -> None:
+    """Search every method's learning rates, equal budget, held-out rows: `-- c4 --profile small --data-dir DIR`."""
+    session.run(shared_python(session), "-m", "suites", "tune", *(session.posargs or ["glue"]), external=True)
+
+
+@nox.session(venv_backend="none")
 def methods(session: nox.Session) -> None:
     """The methods, their papers, and their settings with defaults and sources."""
     must(session, shared_python(session), "-m", "suites", "methods")

@@ -129,12 +129,16 @@ class Rates:
         """Return a range of a decade to either side, as wide for every method."""
         return cls(usual, usual / 10, usual * 10, f"{source}; range: a decade to either side")
 
-    def points(self, count: int) -> list[float]:
-        """Return `count` rates from low to high at equal ratios, to three digits; a single one is the usual one."""
-        if count == 1:
-            return [self.usual]
-        ratio = (self.high / self.low) ** (1 / (count - 1))
-        return [float(f"{self.low * ratio**index:.3g}") for index in range(count)]
+
+REST_RATES: Mapping[Work, Rates] = {
+    "fine-tuning": Rates.around(1e-3, "own choice: what a head that starts at random takes, LoRA's middle doubled"),
+    "pre-training": Rates.around(
+        1e-2,
+        "own choice: ten times full training's of the matrices, since under Adam only theirs falls with a layer's "
+        "width (arXiv 2203.03466, table 3)",
+    ),
+}
+"""Of what every method trains alike (`Placement.trained`): one range for all methods."""
 
 
 @dataclass(frozen=True)

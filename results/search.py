@@ -77,8 +77,8 @@ class Search(Strict):
     seed: int = Field(description="of the runs")
     sampler: str = Field(description="what the points are, with its seed")
     trials: int = Field(gt=1, description="of every method in every round")
-    metric: str | None = Field(description="split/metric that scores are in; None: of several tasks with several, or no run yet")
-    better: Literal["higher", "lower"] | None = Field(description="of scores; None: no run says it yet")
+    metrics: dict[str, str] = Field(description="task -> metric that its score is in, on held-out train rows")
+    better: Literal["higher", "lower"] = Field(description="which scores are")
     spaces: list[Space]
     results: list[Trial] = Field(description="by method, round and number")
     choices: list[Choice] = Field(description="one of each method whose trials all have a result")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -135,23 +136,39 @@ def plan(options: Options) -> None:
 
 
 @app.command()
-@takes_options(fixed={"seeds": "0", "sweep": None}, defaults={"profile": "small", "out": RUNS / "tuning"})
+@takes_options(fixed={"seeds": "0", "sweep": None}, defaults={"profile": "small"})
 def tune(
-    options: Options, write: Annotated[bool, typer.Option(help="write the choice beside the profile")] = True
+    options: Options,
+    trials: Annotated[
+        int | None, typer.Option(help="points that every method is given in every round; default: the profile's")
+    ] = None,
+    write: Annotated[bool, typer.Option(help="write the choice beside the profile")] = True,
 ) -> None:
-    """Choose each method's learning rate from a grid of equal size, on a held-out part of train, one seed.
+    """Search each method's learning rates with an equal budget, on held-out train rows, one seed.
 
-    Validation is never looked at. The records of the grid stay in --out.
+    Every method gets the same number of trials, at the same quasi-random points of a square: the learning rate of its
+    matrices, and that of the rest, which every method trains alike (`rest_learning_rate`). Both go over log ranges that
+    are equally wide for all, around the method's usual rate: `methods` lists them, and
+    `--set method.lora.range=[1e-4,1e-2]` gives another. If a method's best lies within a tenth of an end of a range,
+    all ranges are widened by a decade and tried again, at most `--set rounds=3` times in all. Validation is never
+    looked at.
+
+    Records and journal stand in OUT/search-SUITE-PROFILE-rRANK: the same command goes on where it stopped, and several
+    at a time, in other terminals or on other devices of the same file system, share the work.
     """
     with one_line_errors():
-        prepared = prepare(options, plans=False)
-        from suites import tuning
+        from suites.search import command
 
-        plans = tuning.grid_plans(prepared.request, prepared.runtime)
-        failed = start(plans, prepared.runtime, options.out, options.fresh)
-        console.print(tuning.choice_table(plans, options.out))
-        if write:
-            console.print(str(tuning.write_choice(prepared.request, plans, options.out)))
+        prepared = prepare(options, plans=False)
+
+        asked, runtime = prepared.request, prepared.runtime
+        folder = command.folder_of(asked, options.out)
+
+        def shown(*given: Any) -> None:
+            plans, todo, known, predicted = given
+            show(plans, runtime, todo, known, predicted, folder)
+
+        failed = command.tune(console, asked, runtime, folder, trials, options.fresh, write, shown)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -326,7 +343,7 @@ def show(
     runtime: Runtime,
     todo: list[Plan],
     known: list[Record],
-    predicted: dict[str, int | None],
+    predicted: Mapping[str, int | None],
     out: Path,
 ) -> None:
     """Print what is to run, how much memory it needs and how long it should take."""

@@ -4,7 +4,7 @@ Precedence, weakest first: the defaults of the suite's `Settings`; the published
 (`protocol = true`); the profile's table for the suite; its `rank.<n>` table; the tuned file beside the profile; the
 command line. Inside each, `size.<model>` (where the model's name is that of the strongest layer), then `task.<name>`,
 then `method.<name>`, then `size.<model>.method.<name>` and `task.<name>.method.<name>` override the values above them
-for single runs.
+for single runs. What stands in `search` is laid over a layer for the runs of a search alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,11 @@ PROFILES = Path(__file__).parent / "profiles"
 PROFILE_NAMES = ("micro", "small", "paper", "fair")
 PUBLISHED = ("paper", "fair")
 "Profiles at the scale of published runs."
-TABLES = ("rank", "task", "method", "size", "default_rank")
+TABLES = ("rank", "task", "method", "size", "search")
+LISTS = ("methods", "tasks")
+"Which methods and tasks a comparison has that names none; in `search`: those of a search."
+OTHERS = (*TABLES, *LISTS, "default_rank")
+"What stands in a layer beside settings."
 DEFAULT_RANK = 8
 T = TypeVar("T", bound=BaseModel)
 Layer = Mapping[str, Any]
@@ -68,8 +72,14 @@ class Settings(BaseModel):
     )
     evaluations: int = Field(default=1, ge=1)
     config: dict[str, Any] = Field(default={}, description="settings of the method itself")
-    grid: list[dict[str, Any]] = Field(default=[], description="what `tune` tries for a method")
-    trials: int | None = Field(default=None, gt=0, description="how many points `tune` tries for every method")
+    trials: int | None = Field(default=None, description="points that a search tries for every method in every round")
+    rounds: int = Field(default=3, ge=1, description="the most rounds of a search, the first one included")
+    range: tuple[float, float] | None = Field(
+        default=None, description="learning rates that a search goes over; default: the method's"
+    )
+    rest_range: tuple[float, float] | None = Field(
+        default=None, description="of what every method trains alike; default: one range for all methods"
+    )
 
 
 S = TypeVar("S", bound=Settings)
@@ -169,10 +179,14 @@ def check_table(table: Layer, kind: type[Settings], tasks: Iterable[str], where:
     """
     known = {"task": list(tasks), "method": list(methods())}
     for name in table:
-        if name not in TABLES:
+        if name not in OTHERS:
             checked_name(name, kind.model_fields, "setting")
-            continue
-        if name == "default_rank":
+        if name in LISTS:
+            for each in _list(table, name, where):
+                checked_name(each, known[name.removesuffix("s")], f"{name} in {where}")
+        if name == "search":
+            check_table(tables(table, name, "search.<setting>=value", where), kind, known["task"], where)
+        if name not in TABLES or name == "search":
             continue
         for key, settings in tables(table, name, f"{name}.<{name}>.<setting>=value", where).items():
             checked_name(key, known.get(name, [key]), f"{name} in {where}")
@@ -192,6 +206,18 @@ def tables(settings: Layer, name: str, form: str, where: str) -> Layer:
     if not isinstance(value, dict):
         raise ValueError(f"{where} {name}={value!r}: must be {form}")
     return value
+
+
+def _list(table: Layer, name: str, where: str) -> list[str]:
+    found = table[name]
+    if not isinstance(found, list) or not found or not all(isinstance(each, str) for each in found):
+        raise ValueError(f"{where} {name}={found!r}: must be a list of names, one at least")
+    return found
+
+
+def listed(layers: Iterable[Layer], name: str) -> tuple[str, ...]:
+    """Return the list called `name` of the strongest layer that has it, empty where none has."""
+    return tuple(next((layer[name] for layer in reversed(list(layers)) if name in layer), ()))
 
 
 def resolve(kind: type[S], layers: Iterable[Layer], task: str, method: str) -> S:
@@ -214,7 +240,7 @@ def resolve(kind: type[S], layers: Iterable[Layer], task: str, method: str) -> S
             by_size.get("method", {}).get(method, {}),
             by_task.get("method", {}).get(method, {}),
         ):
-            plain = {key: value for key, value in part.items() if key not in TABLES}
+            plain = {key: value for key, value in part.items() if key not in OTHERS}
             # A length given in one unit replaces the one that a weaker layer gave in the other.
             for given, replaced in (("steps", "epochs"), ("epochs", "steps")):
                 if given in plain and replaced not in plain:

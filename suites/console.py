@@ -50,7 +50,7 @@ def duration_text(seconds: float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def plan_table(plans: Sequence[Plan], todo: Sequence[Plan], predicted: dict[str, int | None]) -> Table:
+def plan_table(plans: Sequence[Plan], todo: Sequence[Plan], predicted: Mapping[str, int | None]) -> Table:
     """Return a table with a line a method: runs, missing ones, settings, learning rate, predicted peak.
 
     A method under several settings has a line for each, which says what differs.

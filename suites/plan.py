@@ -13,7 +13,7 @@ from baselines.method import Rates
 from baselines.registry import checked_name, default_methods, get_method, methods
 from results.schema import Plan, Record, TrainingPlan
 from results.store import FINAL
-from suites.config import Layer, Settings, check_table, load_profile, method_config, profile_path, resolve
+from suites.config import Layer, Settings, check_table, listed, load_profile, method_config, profile_path, resolve
 from suites.registry import get_suite
 from suites.run.per_layer import check_per_layer
 from suites.suite import Runtime, Suite
@@ -49,7 +49,8 @@ class Comparison:
 
     def cells(self) -> list[tuple[str, str]]:
         """Return (task, method) of every cell, tasks outermost."""
-        tasks, names = self.request.tasks or self.suite.tasks, self.request.methods or default_methods()
+        tasks = self.request.tasks or listed(self.layers, "tasks") or self.suite.tasks
+        names = self.request.methods or listed(self.layers, "methods") or default_methods()
         return [(task, method) for task in tasks for method in names]
 
     def settings(self, task: str, method: str, *more: Layer) -> Settings:

@@ -12,7 +12,7 @@ from baselines.registry import get_method
 from results.schema import Plan, TrainingPlan
 from suites.config import config_of
 from suites.registry import get_suite
-from suites.suite import Job, Runtime, Suite
+from suites.suite import HELD_OUT, Job, Runtime, Suite
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,17 @@ class Resolved:
         )
 
     def job(self) -> Job:
-        """Return the run made ready, see `Suite.job`."""
-        return self.suite.job(self.plan, self.runtime)
+        """Return the run made ready, see `Suite.job`.
+
+        Raises:
+            ValueError: a search's run that would evaluate on other rows than held-out ones.
+        """
+        job = self.suite.job(self.plan, self.runtime)
+        if self.plan.purpose == "tuning" and (seen := set(job.facts.eval_rows) - {HELD_OUT}):
+            raise ValueError(
+                f"suite {self.suite.name!r}: a search looks at held-out train rows alone, not at {min(seen)}"
+            )
+        return job
 
     def outline(self) -> Job:
         """Return the job without what needs data, see `Suite.outline`."""
@@ -64,7 +73,9 @@ def resolved(plan: Plan, runtime: Runtime) -> Resolved:
     """Look up what a plan names.
 
     Raises:
-        ValueError: an unknown suite, method or setting of the method.
+        ValueError: an unknown suite, method or setting of the method; a search's plan that does not hold rows out.
     """
+    if plan.purpose == "tuning" and not plan.data.held_out:
+        raise ValueError(f"{plan.label}: a search looks at held-out train rows alone: held_out must be true")
     method = get_method(plan.method)
     return Resolved(plan, runtime, get_suite(plan.suite), method, config_of(method, plan.method_config))

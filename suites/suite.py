@@ -17,6 +17,8 @@ from suites.config import Settings
 from suites.run.distributed import Group
 
 Batch = Mapping[str, Tensor]
+HELD_OUT = "held_out"
+"""What the split of train rows that a search evaluates on is called in every suite."""
 S = TypeVar("S", bound=Settings)
 
 
@@ -47,6 +49,27 @@ class Scores:
 
     rows: dict[str, int]
     metrics: dict[str, float | None]
+
+
+R = TypeVar("R")
+
+
+class TrainAlone(Mapping[str, R]):
+    """The splits of a task as a search may see them: asking for any but train is refused."""
+
+    def __init__(self, splits: Mapping[str, R]) -> None:
+        self._train = splits["train"]
+
+    def __getitem__(self, split: str) -> R:
+        if split != "train":
+            raise ValueError(f"split {split!r}: a search never looks at it, only at train (nearest allowed: train)")
+        return self._train
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("train",))
+
+    def __len__(self) -> int:
+        return 1
 
 
 def rows(batch: Batch) -> int:

@@ -21,7 +21,7 @@ from suites.c4.sequences import IGNORED
 from suites.config import Settings
 from suites.generated import text as generated
 from suites.measure.environment import derived_seed
-from suites.suite import Batch, Job, Runtime, Scores
+from suites.suite import HELD_OUT, Batch, Job, Runtime, Scores
 
 METRIC = "perplexity"
 NAMES = {"hub": documents.HUB_NAME, "directory": "c4", "micro": "text"}
@@ -144,7 +144,7 @@ class C4Suite:
             largest=_largest(plan),
             evaluate=scores,
             facts=DataFacts(train_rows=0, eval_rows={}, official=False),
-            main_metric=f"{'held_out' if plan.data.held_out else 'validation'}/{METRIC}",
+            main_metric=f"{HELD_OUT if plan.data.held_out else 'validation'}/{METRIC}",
             weight=_predicted,
         )
 

@@ -16,7 +16,7 @@ from suites.c4.evaluate import Evaluated, unigram
 from suites.c4.sequences import Sequences, batches, lay_out
 from suites.generated import NOTICE
 from suites.generated import text as generated
-from suites.suite import Batch, Runtime
+from suites.suite import HELD_OUT, Batch, Runtime
 
 CHUNK = 256
 BOUND = "the floor is a lower bound: a packed sequence may begin inside a document"
@@ -124,7 +124,7 @@ def evaluate_on(texts: Sequence[str], plan: DataPlan, tokenizer: tokens.Tokenize
     layout, length = plan.layout, plan.max_length
     sequences = lay_out(tokenizer.encode(texts), layout, length, tokenizer.end).first(plan.eval_tokens)
     covered = lay_out(tokenizer.covered_bytes(texts), layout, length, 0)
-    split = "held_out" if plan.held_out else "validation"
+    split = HELD_OUT if plan.held_out else "validation"
     floor = None
     if plan.source == "micro":
         source = generated.source()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +22,7 @@ from suites.glue import data as glue_data
 from suites.glue import encode, metrics
 from suites.glue.tasks import TASKS, GlueTask, entries, get_task
 from suites.measure.environment import derived_seed
-from suites.suite import Batch, Job, Runtime, Scores
+from suites.suite import HELD_OUT, Batch, Job, Runtime, Scores, TrainAlone
 
 HELD_OUT_FRACTION = 0.1
 HELD_OUT_ROWS = 1000
@@ -97,7 +97,8 @@ class GlueSuite:
         loaded = _load(plan.task, plan.data.source, runtime.data_dir, runtime.offline)
         if plan.data.digest is not None and loaded.digest != plan.data.digest:
             raise ValueError(f"data of task {plan.task!r}: it changed since the plan was made; plan again")
-        train, evaluated = _splits(task, loaded, plan.data)
+        splits = TrainAlone(loaded.splits) if plan.purpose == "tuning" else loaded.splits
+        train, evaluated = _splits(task, splits, plan.data)
         tokenizer = models.tokenizer(plan.model, runtime)
 
         def tokenised(rows: Dataset) -> encode.Encoded:
@@ -150,7 +151,7 @@ class GlueSuite:
 def main_metric(task: GlueTask, held_out: bool) -> str:
     """Return the key of the metric that stands for a task."""
     split, metric = task.main_metric.split("/")
-    return f"{'held_out' if held_out else split}/{metric}"
+    return f"{HELD_OUT if held_out else split}/{metric}"
 
 
 @lru_cache(maxsize=2 * len(TASKS))
@@ -163,14 +164,14 @@ def _load(task: str, source: str, data_dir: Path | None, offline: bool) -> glue_
     return glue_data.load(task, source, data_dir, offline)
 
 
-def _splits(task: GlueTask, loaded: glue_data.GlueData, plan: DataPlan) -> tuple[Dataset, dict[str, Dataset]]:
-    train = loaded.splits["train"]
+def _splits(task: GlueTask, splits: Mapping[str, Dataset], plan: DataPlan) -> tuple[Dataset, dict[str, Dataset]]:
+    train = splits["train"]
     if plan.held_out:
         rows = min(HELD_OUT_ROWS, int(len(train) * HELD_OUT_FRACTION))
         train, held_out = glue_data.hold_out(train, rows, SUBSET_SEED)
-        evaluated = {"held_out": held_out}
+        evaluated = {HELD_OUT: held_out}
     else:
-        evaluated = {name: loaded.splits[name] for name in task.eval_splits}
+        evaluated = {name: splits[name] for name in task.eval_splits}
     train = glue_data.cap(train, plan.train_rows, SUBSET_SEED)
     return train, {name: glue_data.cap(rows, plan.eval_rows, SUBSET_SEED) for name, rows in evaluated.items()}
 

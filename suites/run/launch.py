@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -26,7 +26,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 def launch(
-    plans: Sequence[Plan],
+    plans: Iterable[Plan],
     runtime: Runtime,
     store: Path,
     predicted: dict[str, int | None],
@@ -35,6 +35,7 @@ def launch(
     """Run `plans`, `runtime.workers` at a time, and return their records as they ended.
 
     Args:
+        plans: asked for the next one when there is room for it.
         predicted: plan hash -> peak bytes said before the run.
 
     Raises:
@@ -42,13 +43,15 @@ def launch(
         Interrupted: Ctrl-C; the runs in hand have a record of status interrupted.
     """
     shared, context = Launch(runtime, store, predicted, listen), server()
-    waiting = list(plans)
+    waiting = iter(plans)
     active: list[Worker] = []
     records: list[Record] = []
     try:
-        while waiting or active:
-            while waiting and len(active) < runtime.workers:
-                active.append(start(context, waiting.pop(0), shared))
+        while True:
+            while len(active) < runtime.workers and (plan := next(waiting, None)) is not None:
+                active.append(start(context, plan, shared))
+            if not active:
+                break
             for worker in ready(active):
                 if drain(worker, listen):
                     active.remove(worker)

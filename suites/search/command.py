@@ -1,0 +1,89 @@
+"""`suites tune`: the search from the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from results.schema import Plan, Record
+from suites.plan import Comparison, Request, comparison
+from suites.search.choice import choice_table, write_choice
+from suites.search.hunt import Hunt
+from suites.search.journal import FILE
+from suites.search.trials import trials_of
+from suites.suite import Runtime
+
+Show = Callable[[list[Plan], list[Plan], list[Record], Mapping[str, int | None]], None]
+"Prints plans, missing ones, known records and predicted peaks before a round is run."
+
+
+def searched(request: Request) -> Comparison:
+    """Return a request with the layers of a search: what stands in `search`, and no earlier choice.
+
+    Raises:
+        ValueError: as `comparison` does.
+    """
+    asked = comparison(request, tuned=False)
+    *profile, typed = asked.layers
+    layers: list[Mapping[str, Any]] = [*profile, *(layer.get("search", {}) for layer in profile)]
+    return replace(asked, layers=(*layers, typed, typed.get("search", {})))
+
+
+def folder_of(request: Request, out: Path) -> Path:
+    """Return where a search's records and journal stand."""
+    return out / f"search-{request.suite}-{request.profile}-r{request.rank}"
+
+
+def tune(
+    console: Console,
+    request: Request,
+    runtime: Runtime,
+    folder: Path,
+    trials: int | None,
+    fresh: bool,
+    write: bool,
+    show: Show,
+) -> int:
+    """Search, and write the choice; return how many runs did not end with a result.
+
+    Raises:
+        ValueError: bad input; a journal of another search; no choice to write.
+        KeyboardInterrupt: Ctrl-C; the same command goes on.
+    """
+    from results.store import check_writable, read_records
+    from suites.console import ProgressListener
+    from suites.run import checkpoint
+    from suites.run.preflight import check, predict_peaks
+
+    if runtime.group.size > 1:
+        raise ValueError("a search is not run by a group of processes: give the command once a device, they share it")
+    made = trials_of(searched(request), runtime, folder, trials)
+    check([plan for table in made.templates.values() for plan in table.values()], runtime)
+    check_writable(made.folder)
+    hunt = Hunt(made, runtime)
+    while True:
+        plans, todo = made.plans(hunt.round), made.undone(hunt.round)
+        if fresh:
+            for plan in todo:
+                checkpoint.remove(checkpoint.folder_of(made.folder, plan))
+        console.print(f"round {hunt.round + 1}: {made.trials} trials of every method", style="bold", markup=False)
+        predicted = predict_peaks(todo, runtime)
+        show(plans, todo, read_records([made.folder]), predicted)
+        if going_on := checkpoint.unfinished(made.folder, todo):
+            console.print(f"{going_on} of them go on from a checkpoint, or are in hand elsewhere", markup=False)
+        with ProgressListener(console, todo) as listener:
+            failed = hunt.go(predicted, listener)
+        if failed or not hunt.next_round():
+            break
+    found = hunt.settle()
+    console.print(choice_table(found))
+    console.print(f"records, search.json and {FILE} in {made.folder}", markup=False)
+    if failed:
+        console.print(f"{failed} runs did not end with a result: no choice is written", markup=False)
+    elif write:
+        console.print(str(write_choice(found, made.folder)), markup=False)
+    return failed

@@ -1,0 +1,237 @@
+"""The trials of a search: their plans, and what the records say of them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from baselines.method import REST_RATES
+from baselines.registry import get_method
+from results.catalogue import MetricEntry
+from results.schema import Plan, Record, Status
+from results.search import Choice, Search, Space, Trial
+from results.store import FINAL, read_record
+from suites.plan import Comparison
+from suites.run.worker import record_path
+from suites.search.space import SAMPLER, check_widths, checked_range, edges, points, rates_at
+from suites.suite import HELD_OUT, Runtime
+
+ANY_SHAPE = (64, 64)
+WORST: tuple[Status, ...] = ("ok", "diverged", "out_of_memory", "interrupted", "failed")
+RESULT = frozenset({"ok", "diverged"})
+"""How a run may end that says something of its rates: no other one is a trial's result."""
+
+
+@dataclass
+class Trials:
+    """What a search tries.
+
+    Attributes:
+        templates: method -> task -> plan of its runs, but for the rates.
+        trials: points of every method in every round.
+        rounds: method -> space, a table a round.
+    """
+
+    asked: Comparison
+    folder: Path
+    templates: Mapping[str, Mapping[str, Plan]]
+    trials: int
+    better: str
+    rounds: list[Mapping[str, Space]]
+    _known: dict[str, Record] = field(default_factory=dict)
+
+    @property
+    def tasks(self) -> list[str]:
+        """The tasks, in order."""
+        return list(next(iter(self.templates.values())))
+
+    def plans_of(self, space: Space, number: int) -> dict[str, Plan]:
+        """Return task -> plan of one trial."""
+        own, rest = rates_at(space, points(self.trials)[number])
+        # A method that trains no matrix has its one rate in both places.
+        rates = {"learning_rate": rest if own is None else own, "rest_learning_rate": rest}
+        return {
+            task: plan.model_copy(update={"training": plan.training.model_copy(update=rates)})
+            for task, plan in self.templates[space.method].items()
+        }
+
+    def plans(self, round_: int) -> list[Plan]:
+        """Return the plans of a round, point by point and then method by method: a cut-off leaves whole comparisons."""
+        made = [
+            plan
+            for number in range(self.trials)
+            for space in self.rounds[round_].values()
+            for plan in self.plans_of(space, number).values()
+        ]
+        return list({plan.hash(): plan for plan in made}.values())
+
+    def record(self, plan: Plan) -> Record | None:
+        """Return the record of a plan, None where there is none."""
+        key, path = plan.hash(), record_path(self.folder, plan)
+        if key not in self._known and path.exists():
+            found = read_record(path)
+            if found.status not in FINAL:
+                return found
+            self._known[key] = found
+        return self._known.get(key)
+
+    def undone(self, round_: int) -> list[Plan]:
+        """Return the plans of a round without a final record."""
+        return [plan for plan in self.plans(round_) if not self.done(plan)]
+
+    def done(self, plan: Plan) -> bool:
+        """Whether a plan has a final record."""
+        record = self.record(plan)
+        return record is not None and record.status in FINAL
+
+    def trial(self, space: Space, number: int) -> Trial:
+        """Return a trial as the records have it."""
+        plans = self.plans_of(space, number)
+        records = [self.record(plan) for plan in plans.values()]
+        known = [record for record in records if record is not None and record.status in FINAL]
+        whole = len(known) == len(records)
+        scores = [score for record in known if (score := held_out_score(record)) is not None]
+        walls = [record.timing.wall_s for record in known if record.timing is not None]
+        own, rest = rates_at(space, points(self.trials)[number])
+        return Trial(
+            method=space.method,
+            round=space.round,
+            number=number,
+            point=points(self.trials)[number],
+            learning_rate=own,
+            rest_learning_rate=rest,
+            plans={task: plan.hash() for task, plan in plans.items()},
+            status=max((record.status for record in known), key=WORST.index) if whole else None,
+            score=statistics.fmean(scores) if len(scores) == len(records) else None,
+            wall_s=sum(walls) if len(walls) == len(records) else None,
+        )
+
+    def search(self) -> Search:
+        """Return the record of the search so far."""
+        spaces = [space for each in self.rounds for space in each.values()]
+        results = [self.trial(space, number) for space in spaces for number in range(self.trials)]
+        request, plans = self.asked.request, [plan for each in self.templates.values() for plan in each.values()]
+        return Search(
+            suite=request.suite,
+            profile=request.profile,
+            rank=request.rank,
+            tasks=self.tasks,
+            seed=plans[0].seed,
+            sampler=SAMPLER,
+            trials=self.trials,
+            metrics={task: _main_metric(self.asked, task).name for task in self.tasks},
+            better="higher" if self.better == "higher" else "lower",
+            spaces=spaces,
+            results=results,
+            choices=[choice for method in self.templates if (choice := self.choice(method, results)) is not None],
+        )
+
+    def choice(self, method: str, results: Sequence[Trial]) -> Choice | None:
+        """Return a method's best trial, once all of them have a result; None before, or where none has a number."""
+        own = [trial for trial in results if trial.method == method]
+        scored = [trial for trial in own if trial.score is not None]
+        if not scored or any(trial.status not in RESULT for trial in own):
+            return None
+        sign = 1 if self.better == "higher" else -1
+        best = max(scored, key=lambda trial: (sign * trial.score, -trial.round, -trial.number))
+        last = self.rounds[-1][method]
+        return Choice(
+            method=method,
+            round=best.round,
+            number=best.number,
+            learning_rate=best.learning_rate,
+            rest_learning_rate=best.rest_learning_rate,
+            score=best.score,
+            edges=edges(last, best.learning_rate, best.rest_learning_rate),
+        )
+
+
+def trials_of(asked: Comparison, runtime: Runtime, folder: Path, trials: int | None) -> Trials:
+    """Return what a search tries in its first round.
+
+    Args:
+        asked: with the layers of a search, see `suites.search.command`.
+        trials: how many for every method; None: as the profile says.
+
+    Raises:
+        ValueError: fewer than two, or none said; a method without a range; ranges upside down or of unequal width;
+            tasks whose scores go different ways.
+    """
+    cells = asked.cells()
+    tasks, methods = dict.fromkeys(task for task, _ in cells), dict.fromkeys(method for _, method in cells)
+    count = trials if trials is not None else asked.settings(*cells[0]).trials
+    if count is None:
+        raise ValueError(
+            f"trials: profile {asked.request.profile!r} does not say how many points suite {asked.suite.name!r} tries "
+            f"for every method: give --trials 16, or trials = 16 in [{asked.suite.name}.search]"
+        )
+    if count < 2:
+        raise ValueError(f"trials {count}: a search needs at least 2 for every method (nearest allowed value: 2)")
+    better = {_main_metric(asked, task).better for task in tasks}
+    if len(better) > 1:
+        raise ValueError(f"tasks {', '.join(tasks)}: their scores have no mean, lower is better in some of them alone")
+    spaces = {method: first_space(asked, next(iter(tasks)), method) for method in methods}
+    check_widths(list(spaces.values()))
+    templates = {method: {task: _template(asked, task, method, runtime) for task in tasks} for method in methods}
+    return Trials(asked, folder, templates, count, better.pop(), [spaces])
+
+
+def first_space(asked: Comparison, task: str, method: str) -> Space:
+    """Return a method's ranges in the first round: the settings', else the method's own and the common one.
+
+    Raises:
+        ValueError: it has none, or one that is upside down.
+    """
+    settings = asked.settings(task, method)
+    rest = REST_RATES[asked.suite.work]
+    rest_span = settings.rest_range or (rest.low, rest.high)
+    space = Space(
+        method=method,
+        round=0,
+        learning_rate=None,
+        rest_learning_rate=checked_range(
+            f"rest_range of {method}", *rest_span, _source(settings.rest_range, rest.source)
+        ),
+    )
+    chosen = get_method(method)
+    if not any(part.trained for part in chosen.layer_parts(ANY_SHAPE, chosen.configure(asked.request.rank))):
+        return space
+    if settings.range is not None:
+        own = checked_range(f"range of {method}", *settings.range, _source(settings.range, ""))
+    else:
+        rates = asked.rates(method, "range = [..., ...]")
+        own = checked_range(f"range of {method}", rates.low, rates.high, rates.source)
+    return space.model_copy(update={"learning_rate": own})
+
+
+def _source(given: tuple[float, float] | None, source: str) -> str:
+    return source if given is None else "setting"
+
+
+def _template(asked: Comparison, task: str, method: str, runtime: Runtime) -> Plan:
+    plan = asked.plan(task, method, runtime, {"learning_rate": 1.0, "rest_learning_rate": 1.0})
+    data = plan.data.model_copy(update={"held_out": True})
+    return plan.model_copy(update={"data": data, "purpose": "tuning"})
+
+
+def _main_metric(asked: Comparison, task: str) -> MetricEntry:
+    entry = asked.suite.entry.task(task)
+    assert entry is not None
+    return asked.suite.entry.metric(entry.main_metric)
+
+
+def held_out_score(record: Record) -> float | None:
+    """Return the last held-out score of a run; None where it has none, or one that is undefined.
+
+    Raises:
+        ValueError: its score is of other rows.
+    """
+    if record.main_metric is not None and not record.main_metric.startswith(f"{HELD_OUT}/"):
+        raise ValueError(
+            f"{record.plan.label}: its score is {record.main_metric}, and a search looks at held-out rows alone"
+        )
+    if record.status != "ok" or not record.evaluations or record.main_metric is None:
+        return None
+    return record.evaluations[-1].metrics.get(record.main_metric)

@@ -75,7 +75,8 @@ def write_choice(search: Search, folder: Path) -> Path:
     lines = [
         f"# Written by `{command}`:",
         f"# the best of {search.trials} trials in each of {rounds} round(s), as many for every method, by the mean",
-        f"# score on held-out train rows, seed {search.seed}; validation not looked at. Records and journal: {place}, {FILE} in it",
+        f"# score on held-out train rows, seed {search.seed}; validation not looked at. Records and",
+        f"# journal: {place}, {FILE} in it",
     ]
     path = tuned_path(search.profile, search.suite, search.rank)
     table: dict[str, Any] = tomllib.loads(path.read_text()).get("method", {}) if path.exists() else {}

@@ -156,9 +156,8 @@ class Journal:
             found += [f"{name} {old} -> {new}" for name, old, new in plan_differences(before[task], plans[task])]
         stored = Space.model_validate(about["space"])
         for name in RATES:
-            old, new = getattr(stored, name), getattr(space, name)
-            if old != new:
-                found.append(f"range of {name} {_told(old)} -> {_told(new)}")
+            old, new = _told(getattr(stored, name)), _told(getattr(space, name))
+            found += [f"range of {name} {old} -> {new}"] if old != new else []
         if found:
             raise JournalError(
                 f"{self.path}: is of another plan than {study.study_name} is now; what differs: "
@@ -185,4 +184,4 @@ def _about(study: optuna.Study | None) -> dict[str, Any] | None:
 
 
 def _told(span: Range | None) -> str:
-    return "none" if span is None else f"{span.low:g} to {span.high:g} ({span.source})"
+    return "none" if span is None else f"{span.low:g} to {span.high:g}"

@@ -66,7 +66,13 @@ def write_choice(search: Search, folder: Path) -> Path:
             f"no choice for {', '.join(lost)}: not all trials have a result, or none has a number; look at the "
             f"records in {folder}, and give the same command again"
         )
-    rounds = 1 + max(space.round for space in search.spaces)
+    lengths = {method: sum(space.method == method for space in search.spaces) for method in methods}
+    rounds = max(lengths.values())
+    if behind := [method for method in methods if lengths[method] < rounds]:
+        raise ValueError(
+            f"no choice: {', '.join(behind)} have had fewer than {rounds} rounds, and every method gets as many: "
+            f"search all of them, --method {','.join(methods)}"
+        )
     resolved = folder.resolve()
     place = resolved.relative_to(ROOT).as_posix() if resolved.is_relative_to(ROOT) else folder.name
     command = (

@@ -11,16 +11,17 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
+import optuna
 from filelock import FileLock, Timeout
 
 from results.schema import Plan
-from results.search import Search, write_search
+from results.search import Search, Space, read_search, write_search
 from results.store import FINAL
 from suites.run.checkpoint import LOCKS
 from suites.run.launch import launch
 from suites.run.worker import Event, Listener
 from suites.search.journal import Journal, JournalError
-from suites.search.space import widened
+from suites.search.space import widened, wider_rates
 from suites.search.trials import RESULT, Trials
 from suites.suite import Runtime
 
@@ -30,11 +31,8 @@ POLL_S = 2.0
 class Hunt:
     """One process's part in a search.
 
-    Args:
-        predicted: plan hash -> peak bytes, for a round's plans.
-        listen: is told of this process's runs.
-
     Raises:
+        ValueError: methods that are not searched now have another number of trials.
         JournalError: the folder's journal is of another search, or names runs whose records are not there.
     """
 
@@ -44,9 +42,9 @@ class Hunt:
         self._claims: dict[str, FileLock] = {}
         self._failed: set[str] = set()
         with self.journal.held():
-            self._begin(0)
-            self._check_records(0)
-        while self._next_round():
+            check_others(trials.search(), read_search(trials.folder))
+            self._open(trials.rounds[0])
+        while self.next_round():
             pass
 
     @property
@@ -55,9 +53,13 @@ class Hunt:
         return len(self.trials.rounds) - 1
 
     def go(self, predicted: Mapping[str, int | None], listen: Listener) -> int:
-        """Run what is missing of the round in hand, with other processes; return how many runs of this one failed."""
+        """Run what is missing of the round in hand, with other processes; return how many runs of this one failed.
+
+        Args:
+            predicted: plan hash -> peak bytes.
+            listen: is told of this process's runs.
+        """
         while undone := [plan for plan in self.trials.undone(self.round) if plan.hash() not in self._failed]:
-            before = len(undone)
 
             def heard(event: Event) -> None:
                 if event.record is not None:
@@ -65,11 +67,11 @@ class Hunt:
                 listen(event)
 
             try:
-                launch(self._claimed(undone), self._runtime, self.trials.folder, dict(predicted), heard)
+                ran = launch(self._claimed(undone), self._runtime, self.trials.folder, dict(predicted), heard)
             finally:
                 for key in list(self._claims):
                     self._claims.pop(key).release()
-            if not self._failed and len(self.trials.undone(self.round)) == before:
+            if not ran:
                 # Others have what is left; a run of one that dies is taken up here.
                 time.sleep(POLL_S)
         self.settle()
@@ -82,42 +84,34 @@ class Hunt:
             for trial in found.results:
                 if trial.status in RESULT:
                     space = self.trials.rounds[trial.round][trial.method]
-                    self.journal.add(self._begin_one(trial.round, trial.method), space, trial)
+                    self.journal.add(self._begin(space), space, trial)
+            found = with_others(found, read_search(self.trials.folder))
             write_search(self.trials.folder, found)
         return found
 
     def next_round(self) -> bool:
-        """Go over to the next round; False where the search is at its end."""
-        return self._next_round()
-
-    def _next_round(self) -> bool:
+        """Go over to the next round; False where the search is at its end, or the round in hand is not."""
         found = self.trials.search()
         best = {choice.method: choice for choice in found.choices}
         most = max(self.trials.asked.settings(*cell).rounds for cell in self.trials.asked.cells())
         if len(best) < len(self.trials.templates) or self.round + 1 >= most:
             return False
-        spaces = widened(list(self.trials.rounds[-1].values()), best)
-        if spaces is None:
-            return False
         with self.journal.held():
-            # Where this round has begun before, it stays what it was: its best may have changed with more trials.
-            begun = [self.journal.space(_name(space.method, space.round)) or space for space in spaces]
-            self.trials.rounds.append({space.method: space for space in begun})
-            self._begin(self.round)
-            self._check_records(self.round)
+            before, begun = self.journal.spaces(self.round), self.journal.spaces(self.round + 1)
+            also = {name for method, space in begun.items() for name in wider_rates(before[method], space)}
+            spaces = widened(list(self.trials.rounds[-1].values()), best, also)
+            if spaces is None:
+                return False
+            # Where a round has begun, its ranges stay: what was best before it may be another trial by now.
+            self._open({space.method: begun.get(space.method, space) for space in spaces})
         return True
 
-    def _begin(self, round_: int) -> None:
-        for method in self.trials.rounds[round_]:
-            self._begin_one(round_, method)
-
-    def _begin_one(self, round_: int, method: str) -> object:
-        space, plans = self.trials.rounds[round_][method], self.trials.templates[method]
-        return self.journal.begin(_name(method, round_), space, plans, self.trials.better == "higher")
-
-    def _check_records(self, round_: int) -> None:
-        for method, space in self.trials.rounds[round_].items():
-            entered = self.journal.trials(_name(method, round_))
+    def _open(self, spaces: Mapping[str, Space]) -> None:
+        """Begin a round, or go on with it, and see that nothing that it had is lost."""
+        if spaces not in self.trials.rounds:
+            self.trials.rounds.append(spaces)
+        for method, space in spaces.items():
+            entered = self.journal.entered(self._begin(space))
             if entered and max(entered) >= self.trials.trials:
                 raise JournalError(
                     f"{self.journal.path}: has {max(entered) + 1} trials of {method}, more than the "
@@ -131,6 +125,9 @@ class Hunt:
                         f"record {lost[0].label}.json is not in {self.trials.folder}: put it back, or begin anew in "
                         "another --out folder"
                     )
+
+    def _begin(self, space: Space) -> optuna.Study:
+        return self.journal.begin(space, self.trials.templates[space.method], self.trials.better == "higher")
 
     def _claimed(self, plans: Sequence[Plan]) -> Iterator[Plan]:
         """Yield those of `plans` that no other process has in hand or has finished meanwhile."""
@@ -152,5 +149,26 @@ class Hunt:
         self._claims.pop(plan.hash()).release()
 
 
-def _name(method: str, round_: int) -> str:
-    return f"{method} round {round_}"
+def check_others(found: Search, earlier: Search | None) -> None:
+    """Raise ValueError if methods that are not searched now have another number of trials: the budget is equal."""
+    mine = {space.method for space in found.spaces}
+    others = [] if earlier is None else sorted({space.method for space in earlier.spaces} - mine)
+    if earlier is not None and others and earlier.trials != found.trials:
+        raise ValueError(
+            f"trials {found.trials}: {', '.join(others)} have {earlier.trials} in this search, and every method gets "
+            f"as many (nearest allowed value: {earlier.trials}; or search all of them: --method)"
+        )
+
+
+def with_others(found: Search, earlier: Search | None) -> Search:
+    """Return the record with what the search says of methods that are not among those searched now."""
+    if earlier is None:
+        return found
+    mine = {space.method for space in found.spaces}
+    return found.model_copy(
+        update={
+            "spaces": [*(each for each in earlier.spaces if each.method not in mine), *found.spaces],
+            "results": [*(each for each in earlier.results if each.method not in mine), *found.results],
+            "choices": [*(each for each in earlier.choices if each.method not in mine), *found.choices],
+        }
+    )

@@ -73,13 +73,14 @@ class Journal:
         with self._lock:
             yield
 
-    def space(self, name: str) -> Space | None:
-        """Return what the study `name` searches; None where there is no such study yet."""
-        about = _about(self._study(name))
-        return None if about is None else Space.model_validate(about["space"])
+    def spaces(self, round_: int) -> dict[str, Space]:
+        """Return method -> what it searches in a round, of all methods that have begun it."""
+        abouts = [_about(optuna.load_study(study_name=name, storage=self._storage)) for name in self._names()]
+        found = [Space.model_validate(about["space"]) for about in abouts if about is not None]
+        return {space.method: space for space in found if space.round == round_}
 
-    def begin(self, name: str, space: Space, plans: Mapping[str, Plan], larger: bool) -> optuna.Study:
-        """Return the study `name` over `space`, made if it is not there yet.
+    def begin(self, space: Space, plans: Mapping[str, Plan], larger: bool) -> optuna.Study:
+        """Return the study of a method's round, made if it is not there yet.
 
         Args:
             plans: task -> plan of the study's runs, but for the rates.
@@ -88,8 +89,12 @@ class Journal:
         Raises:
             JournalError: it is of another version, plan or range; the text names what differs.
         """
-        direction = "maximize" if larger else "minimize"
-        study = optuna.create_study(storage=self._storage, study_name=name, direction=direction, load_if_exists=True)
+        study = optuna.create_study(
+            storage=self._storage,
+            study_name=f"{space.method} round {space.round}",
+            direction="maximize" if larger else "minimize",
+            load_if_exists=True,
+        )
         if _about(study) is None:
             about = {
                 "version": VERSION,
@@ -131,16 +136,13 @@ class Journal:
             )
         )
 
-    def trials(self, name: str) -> dict[int, dict[str, str]]:
+    @staticmethod
+    def entered(study: optuna.Study) -> dict[int, dict[str, str]]:
         """Return number -> {task: hash of its run's plan} of the trials that stand in a study."""
-        study = self._study(name)
-        found = [] if study is None else study.get_trials(deepcopy=False)
-        return {each.user_attrs["number"]: each.user_attrs["plans"] for each in found}
+        return {each.user_attrs["number"]: each.user_attrs["plans"] for each in study.get_trials(deepcopy=False)}
 
-    def _study(self, name: str) -> optuna.Study | None:
-        if name not in optuna.get_all_study_names(self._storage):
-            return None
-        return optuna.load_study(study_name=name, storage=self._storage)
+    def _names(self) -> list[str]:
+        return optuna.get_all_study_names(self._storage)
 
     def _check(self, study: optuna.Study, space: Space, plans: Mapping[str, Plan]) -> None:
         about = _about(study)
@@ -178,8 +180,8 @@ class Journal:
             write_atomically(self.path, whole + end)
 
 
-def _about(study: optuna.Study | None) -> dict[str, Any] | None:
-    text = None if study is None else study.user_attrs.get(ABOUT)
+def _about(study: optuna.Study) -> dict[str, Any] | None:
+    text = study.user_attrs.get(ABOUT)
     return None if text is None else dict(json.loads(text))
 
 

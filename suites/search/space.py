@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 
 import optuna
@@ -73,10 +73,19 @@ def check_widths(spaces: Sequence[Space]) -> None:
     """Raise ValueError unless every method's ranges are equally wide: the budget is equal in trials and in room."""
     for name in RATES:
         found = {space.method: span for space in spaces if (span := getattr(space, name)) is not None}
-        widths = {method: math.log10(span.high / span.low) for method, span in found.items()}
+        widths = {method: _width(span) for method, span in found.items()}
         if widths and max(widths.values()) - min(widths.values()) > 0.01:
             told = ", ".join(f"{method} {width:.2f}" for method, width in widths.items())
             raise ValueError(f"ranges of {name}: must be equally wide for every method; in decades they are {told}")
+
+
+def wider_rates(before: Space, after: Space) -> set[str]:
+    """Return which rates have a wider range in the later of two rounds of a method."""
+    return {name for name in RATES if _width(getattr(after, name)) > 1.01 * _width(getattr(before, name))}
+
+
+def _width(span: Range | None) -> float:
+    return 1.0 if span is None else math.log10(span.high / span.low)
 
 
 def edges(space: Space, learning_rate: float | None, rest_learning_rate: float) -> list[str]:
@@ -91,14 +100,17 @@ def edges(space: Space, learning_rate: float | None, rest_learning_rate: float) 
     return found
 
 
-def widened(spaces: Sequence[Space], best: Mapping[str, Choice]) -> list[Space] | None:
+def widened(spaces: Sequence[Space], best: Mapping[str, Choice], also: Collection[str] = ()) -> list[Space] | None:
     """Return the next round's spaces, or None where no method's best lies at an edge.
 
     A rate at whose edge some method's best lies is searched over a range `WIDER` times as wide, for all methods:
     towards that edge where it is the method's own, to both sides alike where it is not.
+
+    Args:
+        also: rates whose ranges other methods, which are not among these, have widened already.
     """
     at_edge = {edge for space in spaces for edge in best[space.method].edges}
-    names = [name for name in RATES if at_edge & {f"{name} low", f"{name} high"}]
+    names = [name for name in RATES if name in also or at_edge & {f"{name} low", f"{name} high"}]
     if not names:
         return None
     return [_wider(space, names, best[space.method].edges) for space in spaces]

@@ -6,8 +6,8 @@ Bytes of state for an O x I weight, basis on the factors' small side: 4 * (2 * P
 32-bit moments. Stated choices: P = R / 2 unless given, since P = R is a rotation that saves nothing (the release's GLUE
 script runs so); the gradient passes through the norm (`full`); moments are kept at a refresh.
 
-In the form "dense" there are no factors: W' = m * V / ||V||_row with V the whole weight, its gradient projected
-on `rank` as in GaLore (the release's pre-training goes that way). State: 4 * ((2 * max(O, I) + min(O, I)) * R + 2 * O).
+The form "dense" is not the paper's layer: it is `galore_norm`, which says what it does, under the name that older plans
+have for it; its factors' options are refused.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from torch import nn
 from torch.optim import Optimizer
 
@@ -65,6 +65,15 @@ class GradNormLoRPConfig(RestartConfig):
         default=32, description="bits of the frozen weight; 32: the model's own precision"
     )
     allow_full_rank: bool = Field(default=False, description="permit projection_rank = rank, as the release runs")
+
+    @field_validator("alpha", "dropout", "norm_gradient", "activations", "base_bits")
+    @classmethod
+    def _does_something(cls, value: Any, info: ValidationInfo) -> Any:
+        # Plans of the form hold the defaults; no dropout is what it has.
+        default = cls.model_fields[str(info.field_name)].default
+        if info.data.get("form") == "dense" and value != default and not (info.field_name == "dropout" and value == 0):
+            raise ValueError(f"does nothing in form 'dense', which has no factors (nearest allowed value: {default})")
+        return value
 
     def settings(self) -> dict[str, Any]:
         """Return the settings as a plan holds them, without one that the form does not use."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from baselines.registry import default_methods
 from results.gate.comparable import stack_of
 from results.gate.quantities import cell_of, names
 from results.schema import Plan, Strict
@@ -64,7 +65,7 @@ def gate_plans(runtime: Runtime, only: Sequence[str] = ()) -> list[Plan]:
     for row in rows():
         request = Request(
             suite=row.suite, profile=PROFILE, rank=row.rank, tasks=tuple(row.tasks), seeds=tuple(row.seeds),
-            overrides=tuple(row.settings.items()),
+            methods=tuple(default_methods()), overrides=tuple(row.settings.items()),
         )  # fmt: skip
         # A task's data takes seconds to make: tasks that nothing names are left out beforehand.
         cells = comparison(request).cells()

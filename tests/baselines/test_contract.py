@@ -321,10 +321,8 @@ def test_it_states_its_rates_for_both_kinds_of_work(method_name: str) -> None:
     assert set(rates) == set(get_args(Work))
     for each in rates.values():
         assert each.source
-        assert each.points(1) == [each.usual]
-        points = each.points(3)
-        assert (points[0], points[-1]) == pytest.approx((each.low, each.high), rel=1e-2)
-        assert points[1] ** 2 == pytest.approx(points[0] * points[2], rel=1e-2)
+        # As wide for every method, which is what a search's equal budget means.
+        assert each.high / each.low == pytest.approx(100)
 
 
 @pytest.mark.parametrize("numbers", [(1e-3, 2e-3, 4e-3), (1e-3, 1e-4, 5e-4), (1e-3, 0.0, 1e-2), (1.0, 3.0, 1.0)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -147,3 +148,34 @@ def test_the_dense_forms_state_is_what_its_formula_says(make_network: Make, make
         if isinstance(value, Tensor) and key != "step"
     )
     assert held == sum(method.layer_state_bytes(shape, config, 32) for shape in shapes.values())
+
+
+def test_galore_with_weight_norm_is_the_former_dense_form_number_for_number(
+    make_network: Make, make_batch: MakeBatch
+) -> None:
+    batch = make_batch("llama-lm")
+
+    def trained(name: str, **given: Any) -> dict[str, Tensor]:
+        method, model = methods()[name], make_network("llama-lm")
+        placement = place(model, "attention+mlp", train_rest=True)
+        config = method.config_type(scale=0.25, refresh_gap=2, **given)
+        method.attach(model, placement, config)
+        optimizer = method.make_optimizer(model, placement, AdamSettings(1e-2, rest_learning_rate=2e-2), config)
+        train(model, optimizer, batch, 5)
+        return dict(method.merge(model).named_parameters())
+
+    former, found = trained("gradnormlorp", form="dense", rank=4), trained("galore_norm", projection_rank=4)
+    assert former.keys() == found.keys()
+    assert all(torch.equal(former[key], value) for key, value in found.items())
+
+
+@pytest.mark.parametrize("given", [{"alpha": 8.0}, {"dropout": 0.2}, {"norm_gradient": "detached"}, {"base_bits": 8}])
+def test_what_does_nothing_in_the_dense_form_is_refused(given: dict[str, Any]) -> None:
+    kind = methods()["gradnormlorp"].config_type
+    (name,) = given
+    with pytest.raises(ValueError, match="does nothing in form 'dense', which has no factors"):
+        kind(form="dense", **given)
+    assert getattr(kind(form="factors", **given), name) == given[name]
+    # What older plans hold is read again.
+    kept = kind(form="dense", dropout=0.0).settings()
+    assert kind(**kept).settings() == kept

@@ -25,8 +25,9 @@ from suites.config import default_rank
 from suites.plan import Request, make_plans
 from suites.registry import get_suite
 from suites.run.execute import execute
+from suites.search.command import searched
+from suites.search.trials import trials_of
 from suites.suite import Runtime
-from suites.tuning import choose, grid_plans
 
 CPU = Runtime(torch.device("cpu"), offline=True)
 FEW = {"model": "0.1m", "steps": 3, "batch_size": 4, "train_rows": 40, "eval_tokens": 400, "evaluations": 1}
@@ -198,30 +199,23 @@ def test_a_folder_that_changed_since_the_plan_is_refused(folder: Path) -> None:
         get_suite("c4").job(plan, runtime)
 
 
-def test_tuning_looks_at_train_alone_and_takes_the_lowest_perplexity(tmp_path: Path, folder: Path) -> None:
+def test_a_search_looks_at_train_alone_and_takes_the_lowest_perplexity(tmp_path: Path, folder: Path) -> None:
     from results.store import write_record
 
     runtime = Runtime(torch.device("cpu"), data_dir=folder, offline=True)
-    grid = [{"learning_rate": rate} for rate in (1e-5, 3e-2)]
-    more = {
-        **FEW,
-        "train_rows": None,
-        "tokenizer": "bpe:300",
-        "max_length": 32,
-        "steps": 6,
-        "method": {"full": {"grid": grid}},
-        "trials": 2,
-    }
-    plans = grid_plans(Request("c4", "small", 8, (), ("full",), (0,), tuple(more.items())), runtime)
-    store = tmp_path / "store"
-    scores = []
-    for plan in plans:
+    more = {**FEW, "train_rows": None, "tokenizer": "bpe:300", "max_length": 32, "steps": 6}
+    asked = Request("c4", "small", 8, (), ("full",), (0,), tuple(more.items()))
+    trials = trials_of(searched(asked), runtime, tmp_path, 2)
+    for plan in trials.plans(0):
         record = execute(plan, runtime, None, lambda step, loss: None)
         assert record.main_metric == "held_out/perplexity", record.error
-        scores.append(record.evaluations[-1].metrics["held_out/perplexity"])
-        write_record(store, record)
-    assert scores[1] < scores[0]
-    assert choose(plans, store)["full"] == {"learning_rate": 3e-2}
+        assert record.data is not None
+        assert set(record.data.eval_rows) == {"held_out"}
+        write_record(tmp_path, record)
+    found = trials.search()
+    scores = [trial.score for trial in found.results if trial.score is not None]
+    assert len(scores) == 2
+    assert found.choices[0].score == min(scores) < max(scores)
 
 
 def test_ranks_and_settings_follow_the_models_size() -> None:

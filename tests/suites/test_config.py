@@ -15,6 +15,7 @@ from suites.config import (
     PROFILE_NAMES,
     Settings,
     check_table,
+    listed,
     load_profile,
     method_config,
     profile_path,
@@ -147,9 +148,20 @@ def test_config_is_merged_setting_by_setting() -> None:
     assert layers[0]["config"] == {"scale": 1.0, "alpha": 1.0}
 
 
-def test_a_grid_is_replaced_whole() -> None:
-    layers = [MODEL, {"grid": [{"learning_rate": 1.0}]}, at("method", {"grid": [{"learning_rate": 2.0}]})]
-    assert resolve(Settings, layers, "a", "lora").grid == [{"learning_rate": 2.0}]
+def test_lists_of_names_and_the_searchs_table_are_no_settings() -> None:
+    layers = [{**MODEL, "methods": ["lora"], "search": {"steps": 3, "tasks": ["a"]}}, {"methods": ["full", "lora"]}]
+    assert resolve(Settings, layers, "a", "lora").steps is None
+    assert listed(layers, "methods") == ("full", "lora")
+    assert listed(layers, "tasks") == ()
+    check_table(layers[0], Settings, ["a"], "profile")
+    for wrong, text in (
+        ({"methods": []}, "methods=\\[\\]: must be a list of names"),
+        ({"methods": ["lorra"]}, "unknown methods in profile 'lorra'.*nearest: lora"),
+        ({"search": {"tasks": ["aa"]}}, "unknown tasks in profile 'aa'"),
+        ({"search": {"method": {"lora": {"stepps": 3}}}}, "unknown setting 'stepps'"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            check_table(wrong, Settings, ["a"], "profile")
 
 
 @pytest.mark.parametrize(
@@ -199,8 +211,8 @@ def test_the_profiles_resolve_for_every_suite_that_they_have_and_method(profile:
             settings = resolve(suite.settings, layers, suite.tasks[0], method)
             method_config(method, rank, settings.config)
             assert (settings.steps is None) != (settings.epochs is None)
-            for point in settings.grid:
-                method_config(method, rank, resolve(suite.settings, [*layers, point], suite.tasks[0], method).config)
+            in_search = resolve(suite.settings, [*layers, layers[0].get("search", {})], suite.tasks[0], method)
+            assert "search" not in layers[0] or in_search.trials
 
 
 def test_method_config_puts_overrides_on_top_of_the_rank() -> None:

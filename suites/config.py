@@ -71,6 +71,9 @@ class Settings(BaseModel):
         default=False, description="compute activations again in backward instead of keeping them"
     )
     evaluations: int = Field(default=1, ge=1)
+    equal: Literal["tokens", "memory"] = Field(
+        default="tokens", description="tokens: one batch for all; memory: the largest within the smallest method's peak"
+    )
     config: dict[str, Any] = Field(default={}, description="settings of the method itself")
     trials: int | None = Field(default=None, description="points that a search tries for every method in every round")
     rounds: int = Field(default=3, ge=1, description="the most rounds of a search, the first one included")

@@ -148,8 +148,12 @@ def make_plans(request: Request, runtime: Runtime) -> list[Plan]:
     asked = [comparison(each) for each in variants(request)]
     cells = [[each.plan(task, method, runtime) for each in asked] for task, method in asked[0].cells()]
     check_effect(request.sweep, [[row[at].hash() for row in cells] for at in range(len(asked))])
-    once = {plan.hash(): plan for row in cells for plan in row}
-    return [plan.model_copy(update={"seed": seed}) for seed in request.seeds for plan in once.values()]
+    once = list({plan.hash(): plan for row in cells for plan in row}.values())
+    if asked[0].settings(*asked[0].cells()[0]).equal == "memory":
+        from suites.equal import with_equal_memory
+
+        once = with_equal_memory(once, runtime)
+    return [plan.model_copy(update={"seed": seed}) for seed in request.seeds for plan in once]
 
 
 def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:

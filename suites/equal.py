@@ -1,4 +1,4 @@
-"""What is equal in a comparison beside steps: tokens (the same batch for all), or memory (the largest batch that fits)."""
+"""What is equal in a comparison beside steps: tokens (one batch for all), or memory (the largest batch that fits)."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def _largest(plan: Plan, room: int, runtime: Runtime) -> Plan:
         return plan
     if peak(1) > room:
         raise ValueError(
-            f"equal = 'memory': {plan.method} on {plan.task} takes {peak(1):,} bytes with the smallest batch, {step}, and "
-            f"the smallest method's step has {room:,} (nearest allowed value: 'tokens')"
+            f"equal = 'memory': {plan.method} on {plan.task} takes {peak(1):,} bytes with the smallest batch, {step}, "
+            f"and the smallest method's step has {room:,} (nearest allowed value: 'tokens')"
         )
     fits, fails = 1, most
     while fails - fits > 1:

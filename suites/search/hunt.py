@@ -132,10 +132,13 @@ class Hunt:
     def _claimed(self, plans: Sequence[Plan]) -> Iterator[Plan]:
         """Yield those of `plans` that no other process has in hand or has finished meanwhile."""
         for plan in plans:
-            lock = FileLock(self.trials.folder / LOCKS / f"trial-{plan.hash()}", timeout=0)
+            folder = self.trials.folder / LOCKS
+            lock = FileLock(folder / f"trial-{plan.hash()}", timeout=0)
             with suppress(Timeout):
                 lock.acquire()
-                if self.trials.done(plan):
+                # A killed process may have left a run behind that has not noticed it yet.
+                orphaned = _is_held(FileLock(folder / plan.hash(), timeout=0))
+                if orphaned or self.trials.done(plan):
                     lock.release()
                     continue
                 self._claims[plan.hash()] = lock
@@ -147,6 +150,14 @@ class Hunt:
         else:
             self._failed.add(plan.hash())
         self._claims.pop(plan.hash()).release()
+
+
+def _is_held(lock: FileLock) -> bool:
+    try:
+        with lock:
+            return False
+    except Timeout:
+        return True
 
 
 def check_others(found: Search, earlier: Search | None) -> None:

@@ -11,6 +11,7 @@ from reports.records.groups import Group
 from reports.records.report_runs import MICRO, Context
 from reports.stats.over_seeds import pareto_front, summarise
 from reports.stats.significance import front_probability, rank_across_tasks
+from reports.tables.findings import findings_of
 from reports.tables.table import EMPTY, Entry, Table
 from results.schema import Record
 
@@ -90,6 +91,9 @@ def standing_table(group: Group) -> Table | None:
         "Front: nothing that needs no more memory scores as well. Chance: share of 2,000 bootstrap draws over seeds, "
         "the same seeds for every method; — where fewer than two seeds are shared",
     ]
+    found = findings_of(context)
+    if found is not None and not found.order:
+        notes.append("The scores tell no two methods apart (findings): neither ranks nor front are an order")
     frame = pd.DataFrame(data).astype(dict.fromkeys(["ranked_tasks", "firsts", "peak_bytes"], "Int64"))
     return Table(f"standing-{group.name}", caption, heads, tuple(rows), (*notes, *_marks(group)), frame)
 

@@ -79,7 +79,7 @@ def glue_score(cell: Cell, paper_runs: PaperRuns, rank: int) -> Ours | None:
     task = cell.column
     whole = task == "average"
     runs = [r for r in context.records if r.plan.method.partition(ROW)[0] == cell.row.method]
-    runs = nearest_row([r for r in runs if whole or r.plan.task == task])
+    runs, known = nearest_row([r for r in runs if whole or r.plan.task == task])
     if not runs:
         return None
     method = runs[0].plan.method
@@ -91,41 +91,36 @@ def glue_score(cell: Cell, paper_runs: PaperRuns, rank: int) -> Ours | None:
         scores = place.scores
         broken = [f"runs without a score: {place.trouble(context.seeds)}"] if place.broken else []
     open_ = (UNSTATED,) if cell.row.setting == ALL_TASKS else ()
-    left = (*open_, *departures(runs), *broken)
     values = {seed: 100 * value for seed, value in scores.items()}
-    return Ours(values, paper_runs.paths(runs), left, chosen=departures(runs, unstated))
+    return Ours(values, paper_runs.paths(runs), (*open_, *known, *broken), chosen=departures(runs, unstated))
 
 
 def glue_memory(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer a GLUE memory cell with the highest count over tasks."""
     runs = [r for r in paper_runs.of("glue") if r.plan.method == cell.row.method]
     runs = [r for r in runs if table_rank(r) in (cell.row.rank, None) and r.plan.training.state_bits == 32]
-    runs = nearest_row(runs)
-    return _memory(cell, paper_runs, runs, departures(runs))
+    return _memory(cell, paper_runs, *nearest_row(runs))
 
 
 def c4_perplexity(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer the perplexity of one model size at the end of training."""
-    runs = _c4_runs(cell, paper_runs, cell.column)
-    return _by_seed(runs, paper_runs, lambda record: _main(record, None))
+    return _by_seed(*_c4_runs(cell, paper_runs, cell.column), paper_runs, lambda record: _main(record, None))
 
 
 def c4_memory(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer a memory cell of one model size."""
-    runs = _c4_runs(cell, paper_runs, cell.column)
-    return _memory(cell, paper_runs, runs, departures(runs))
+    return _memory(cell, paper_runs, *_c4_runs(cell, paper_runs, cell.column))
 
 
 def seven_perplexity(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer the perplexity of the 7B model at a step such as "40k"."""
     step = 1000 * int(cell.column.removesuffix("k"))
-    return _by_seed(_c4_runs(cell, paper_runs, "7b"), paper_runs, lambda record: _main(record, step))
+    return _by_seed(*_c4_runs(cell, paper_runs, "7b"), paper_runs, lambda record: _main(record, step))
 
 
 def seven_memory(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer a memory cell of the 7B model."""
-    runs = _c4_runs(cell, paper_runs, "7b")
-    return _memory(cell, paper_runs, runs, departures(runs))
+    return _memory(cell, paper_runs, *_c4_runs(cell, paper_runs, "7b"))
 
 
 def state_reduction(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
@@ -141,18 +136,28 @@ def state_reduction(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     return Ours({best.plan.seed: values[best.plan_hash]}, paper_runs.paths([best]), accounting=why, exact=True)
 
 
-def _c4_runs(cell: Cell, paper_runs: PaperRuns, size: str) -> list[Record]:
+def _c4_runs(cell: Cell, paper_runs: PaperRuns, size: str) -> tuple[list[Record], tuple[str, ...]]:
     bits = BITS.get(cell.row.setting)
     runs = [r for r in paper_runs.of("c4") if r.plan.method == cell.row.method and model_size(r) == size]
     return nearest_row([r for r in runs if r.plan.training.state_bits == bits])
 
 
-def nearest_row(runs: Sequence[Record]) -> list[Record]:
-    """Return those runs of a method under several settings that depart least from the published protocol."""
+def nearest_row(runs: Sequence[Record]) -> tuple[list[Record], tuple[str, ...]]:
+    """Return those runs of a method under several settings that depart least from the published protocol, and how.
+
+    Where the protocol does not tell settings apart, those of the most runs stand for them, whatever they scored, and
+    that is a departure too.
+    """
     rows: dict[str, list[Record]] = {}
     for record in told_apart(runs):
         rows.setdefault(record.plan.method, []).append(record)
-    return min(rows.values(), key=lambda row: (len(departures(row)), -len(row)), default=[])
+    if not rows:
+        return [], ()
+    far = {name: len(departures(row)) for name, row in rows.items()}
+    nearest = [name for name in rows if far[name] == min(far.values())]
+    chosen = min(nearest, key=lambda name: (-len(rows[name]), name))
+    alike = f"{chosen.partition(ROW)[2]}: one of {len(nearest)} settings that the protocol does not tell apart"
+    return rows[chosen], (*departures(rows[chosen]), *([alike] if len(nearest) > 1 else []))
 
 
 def _main(record: Record, step: int | None) -> float | None:
@@ -164,7 +169,9 @@ def _main(record: Record, step: int | None) -> float | None:
     return next((e.metrics.get(record.main_metric) for e in record.evaluations if e.step == wanted), None)
 
 
-def _by_seed(runs: list[Record], paper_runs: PaperRuns, value: Callable[[Record], float | None]) -> Ours | None:
+def _by_seed(
+    runs: list[Record], known: tuple[str, ...], paper_runs: PaperRuns, value: Callable[[Record], float | None]
+) -> Ours | None:
     if not runs:
         return None
     values: dict[int, float] = {}
@@ -177,7 +184,7 @@ def _by_seed(runs: list[Record], paper_runs: PaperRuns, value: Callable[[Record]
             values[record.plan.seed] = found
     if not values:
         return None
-    left = (*departures(runs), *dict.fromkeys(trouble))
+    left = (*known, *dict.fromkeys(trouble))
     return Ours(values, paper_runs.paths(runs), left, chosen=departures(runs, unstated))
 
 

@@ -197,10 +197,20 @@ def test_a_run_without_a_score_is_not_averaged_away(paper_run: Make) -> None:
     assert "diverged 1/3" in judged.verdict.reasons[0]
 
 
-def test_runs_that_cannot_be_told_apart_are_named(paper_run: Make) -> None:
-    table = tables_of([paper_run(learning_rate=1e-5), paper_run(learning_rate=2e-5)])["glue-rank8"]
-    assert cell_of(table, "lora", "rte").verdict.word == ABSENT
-    assert any("cannot be told apart" in note and "learning_rate" in note for note in table.notes)
+def test_of_several_settings_the_nearest_to_the_protocol_answers(paper_run: Make) -> None:
+    near, far = paper_run(score=0.7), paper_run(score=0.9, epochs=3.0)
+    found = cell_of(tables_of([far, near])["glue-rank8"], "lora", "rte")
+    assert found.ours is not None
+    assert list(found.ours.values.values()) == [70.0]
+    assert found.verdict == cell_of(tables_of([near])["glue-rank8"], "lora", "rte").verdict
+
+
+def test_settings_that_the_protocol_does_not_tell_apart_are_a_departure(paper_run: Make) -> None:
+    runs = [paper_run(seed=seed, learning_rate=rate, score=0.6 + rate) for seed in (0, 1) for rate in (1e-5, 2e-5)]
+    found = cell_of(tables_of([*runs, paper_run(seed=2, learning_rate=1e-5)])["glue-rank8"], "lora", "rte")
+    assert found.ours is not None
+    assert set(found.ours.values) == {0, 1, 2}
+    assert "learning_rate=1e-05: one of 2 settings that the protocol does not tell apart" in found.verdict.reasons
 
 
 def test_perplexity_is_judged_at_the_size_of_the_model(c4_run: Make) -> None:

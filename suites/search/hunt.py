@@ -41,6 +41,8 @@ class Hunt:
         self.journal = Journal(trials.folder)
         self._claims: dict[str, FileLock] = {}
         self._failed: set[str] = set()
+        self._studies: dict[tuple[str, int], optuna.Study] = {}
+        self._entered: set[tuple[str, int, int]] = set()
         with self.journal.held():
             check_others(trials.search(), read_search(trials.folder))
             self._open(trials.rounds[0])
@@ -82,9 +84,11 @@ class Hunt:
         with self.journal.held():
             found = self.trials.search()
             for trial in found.results:
-                if trial.status in RESULT:
-                    space = self.trials.rounds[trial.round][trial.method]
-                    self.journal.add(self._begin(space), space, trial)
+                key = (trial.method, trial.round, trial.number)
+                if trial.status in RESULT and key not in self._entered:
+                    study = self._studies[trial.method, trial.round]
+                    self.journal.add(study, self.trials.rounds[trial.round][trial.method], trial)
+                    self._entered.add(key)
             found = with_others(found, read_search(self.trials.folder))
             write_search(self.trials.folder, found)
         return found
@@ -111,7 +115,9 @@ class Hunt:
         if spaces not in self.trials.rounds:
             self.trials.rounds.append(spaces)
         for method, space in spaces.items():
-            entered = self.journal.entered(self._begin(space))
+            plans, larger = self.trials.templates[method], self.trials.better == "higher"
+            study = self._studies[method, space.round] = self.journal.begin(space, plans, larger)
+            entered = self.journal.entered(study)
             if entered and max(entered) >= self.trials.trials:
                 raise JournalError(
                     f"{self.journal.path}: has {max(entered) + 1} trials of {method}, more than the "
@@ -125,9 +131,7 @@ class Hunt:
                         f"record {lost[0].label}.json is not in {self.trials.folder}: put it back, or begin anew in "
                         "another --out folder"
                     )
-
-    def _begin(self, space: Space) -> optuna.Study:
-        return self.journal.begin(space, self.trials.templates[space.method], self.trials.better == "higher")
+                self._entered.add((method, space.round, number))
 
     def _claimed(self, plans: Sequence[Plan]) -> Iterator[Plan]:
         """Yield those of `plans` that no other process has in hand or has finished meanwhile."""

@@ -41,6 +41,7 @@ class Trials:
     better: str
     rounds: list[Mapping[str, Space]]
     _known: dict[str, Record] = field(default_factory=dict)
+    _ended: dict[tuple[str, int, int], Trial] = field(default_factory=dict)
 
     @property
     def tasks(self) -> list[str]:
@@ -88,6 +89,15 @@ class Trials:
 
     def trial(self, space: Space, number: int) -> Trial:
         """Return a trial as the records have it."""
+        key = (space.method, space.round, number)
+        if key not in self._ended:
+            found = self._trial(space, number)
+            if found.status is None:
+                return found
+            self._ended[key] = found
+        return self._ended[key]
+
+    def _trial(self, space: Space, number: int) -> Trial:
         plans = self.plans_of(space, number)
         records = [self.record(plan) for plan in plans.values()]
         known = [record for record in records if record is not None and record.status in FINAL]

@@ -136,6 +136,15 @@ def bowl(run: Plan) -> float:
     return found if run.method == "frozen" else found + math.log10(own / centre) ** 2
 
 
+def far(run: Plan) -> float:
+    """Return a score that is best for full beyond its first range, at 2e-2."""
+    if run.method != "full":
+        return bowl(run)
+    own, rest = run.training.learning_rate, run.training.rest_learning_rate
+    assert rest is not None
+    return math.log10(own / 2e-2) ** 2 + 0.05 * math.log10(rest / 1e-2) ** 2
+
+
 def pretender(score: Score, log: Path | None = None, die_after: int | None = None, seconds: float = 0.0) -> Any:
     """Return what stands in for `launch`: records at once, a line in `log` each, SIGKILL after so many."""
 
@@ -405,15 +414,11 @@ def test_a_run_that_says_nothing_of_its_rates_leaves_no_choice(status: Status, f
 
 
 def test_ranges_are_widened_and_tried_again_until_no_best_lies_at_an_edge(folder: Path) -> None:
-    def far(run: Plan) -> float:
-        """Return a score that is best for full at a rate beyond its range."""
-        return bowl(run) if run.method != "full" else math.log10(run.training.learning_rate / 2e-2) ** 2
-
-    found = search(made(folder, 8), pretender(far))
+    found = search(made(folder, 16), pretender(far))
     rounds = Counter(space.method for space in found.spaces)
     assert set(rounds.values()) == {2}
     assert Counter((trial.method, trial.round) for trial in found.results) == dict.fromkeys(
-        [(method, round_) for method in rounds for round_ in (0, 1)], 8
+        [(method, round_) for method in rounds for round_ in (0, 1)], 16
     )
     assert all(not choice.edges for choice in found.choices)
     best = next(choice for choice in found.choices if choice.method == "full")
@@ -421,18 +426,15 @@ def test_ranges_are_widened_and_tried_again_until_no_best_lies_at_an_edge(folder
     assert best.learning_rate is not None
     assert best.learning_rate > 1e-2
     # No further than it is told.
-    alone = search(made(folder.with_name("one"), 8, overrides=(("rounds", 1),)), pretender(far))
+    alone = search(made(folder.with_name("one"), 16, overrides=(("rounds", 1),)), pretender(far))
     assert next(choice for choice in alone.choices if choice.method == "full").edges == ["learning_rate high"]
 
 
 def test_a_method_that_joins_later_gets_as_many_rounds(folder: Path, profiles: Path) -> None:
-    def far(run: Plan) -> float:
-        return bowl(run) if run.method != "full" else math.log10(run.training.learning_rate / 2e-2) ** 2
-
-    search(made(folder, 8, methods=("full",)), pretender(far))
-    with pytest.raises(ValueError, match=r"trials 4: full have 8 in this search.*nearest allowed value: 8"):
+    search(made(folder, 16, methods=("full",)), pretender(far))
+    with pytest.raises(ValueError, match=r"trials 4: full have 16 in this search.*nearest allowed value: 16"):
         Hunt(made(folder, 4, methods=("lora",)), RUNTIME)
-    found = search(made(folder, 8, methods=("lora",)), pretender(far))
+    found = search(made(folder, 16, methods=("lora",)), pretender(far))
     assert Counter(space.method for space in found.spaces) == {"full": 2, "lora": 2}
     assert {choice.method for choice in found.choices} == {"full", "lora"}
     widths = {(s.method, s.round): s.learning_rate.high / s.learning_rate.low for s in found.spaces if s.learning_rate}

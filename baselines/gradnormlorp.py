@@ -35,6 +35,7 @@ from baselines.shared.targets import shapes
 from gnlorp import GradNormLoRPAdamW, NormLinear, NormLowRankLinear, param_groups
 from gnlorp import attach as attach_layers
 from gnlorp import merge as merge_layers
+from gnlorp.base_weight import quantised_shapes
 
 DIRECTION = ".direction"
 
@@ -61,7 +62,7 @@ class GradNormLoRPConfig(RestartConfig):
     activations: Literal["fast", "least", "auto"] = Field(
         default="auto", description="kept for backward beside the input: all, nothing, what the model keeps anyway"
     )
-    base_bits: Literal[8, 32] = Field(
+    base_bits: Literal[4, 8, 32] = Field(
         default=32, description="bits of the frozen weight; 32: the model's own precision"
     )
     allow_full_rank: bool = Field(default=False, description="permit projection_rank = rank, as the release runs")
@@ -131,7 +132,7 @@ def attach(model: nn.Module, placement: Placement, config: GradNormLoRPConfig) -
         config.dropout,
         config.norm_gradient,
         config.activations,
-        8 if config.base_bits == 8 else None,
+        None if config.base_bits == 32 else config.base_bits,
     )
     for parameter in kept:
         parameter.requires_grad_(True)
@@ -169,11 +170,11 @@ def layer_parts(shape: tuple[int, int], config: GradNormLoRPConfig) -> tuple[Par
             Part("direction", shape, True, False, config.rank, config.side),
             Part("magnitude", (outputs,), trained=True, high=True),
         )
-    quantised = config.base_bits == 8
-    scale = (Part("base_scale", (outputs,), trained=False, high=True, buffer=True),) if quantised else ()
+    quantised = config.base_bits != 32
+    held, scales = quantised_shapes(shape, config.base_bits) if quantised else (shape, ())
     return (
-        *scale,
-        Part("weight", shape, trained=False, added=False, quantised=quantised),
+        *([Part("base_scale", scales, trained=False, high=True, buffer=True)] if quantised else []),
+        Part("weight", held, trained=False, added=False, quantised=quantised),
         Part("factor_out", (outputs, config.rank), True, True, config.projection_rank, config.side),
         Part("factor_in", (config.rank, inputs), True, True, config.projection_rank, config.side),
         Part("magnitude", (outputs,), trained=True, high=True),
@@ -212,7 +213,12 @@ METHOD = Method(
     layer_parts=layer_parts,
     saves_state=True,
     restart=restart,
-    variants={"": {}, "8-bit weights": {"base_bits": 8}, "dense weights": {"form": "dense"}},
+    variants={
+        "": {},
+        "8-bit weights": {"base_bits": 8},
+        "4-bit weights": {"base_bits": 4},
+        "dense weights": {"form": "dense"},
+    },
     settles=True,
     order=4,
     slot=4,

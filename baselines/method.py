@@ -184,7 +184,7 @@ class Part:
         projection_rank, side: how its gradient is projected; None where it is not.
         high: kept in fp32 at least, whatever the model's precision.
         buffer: no parameter.
-        quantised: kept in 8 bits, whatever the model's precision.
+        quantised: kept as bytes (a value of 8 bits, or two of 4), whatever the model's precision.
         kept: what the optimizer keeps for it; None: Adam's two moments, on the projected gradient where it is
             projected, and the bases.
     """

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gnlorp.weight_norm import BaseWeight, no_autocast, row_square_norms, shared_cast, spans, tracing
+from gnlorp.base_weight import BaseWeight, row_square_norms, spans
+from gnlorp.weight_norm import no_autocast, shared_cast, tracing
 
 
 class _NormLinear(torch.autograd.Function):

@@ -15,15 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
+from gnlorp.base_weight import BaseWeight, accumulation_dtype, quantise, row_square_norms
 from gnlorp.checks import whole
 from gnlorp.dropout import draw_seed
 from gnlorp.weight_norm import (
     Options,
-    accumulation_dtype,
     composed,
     norm_low_rank_linear,
-    quantise_rows,
-    row_square_norms,
     shared_cast,
     tracing,
     waiting,
@@ -31,7 +29,7 @@ from gnlorp.weight_norm import (
 
 NormGradient = Literal["full", "detached"]
 Activations = Literal["fast", "least", "auto"]
-BaseBits = Literal[8]
+BaseBits = Literal[8, 4]
 
 
 class NormLowRankLinear(nn.Module):
@@ -49,7 +47,8 @@ class NormLowRankLinear(nn.Module):
     that grows with the tokens; "fast" the output and x B^T, so that nothing is computed twice; "auto" the output where
     the model keeps it anyway, found at the first backward pass and fixed from then on (it stands in the state dict,
     since kept and recomputed outputs differ in rounding). An output that is kept must not be changed in place.
-    `base_bits` 8 keeps W0 as int8 with a scale a row, rounded once: a copy of the layer's own.
+    `base_bits` 8 or 4 keeps W0 as int8 with a scale a row, or as 4-bit NormalFloat with a scale for 64 values, rounded
+    once: a copy of the layer's own, whose row norms are those of the rounded weight.
 
     Shapes: base weight (O, I), `factor_out` A (O, R), `factor_in` B (R, I), `magnitude` m (O,); input (..., I).
     Raises: ValueError for a rank outside 1..min(O, I), and for another option outside its range; TypeError where `base`
@@ -80,8 +79,9 @@ class NormLowRankLinear(nn.Module):
         self.factor_in = nn.Parameter(base.weight.detach().new_empty(rank, self.in_features))
         self.base_weight: Tensor
         self.base_scale: Tensor | None
-        if base_bits == 8:
-            quantised, scale = quantise_rows(base.weight.detach())
+        self.base_bits = base_bits
+        if base_bits is not None:
+            quantised, scale = quantise(base.weight.detach(), base_bits)
             self.base_weight = nn.Parameter(quantised, requires_grad=False)
             self.register_buffer("base_scale", scale)
         else:
@@ -137,8 +137,7 @@ class NormLowRankLinear(nn.Module):
     def weight(self) -> Tensor:
         """The merged weight W', shape (O, I), summed in at least float32; gradients reach factors and magnitude."""
         dtype = accumulation_dtype(self.factor_out.dtype)
-        base = self.base_weight.to(dtype)
-        base = base if self.base_scale is None else base * self.base_scale[:, None].to(dtype)
+        base = BaseWeight(self.base_weight, self.base_scale, self.in_features).rows(slice(None), dtype)
         direction = torch.addmm(base, self.factor_out.to(dtype), self.factor_in.to(dtype), alpha=self.scaling)
         square = direction.square().sum(1)
         norm = torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
@@ -162,12 +161,12 @@ class NormLowRankLinear(nn.Module):
 
         W0 becomes W', A becomes 0, B is drawn again, m becomes |W'|. Returns the two factors, whose moments and bases
         no longer mean anything: pass them to `GradNormLoRPAdamW.forget`. A weight that may be shared is replaced by a
-        merged copy the first time, so that no other module changes. An 8-bit W0 is rounded anew, so that the function
-        then changes by that rounding.
+        merged copy the first time, so that no other module changes. A W0 of 8 or 4 bits is rounded anew, so that the
+        function then changes by that rounding.
         """
         merged = self.weight
-        if self.base_scale is not None:
-            quantised, self.base_scale = quantise_rows(merged)
+        if self.base_bits is not None:
+            quantised, self.base_scale = quantise(merged, self.base_bits)
             merged = quantised
         if self._owns_weight:
             self.base_weight.copy_(merged)
@@ -180,7 +179,7 @@ class NormLowRankLinear(nn.Module):
         return [self.factor_out, self.factor_in]
 
     def _renew_norms(self) -> None:
-        self.base_square = row_square_norms(self.base_weight.detach(), self.base_scale)
+        self.base_square = row_square_norms(self.base_weight.detach(), self.base_scale, self.in_features)
         self._square_of = _written(self.base_weight)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NormLowRankLinear:
@@ -214,7 +213,7 @@ class NormLowRankLinear(nn.Module):
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}, norm_gradient={self.norm_gradient!r}, "
-            f"activations={self.activations!r}" + (", base_bits=8" if self.base_scale is not None else "")
+            f"activations={self.activations!r}" + (f", base_bits={self.base_bits}" if self.base_bits else "")
         )
 
 
@@ -338,8 +337,11 @@ def _check_options(
         if given not in known:
             nearest = difflib.get_close_matches(str(given), known, n=1, cutoff=0.0)
             raise ValueError(f"{name} {given!r}: must be one of {known}; nearest: {nearest}")
-    if base_bits not in (None, 8):
-        raise ValueError(f"base_bits {base_bits!r}: must be None (as the base layer has it) or 8; nearest: 8")
+    if base_bits not in (None, 8, 4):
+        nearest = min((8, 4), key=lambda bits: abs(bits - base_bits)) if isinstance(base_bits, int) else 8
+        raise ValueError(
+            f"base_bits {base_bits!r}: must be None (as the base layer has it), 8 or 4; nearest: {nearest}"
+        )
     return whole("rank", rank)
 
 

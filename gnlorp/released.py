@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gnlorp.base_weight import row_square_norms
 from gnlorp.moments import State, adamw_
 from gnlorp.projection import Bases, add_up_, check_projection_rank, down, fit, projected_shape
 from gnlorp.update import gradient_norms
-from gnlorp.weight_norm import row_square_norms
 
 GLUE_SCRIPT_LAYER: dict[str, Any] = {"rank": 8, "alpha": 16.0, "dropout": 0.1, "norm_gradient": "detached"}
 GLUE_SCRIPT_OPTIMIZER: dict[str, Any] = {"projection_rank": 8, "allow_full_rank": True, "side": "small"}

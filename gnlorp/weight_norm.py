@@ -3,8 +3,7 @@
     V = W0 + s A B,   W' = diag(m / |V|) V,   y = x W'^T + b,   s = alpha / R
 
 O out, I in, R rank, T tokens, c a chunk of rows of O or of T. No tensor of shape (O, I) is made, neither forward nor
-backward, but chunks of it of at most `CHUNK_ELEMENTS` values. The base weight W0 is a matrix, or int8 with a scale a
-row: W0 = diag(weight_scale) weight.
+backward, but chunks of it of at most `base_weight.CHUNK_ELEMENTS` values.
 """
 
 from __future__ import annotations
@@ -20,80 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gnlorp import dropout
-
-CHUNK_ELEMENTS = 1 << 22
-"""Values in one chunk of rows: what backward makes beyond its results is a few of these at a time."""
-
-
-def spans(rows: int, width: int) -> Iterator[slice]:
-    """Yield equal slices of `rows` rows of `width` values, each of at most `CHUNK_ELEMENTS` values or one row."""
-    chunks = max(1, -(-rows // max(1, CHUNK_ELEMENTS // max(1, width))))
-    step = max(1, -(-rows // chunks))
-    for start in range(0, rows, step):
-        yield slice(start, min(rows, start + step))
-
-
-def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype in which norms are summed: float64 for float64, else float32."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def row_square_norms(weight_OI: Tensor, weight_scale_O: Tensor | None = None) -> Tensor:
-    """Return the squared norm of each row of W0, (O,), summed in at least float32."""
-    if weight_scale_O is None:
-        norm_O: Tensor = torch.linalg.vector_norm(weight_OI, dim=1, dtype=accumulation_dtype(weight_OI.dtype))
-        return norm_O.square_()
-    square_O = torch.empty_like(weight_scale_O)
-    for c in spans(*weight_OI.shape):
-        square_O[c] = torch.linalg.vector_norm(weight_OI[c].to(weight_scale_O.dtype), dim=1).square_()
-    return square_O.mul_(weight_scale_O.square())
-
-
-def quantise_rows(weight_OI: Tensor) -> tuple[Tensor, Tensor]:
-    """Return W0 as int8 (O, I) and float32 scales (O,): each row over its largest magnitude, rounded to 1/127 of it."""
-    scale_O = weight_OI.abs().amax(1).float() / 127
-    quantised_OI = torch.empty_like(weight_OI, dtype=torch.int8)
-    for c in spans(*weight_OI.shape):
-        row_cI = weight_OI[c].float() / torch.where(scale_O[c] > 0, scale_O[c], 1.0)[:, None]
-        quantised_OI[c] = row_cI.round_().clamp_(-127, 127).to(torch.int8)
-    return quantised_OI, scale_O
-
-
-@dataclass(frozen=True)
-class BaseWeight:
-    """W0 as it is kept, read in another dtype a chunk of rows at a time."""
-
-    weight_OI: Tensor
-    scale_O: Tensor | None
-
-    def rows(self, c: slice, dtype: torch.dtype) -> Tensor:
-        """Return rows of W0, (c, I)."""
-        rows_cI = self.weight_OI[c].to(dtype)
-        return rows_cI if self.scale_O is None else rows_cI.mul_(self.scale_O[c, None].to(dtype))
-
-    def chunks(self, dtype: torch.dtype) -> Iterator[slice]:
-        """Yield the rows that are read at once: all of them where nothing has to be converted."""
-        if self.scale_O is None and self.weight_OI.dtype == dtype:
-            yield slice(0, self.weight_OI.shape[0])
-        else:
-            yield from spans(*self.weight_OI.shape)
-
-    def apply(self, x: Tensor, bias_O: Tensor | None) -> Tensor:
-        """Return x W0^T + b, (..., O), in x's dtype."""
-        bias_O = None if bias_O is None else bias_O.to(x.dtype)
-        chunks = list(self.chunks(x.dtype))
-        if len(chunks) == 1:
-            return F.linear(x, self.rows(chunks[0], x.dtype), bias_O)
-        y = x.new_empty(*x.shape[:-1], self.weight_OI.shape[0])
-        for c in chunks:
-            y[..., c] = F.linear(x, self.rows(c, x.dtype), None if bias_O is None else bias_O[c])
-        return y
-
-    def pull(self, grad_TO: Tensor, into_TI: Tensor, add: bool) -> None:
-        """Write grad W0 into `into_TI`, or add it."""
-        for c in self.chunks(grad_TO.dtype):
-            rows_cI = self.rows(c, grad_TO.dtype)
-            _add_product(into_TI, grad_TO[:, c], rows_cI, first=not add and c.start == 0)
+from gnlorp.base_weight import BaseWeight, add_product, spans
 
 
 def product_norms(
@@ -205,7 +131,7 @@ class _NormLowRank(torch.autograd.Function):
         base_square_O: Tensor,
         options: Options,
     ) -> Tensor:
-        base, dtype, s = BaseWeight(weight_OI, scale_O), cast.dtype, options.scaling
+        base, dtype, s = BaseWeight(weight_OI, scale_O, in_RI.shape[1]), cast.dtype, options.scaling
         with no_autocast(x.device):
             image_OR = (
                 torch.empty(out_OR.shape, dtype=base_square_O.dtype, device=x.device) if options.keep_hidden else None
@@ -233,7 +159,7 @@ class _NormLowRank(torch.autograd.Function):
         )
         needs_x, needs_bias, needs_m = (ctx.needs_input_grad[index] for index in (0, 4, 7))
         options: Options = ctx.options
-        base, s = BaseWeight(weight_OI, scale_O), options.scaling
+        base, s = BaseWeight(weight_OI, scale_O, in_RI.shape[1]), options.scaling
         with no_autocast(grad.device):
             grad_TO, cast_TI = grad.reshape(-1, grad.shape[-1]), cast.reshape(-1, cast.shape[-1])
             y_TO = None if y is None else y.reshape(grad_TO.shape)
@@ -353,19 +279,12 @@ def _by_rows(
         raw_O[c] = dense_cI.mul_(base.rows(c, dtype)).sum(1, dtype=high)  # rowsum(G * W0)
         if forms_weight and x_grad_TI is not None:  # dL/dx = g diag(gain) V
             torch.addmm(base.rows(c, dtype), out_OR[c].to(dtype), inner_RI, alpha=options.scaling, out=dense_cI)
-            _add_product(x_grad_TI, grad_TO[:, c], dense_cI.mul_(gain_O[c, None]), first=c.start == 0)
+            add_product(x_grad_TI, grad_TO[:, c], dense_cI.mul_(gain_O[c, None]), first=c.start == 0)
         del dense_cI
     raw_O += (out_sum_OR * out_OR).sum(1).mul_(options.scaling)  # + s rowsum((G B^T) * A)
     if x_grad_TI is not None and not forms_weight:
         _input_gradient(grad_TO, base, grad_TO @ gained_OR, inner_RI, gain_O, x_grad_TI, options)
     return _Sums(out_sum_OR, in_sum_RI, raw_O)
-
-
-def _add_product(into: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
-    if first:
-        torch.mm(left, right, out=into)
-    else:
-        into.addmm_(left, right)
 
 
 def _by_tokens(
@@ -510,7 +429,7 @@ def composed(
     of the computation.
     """
     dtype, high, s = x.dtype, base_square_O.dtype, options.scaling
-    weight = weight_OI.to(dtype) if scale_O is None else weight_OI.to(dtype) * scale_O[:, None].to(dtype)
+    weight = BaseWeight(weight_OI, scale_O, in_RI.shape[1]).rows(slice(None), dtype)
     a_OR, b_RI = out_OR.to(high), in_RI.to(high)
     low_OR = s * (a_OR @ (b_RI @ b_RI.T))
     cross_OR = (weight @ in_RI.to(dtype).T).to(high)

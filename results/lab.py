@@ -29,6 +29,7 @@ class Setting(Strict):
     state_bits: Literal[8, 32] = 32
     per_layer: bool = False
     checkpointing: bool = False
+    recompute: tuple[Literal["norms", "mlp", "loss"], ...] = ()
     variant: str = Field(default="", description="what sets the row apart from its method, as the method calls it")
     config: tuple[tuple[str, str | int | float | bool], ...] = Field(
         default=(), description="settings of the method that differ from its own at this rank"

@@ -81,6 +81,9 @@ class TrainingPlan(Strict):
     state_bits: Literal[8, 32] = 32
     per_layer: bool = False
     checkpointing: bool = False
+    recompute: tuple[Literal["norms", "mlp", "loss"], ...] = Field(
+        default=(), description="parts of the model made again in backward, exactly"
+    )
     evaluations: int = Field(default=1, ge=1, description="evaluations spread over the run, the last at its end")
     max_skipped: int = Field(default=20, ge=1, description="non-finite steps in a row that end the run as diverged")
 

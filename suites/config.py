@@ -12,13 +12,14 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from baselines.method import Method, MethodConfig
 from baselines.registry import checked_name, get_method, methods
 from results.protocols import Statement, read_protocols
+from suites.recompute import Part, parts
 
 PROFILES = Path(__file__).parent / "profiles"
 PROFILE_NAMES = ("micro", "small", "paper", "fair")
@@ -69,6 +70,9 @@ class Settings(BaseModel):
     per_layer: bool = Field(default=False, description="step each parameter inside backward, and free its gradient")
     checkpointing: bool = Field(
         default=False, description="compute activations again in backward instead of keeping them"
+    )
+    recompute: Annotated[tuple[Part, ...], BeforeValidator(parts)] = Field(
+        default=(), description="made again in backward, exactly: some of norms, mlp, loss (comma-joined or a list)"
     )
     evaluations: int = Field(default=1, ge=1)
     equal: Literal["tokens", "memory"] = Field(

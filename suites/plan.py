@@ -198,6 +198,7 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
         state_bits=settings.state_bits,
         per_layer=settings.per_layer,
         checkpointing=settings.checkpointing,
+        recompute=settings.recompute,
         evaluations=min(settings.evaluations, steps),
     )
 
@@ -211,8 +212,8 @@ def missing(plans: Sequence[Plan], records: Iterable[Record]) -> list[Plan]:
 def expected_seconds(plans: Sequence[Plan], records: Iterable[Record], workers: int) -> float | None:
     """Return how long `plans` should take: per run the median wall time of like runs, scaled by the rows trained on.
 
-    Like runs have the same suite, profile, task, method, model, length, precision and checkpointing: what was measured
-    in bf16 says nothing of fp32. None if there is no like run for any of them.
+    Like runs have the same suite, profile, task, method, model, length, precision, checkpointing and recomputed parts:
+    what was measured in bf16 says nothing of fp32. None if there is no like run for any of them.
     """
     per_row: dict[tuple[object, ...], list[float]] = {}
     for record in records:
@@ -226,7 +227,7 @@ def expected_seconds(plans: Sequence[Plan], records: Iterable[Record], workers: 
 
 def _like(plan: Plan) -> tuple[object, ...]:
     training = plan.training
-    settings = (plan.data.max_length, training.precision, training.checkpointing)
+    settings = (plan.data.max_length, training.precision, training.checkpointing, training.recompute)
     return (plan.suite, plan.profile, plan.task, plan.method, plan.model.name, *settings)
 
 

@@ -20,18 +20,23 @@ from results.lab import MemoryCell, Parts, RecomputedClaims, read_cell_file, rea
 CLAIMS = "claims.json"
 VARIANT = ", "
 """Between a method and what sets a row of the lab apart from it."""
-Key = tuple[str, str, int, bool, bool]
-"""Model, method with its variant, state bits, per-layer, checkpointing."""
-# Column of the overview -> (state bits, per-layer, checkpointing).
-COLUMNS: dict[str, tuple[int, bool, bool]] = {
-    "Peak": (32, False, False),
-    "8-bit": (8, False, False),
-    "8-bit, per-layer": (8, True, False),
-    "8-bit, checkpointing": (8, False, True),
-    "8-bit, per-layer, checkpointing": (8, True, True),
+Again = tuple[str, ...]
+"""What is made again in backward."""
+ALL_PARTS: Again = ("norms", "mlp", "loss")
+Key = tuple[str, str, int, bool, bool, Again]
+"""Model, method with its variant, state bits, per-layer, checkpointing, what is made again."""
+# Column of the overview -> (state bits, per-layer, checkpointing, what is made again where the model has it).
+COLUMNS: dict[str, tuple[int, bool, bool, Again]] = {
+    "Peak": (32, False, False, ()),
+    "recompute": (32, False, False, ALL_PARTS),
+    "8-bit": (8, False, False, ()),
+    "8-bit, recompute": (8, False, False, ALL_PARTS),
+    "8-bit, per-layer": (8, True, False, ()),
+    "8-bit, checkpointing": (8, False, True, ()),
+    "8-bit, per-layer, checkpointing": (8, True, True, ()),
 }
-# Rung of the ladder -> (method, state bits, per-layer, checkpointing): one thing is turned on at a time.
-Rungs = dict[str, tuple[str, int, bool, bool]]
+# Rung of the ladder -> (method, state bits, per-layer, checkpointing, made again): one thing is turned on at a time.
+Rungs = dict[str, tuple[str, int, bool, bool, Again]]
 RULE = "8-bit states are counted by rule: bitsandbytes' update allocates nothing beside the state"
 TRACED = "Traced over tensors without values, by torch's CPU kernels; no allocator overhead"
 ALL = "All: 8-bit, per-layer, checkpointing"
@@ -59,6 +64,15 @@ class Lab:
         names = {key[1] for key in self.cells}
         places = {name: place for place, name in enumerate(self.catalogue.ordered(map(_method, names)))}
         return sorted(names, key=lambda name: (places[_method(name)], name))
+
+    def again(self, model: str, asked: Again) -> Again:
+        """Return those of the parts that the model's cells show to be made again."""
+        known = {part for key in self.cells if key[0] == model for part in key[-1]}
+        return tuple(part for part in asked if part in known)
+
+    def find(self, model: str, method: str, bits: int, per_layer: bool, checkpointing: bool, again: Again) -> Key:
+        """Return the key of a cell, with what the model has of the parts."""
+        return model, method, bits, per_layer, checkpointing, self.again(model, again)
 
     @property
     def models(self) -> list[str]:
@@ -88,7 +102,7 @@ def load(folder: Path) -> Lab:
 
 
 def ladders(catalogue: Catalogue, methods: Iterable[str]) -> tuple[Rungs, Rungs]:
-    """Return the ladder from dense AdamW to everything at once, and the same steps in another order.
+    """Return the ladder from dense AdamW to everything at once, and its steps of the method in another order.
 
     Empty where the yardstick, a method with bases alone, or one with bases and factors is missing.
     """
@@ -99,20 +113,23 @@ def ladders(catalogue: Catalogue, methods: Iterable[str]) -> tuple[Rungs, Rungs]
     if dense is None or projected is None or factored is None:
         return {}, {}
     ladder: Rungs = {
-        "Dense AdamW": (dense, 32, False, False),
-        "low-rank state": (projected, 32, False, False),
-        "factors, not dense weights": (factored, 32, False, False),
-        "8-bit state": (factored, 8, False, False),
-        "per-layer update": (factored, 8, True, False),
-        "checkpointing": (factored, 8, True, True),
+        "Dense AdamW": (dense, 32, False, False, ()),
+        "low-rank state": (projected, 32, False, False, ()),
+        "factors, not dense weights": (factored, 32, False, False, ()),
+        "8-bit state": (factored, 8, False, False, ()),
+        "per-layer update": (factored, 8, True, False, ()),
+        "loss by chunks": (factored, 8, True, False, ("loss",)),
+        "norms made again": (factored, 8, True, False, ("norms", "loss")),
+        "MLP made again": (factored, 8, True, False, ALL_PARTS),
+        "checkpointing": (factored, 8, True, True, ALL_PARTS),
     }
     reordered: Rungs = {
-        "Dense AdamW": (dense, 32, False, False),
-        "checkpointing": (dense, 32, False, True),
-        "per-layer update": (dense, 32, True, True),
-        "low-rank state": (projected, 32, True, True),
-        "factors, not dense weights": (factored, 32, True, True),
-        "8-bit state": (factored, 8, True, True),
+        "Dense AdamW": (dense, 32, False, False, ()),
+        "checkpointing": (dense, 32, False, True, ()),
+        "per-layer update": (dense, 32, True, True, ()),
+        "low-rank state": (projected, 32, True, True, ()),
+        "factors, not dense weights": (factored, 32, True, True, ()),
+        "8-bit state": (factored, 8, True, True, ()),
     }
     return ladder, reordered
 
@@ -125,43 +142,50 @@ def step_bytes(cell: MemoryCell) -> int:
 
 def overview_table(lab: Lab, models: Sequence[str], name: str = "cells") -> Table:
     """Return the peaks of every method at every model."""
-    cells = lab.cells
+    cells, columns = lab.cells, {title: rest for title, rest in COLUMNS.items() if _shown(lab, models, rest[-1])}
     rows, data = [], []
     for model in models:
         for method in lab.methods:
             entries = []
             record: dict[str, object] = {"model": model, "method": method}
             for bits in (32, 8):
-                cell = cells.get((model, method, bits, False, False))
+                cell = cells.get((model, method, bits, False, False, ()))
                 state = None if cell is None else cell.count.state_bytes
                 entries.append(_gib(state))
                 record[f"state{bits}_bytes"] = state
-            for title, rest in COLUMNS.items():
-                cell = cells.get((model, method, *rest))
+            for title, rest in columns.items():
+                cell = cells.get(lab.find(model, method, *rest))
                 peak = None if cell is None else step_bytes(cell)
                 entries.append(_gib(peak))
                 record[f"{title}, bytes"] = peak
             rows.append((Entry(f"{model}: {lab.title(method)}"), *entries))
             data.append(record)
-    heads = ("Model and method", "State", "State, 8-bit", *COLUMNS)
+    heads = ("Model and method", "State", "State, 8-bit", *columns)
     caption = f"Memory of a training step in GiB, predicted without weights. {_settings(cells, models)}"
     return Table(name, caption, heads, tuple(rows), _notes(lab), pd.DataFrame(data))
 
 
 def ladder_table(lab: Lab, models: Sequence[str], rungs: Rungs, name: str) -> Table:
     """Return the peak after each rung, and what the rung saved of the one before."""
+    rungs = {title: rung for title, rung in rungs.items() if _shown(lab, models, rung[-1])}
     rows, data = [], []
     for model in models:
         entries: list[Entry] = []
-        before: int | None = None
+        before: tuple[Key, int] | None = None
         record: dict[str, object] = {"model": model}
         for title, rung in rungs.items():
-            cell = lab.cells.get((model, *rung))
-            now = None if cell is None else step_bytes(cell)
-            saved = "" if before is None or now is None else f" ({(now - before) / GIB:+.2f})"
-            entries.append(Entry(f"{in_unit(now, GIB)}{saved}") if now is not None else EMPTY)
+            key = lab.find(model, *rung)
+            cell = lab.cells.get(key)
+            # A part that the model does not have is no step of its own.
+            if cell is None or (before is not None and before[0] == key):
+                entries.append(EMPTY)
+                record[f"{title}, bytes"] = None
+                continue
+            now = step_bytes(cell)
+            saved = "" if before is None else f" ({(now - before[1]) / GIB:+.2f})"
+            entries.append(Entry(f"{in_unit(now, GIB)}{saved}"))
             record[f"{title}, bytes"] = now
-            before = now
+            before = key, now
         rows.append((Entry(model), *entries))
         data.append(record)
     caption = "What each step down saves: peak of a training step in GiB, and the change against the column before. "
@@ -199,7 +223,7 @@ def parts_plot(lab: Lab, model: str) -> Plot:
     cells = lab.cells
     bars = [
         Bar(method, f"{lab.title(method)}{suffix}", False, split(cells[model, method, *rest].peak))
-        for rest, suffix in (((32, False, False), ""), ((8, True, True), ", all"))
+        for rest, suffix in (((32, False, False, ()), ""), ((8, True, True, ()), ", all"))
         for method in lab.methods
         if (model, method, *rest) in cells
     ]
@@ -240,7 +264,12 @@ def _method(name: str) -> str:
 def _key(cell: MemoryCell) -> Key:
     setting = cell.setting
     method = f"{setting.method}{VARIANT}{setting.variant}" if setting.variant else setting.method
-    return setting.model, method, setting.state_bits, setting.per_layer, setting.checkpointing
+    return setting.model, method, setting.state_bits, setting.per_layer, setting.checkpointing, setting.recompute
+
+
+def _shown(lab: Lab, models: Sequence[str], again: Again) -> bool:
+    """Whether a column says more than the one without its parts: some cell of the models has them."""
+    return not again or any(lab.again(model, again) for model in models)
 
 
 def _gib(amount: int | None) -> Entry:

@@ -48,14 +48,25 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
         state_bits: Annotated[int, typer.Option(help="32, or 8 through bitsandbytes, counted by rule")] = 32,
         per_layer: Annotated[bool, typer.Option("--per-layer", help="update inside backward")] = False,
         checkpointing: Annotated[bool, typer.Option("--checkpointing", help="compute activations again")] = False,
+        again: Annotated[
+            str,
+            typer.Option("--recompute", help="made again in backward, exactly: some of norms,mlp,loss (comma-joined)"),
+        ] = "",
         fits: Annotated[str, typer.Option(help="a limit such as 24GiB: print the largest batch that fits")] = "",
         overhead: Annotated[str, typer.Option(help="taken off the limit for context and allocator")] = "1GiB",
         offline: Annotated[bool, typer.Option("--offline", help="never use the network")] = False,
     ) -> None:
         """Print the memory ledger of methods on a model: formula, count and peak, without weights or a GPU."""
         with one_line_errors():
-            asked = {"batch": batch, "accumulation": accumulation, "sequence": sequence, "state_bits": state_bits}
-            asked |= {"per_layer": per_layer, "checkpointing": checkpointing}
+            from suites.recompute import parts
+
+            asked: dict[str, Any] = {
+                "batch": batch,
+                "accumulation": accumulation,
+                "sequence": sequence,
+                "state_bits": state_bits,
+            }
+            asked |= {"per_layer": per_layer, "checkpointing": checkpointing, "recompute": parts(again)}
             names = _methods(method)
             if fits:
                 _print_fits(console, model, names, rank, precision, asked, fits, overhead, offline)
@@ -84,6 +95,7 @@ def _register_matrix(app: typer.Typer, console: Console, one_line_errors: OneLin
                 words = f"{setting.model} {setting.method} {setting.state_bits} bit"
                 words += " per-layer" if setting.per_layer else ""
                 words += " checkpointing" if setting.checkpointing else ""
+                words += f" recompute {','.join(setting.recompute)}" if setting.recompute else ""
                 console.print(f"{done}/{total} {words}: {cell.peak.total_bytes / 2**30:.2f} GiB, {cell.seconds} s")
 
             names = split(method)
@@ -228,6 +240,7 @@ def _title(setting: Setting, parameters: int) -> str:
     words += f"{setting.state_bits}-bit state, micro-batch {setting.batch} x {setting.sequence}"
     words += f", {setting.accumulation} micro-batches" if setting.accumulation > 1 else ""
     words += ", per-layer updates" if setting.per_layer else ""
+    words += f", recomputed: {', '.join(setting.recompute)}" if setting.recompute else ""
     return words + (", checkpointing" if setting.checkpointing else "")
 
 

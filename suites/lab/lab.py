@@ -32,6 +32,7 @@ from suites.measure.ledger import outside_formula
 from suites.measure.predict import without_values
 from suites.measure.tracker import Category, Phase, Trace, peak_of, track, track_load
 from suites.models import checkpoint_activations
+from suites.recompute import recompute
 from suites.run.loop import apply_gradients
 from suites.run.per_layer import PerLayer
 from suites.suite import Batch
@@ -228,11 +229,12 @@ class Lab:
 
     def _half(self, setting: Setting) -> Half:
         bits = setting.state_bits if setting.per_layer else None
-        key = ("half", setting.batch, setting.sequence, setting.accumulation, setting.checkpointing, bits)
+        changes = (setting.accumulation, setting.checkpointing, setting.recompute)
+        key = ("half", setting.batch, setting.sequence, *changes, bits)
         return self._deep(key, lambda layers: self._trace_half(setting, layers))
 
     def _evaluation(self, setting: Setting) -> Half:
-        key = ("evaluation", setting.batch, setting.sequence)
+        key = ("evaluation", setting.batch, setting.sequence, setting.recompute)
         return self._deep(key, lambda layers: self._trace_evaluation(setting, layers))
 
     def _deep(self, key: tuple[object, ...], trace: Callable[[int | None], Half]) -> Half:
@@ -260,6 +262,7 @@ class Lab:
             model, placement = self.build(layers)
             if setting.checkpointing:
                 checkpoint_activations(model)
+            recompute(model, setting.recompute)
 
             def run() -> None:
                 held[:] = [step.forward_backward(model, batches, self.loss)]
@@ -296,6 +299,7 @@ class Lab:
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         with without_values() as rules:
             model, _ = self.build(layers)
+            recompute(model, setting.recompute)
             model.eval()
 
             @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 from baselines.registry import default_methods, get_method
 from results.catalogue import joined
@@ -13,10 +14,11 @@ from suites.c4.sizes import SIZES
 from suites.catalogue import catalogue
 from suites.lab.lab import Lab, plain_config
 from suites.lab.networks import Network, find_network
+from suites.recompute import PARTS, Part, parts
 from suites.run.processes import in_processes
 
 MODELS: tuple[str, ...] = ("roberta-base", *SIZES)
-WIDTHS = (32, 8)
+WIDTHS: tuple[Literal[8, 32], ...] = (32, 8)
 # The released scripts' micro-batch of the 7B run on one card, and the sequence length of all C4 runs; for the encoder
 # batch and length of the GLUE protocol.
 BATCH = 16
@@ -26,24 +28,42 @@ PRECISION: dict[bool, Precision] = {True: "bf16", False: "fp32"}
 Said = Callable[[MemoryCell, int, int], None]
 
 
+def rungs_of(network: Network) -> list[tuple[Part, ...]]:
+    """Return what is made again in backward, one part more at a time, in the order of the ladder."""
+    order: tuple[Part, ...] = ("loss", "norms", "mlp") if network.language_model else ("norms", "mlp")
+    assert set(order) <= set(PARTS)
+    return [parts(order[: count + 1]) for count in range(len(order))]
+
+
 def settings_of(network: Network, method: str) -> Iterator[Setting]:
-    """Yield the settings of one network and method, those of a variant together."""
-    modes = itertools.product(widths_of(method), (False, True), (False, True))
-    variants = get_method(method).variants.items()
-    for (variant, config), (state_bits, per_layer, checkpointing) in itertools.product(variants, modes):
-        yield Setting(
-            model=network.name,
-            method=method,
-            rank=network.rank,
-            batch=BATCH,
-            sequence=SEQUENCE[network.language_model],
-            precision=PRECISION[network.language_model],
-            state_bits=state_bits,
-            per_layer=per_layer,
-            checkpointing=checkpointing,
-            variant=variant,
-            config=tuple(sorted({**plain_config(network, method), **config}.items())),
-        )
+    """Yield the settings of one network and method, those of a variant together.
+
+    Parts made again: all of them for every method and variant; one more at a time for the method of the ladder, after
+    its other steps.
+    """
+    chosen, rungs = get_method(method), rungs_of(network)
+    widths = widths_of(method)
+    modes: list[tuple[int, bool, bool, tuple[Part, ...]]]
+    modes = [(*mode, ()) for mode in itertools.product(widths, (False, True), (False, True))]
+    modes += [(bits, False, False, rungs[-1]) for bits in widths]
+    ladder = [*((8, True, False, rung) for rung in rungs), (8, True, True, rungs[-1])]
+    for variant, config in chosen.variants.items():
+        steps = ladder if chosen.bases and chosen.factors and not variant else []
+        for state_bits, per_layer, checkpointing, again in [*modes, *steps]:
+            yield Setting(
+                model=network.name,
+                method=method,
+                rank=network.rank,
+                batch=BATCH,
+                sequence=SEQUENCE[network.language_model],
+                precision=PRECISION[network.language_model],
+                state_bits=state_bits,
+                per_layer=per_layer,
+                checkpointing=checkpointing,
+                recompute=again,
+                variant=variant,
+                config=tuple(sorted({**plain_config(network, method), **config}.items())),
+            )
 
 
 def widths_of(method: str) -> tuple[int, ...]:

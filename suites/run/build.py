@@ -14,6 +14,7 @@ from results.schema import Layer
 from suites.measure import live
 from suites.measure.environment import derived_seed
 from suites.models import checkpoint_activations
+from suites.recompute import recompute
 from suites.resolved import Resolved
 
 
@@ -44,6 +45,7 @@ def build(model: nn.Module, placement: Placement, case: Resolved, device: torch.
     dense = live.dense_state_bytes(parameter.numel() for parameter in model.parameters())
     torch.manual_seed(derived_seed(case.plan.seed, "method"))
     case.method.attach(model, placement, case.config)
+    recompute(model, case.training.recompute)
     model = model.to(device or case.runtime.device)
     optimizer = case.method.make_optimizer(model, placement, case.adam, case.config)
     layers = [
@@ -72,8 +74,10 @@ def check_fit(case: Resolved) -> None:
     """Attach the plan's method to its model without weights, so that settings that do not fit are found at once.
 
     Raises:
-        ValueError: the method's settings, targets or width of the state do not fit, or the model cannot be had.
+        ValueError: the method's settings, targets, `recompute` or width of the state do not fit, or no model can be had.
     """
     case.method.check_width(case.training.state_bits)
     with torch.device("meta"):
-        case.method.attach(case.skeleton(), case.placement(), case.config)
+        model = case.skeleton()
+        case.method.attach(model, case.placement(), case.config)
+        recompute(model, case.training.recompute)

@@ -98,5 +98,6 @@ def _step_key(plan: Plan) -> object:
         training.state_bits,
         training.per_layer,
         training.checkpointing,
+        training.recompute,
         training.clip_norm is None,
     )

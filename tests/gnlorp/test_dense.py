@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from gnlorp import NormLinear, weight_norm
+from gnlorp import NormLinear, base_weight
 
 
 def pair(bias: bool, dtype: torch.dtype) -> tuple[NormLinear, nn.Linear]:
@@ -32,7 +32,7 @@ def relative(got: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("chunk", [1 << 22, 64])
 def test_output_and_gradients_are_those_of_torchs_parametrization(bias, chunk, monkeypatch):
-    monkeypatch.setattr(weight_norm, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(base_weight, "CHUNK_ELEMENTS", chunk)
     ours, theirs = pair(bias, torch.float64)
     x, grad = torch.randn(3, 11, 24, dtype=torch.float64), torch.randn(3, 11, 17, dtype=torch.float64)
     leaves = [x.clone().requires_grad_() for _ in range(2)]

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from gnlorp import NormLowRankLinear, attach, dropout, weight_norm
+from gnlorp import NormLowRankLinear, attach, base_weight, dropout
+from gnlorp.base_weight import BaseWeight, row_square_norms
 from gnlorp.reference import reference_weight
-from gnlorp.weight_norm import BaseWeight, Options, norm_low_rank_linear, product_norms, row_square_norms
+from gnlorp.weight_norm import Options, norm_low_rank_linear, product_norms
 
 RULES = ["full", "detached"]
 MODES = ["fast", "least", "auto"]
@@ -119,7 +120,7 @@ def test_gradcheck_in_double(bias, probability, kept):
 @pytest.mark.parametrize("probability", [0.0, 0.25])
 @pytest.mark.parametrize("chunk", [1 << 22, 64])
 def test_every_mode_equals_the_formed_weight_in_float64(rule, bias, mode, probability, chunk, monkeypatch):
-    monkeypatch.setattr(weight_norm, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(base_weight, "CHUNK_ELEMENTS", chunk)
     layer = moved(24, 17, 5, bias, torch.float64, rule, dropout=probability, activations=mode)
     x, grad = torch.randn(33, 24, dtype=torch.float64), torch.randn(33, 17, dtype=torch.float64)
     for _ in range(2):  # "auto" has decided by the second
@@ -137,7 +138,7 @@ def by_formed_weight(layer: NormLowRankLinear, x: Tensor, grad: Tensor) -> dict[
     leaves = {name: getattr(layer, name).detach().clone().requires_grad_() for name in names}
     x = x.detach().clone().requires_grad_()
     seed = dropout.draw_seed() if layer.dropout else 0
-    chunks = enumerate(weight_norm.spans(*x.shape))
+    chunks = enumerate(base_weight.spans(*x.shape))
     masks = [dropout.kept(x[t].detach(), layer.dropout, seed, index) for index, t in chunks]
     low = x * torch.cat(masks) if layer.dropout else x
     product = leaves["factor_out"] @ leaves["factor_in"]
@@ -230,7 +231,7 @@ class Shapes(TorchDispatchMode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("probability", [0.0, 0.1])
 def test_no_tensor_of_the_weights_size_in_a_training_step(rule, dtype, mode, probability, monkeypatch):
-    monkeypatch.setattr(weight_norm, "CHUNK_ELEMENTS", 2048)
+    monkeypatch.setattr(base_weight, "CHUNK_ELEMENTS", 2048)
     layer = moved(160, 224, 4, dtype=dtype, rule=rule, activations=mode, dropout=probability)
     x = torch.randn(9, 160, dtype=dtype, requires_grad=True)
     with Shapes() as seen:
@@ -459,29 +460,34 @@ def test_layers_that_read_one_input_share_its_cast_under_autocast():
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("probability", [0.0, 0.2])
-def test_an_eight_bit_base_is_the_layer_over_its_rounded_weight(rule, probability):
+@pytest.mark.parametrize(("bits", "inputs"), [(8, 48), (4, 48), (4, 128), (4, 131)])
+def test_a_quantised_base_is_the_layer_over_its_rounded_weight(rule, probability, bits, inputs, monkeypatch):
+    monkeypatch.setattr(base_weight, "CHUNK_ELEMENTS", 1000)
     torch.manual_seed(0)
-    base = nn.Linear(48, 40)
+    base = nn.Linear(inputs, 40)
     options = {"dropout": probability, "norm_gradient": rule, "activations": "least"}
-    layer = NormLowRankLinear(copy.deepcopy(base), 4, 8.0, base_bits=8, **options)
+    layer = NormLowRankLinear(copy.deepcopy(base), 4, 8.0, base_bits=bits, **options)
     rounded = copy.deepcopy(base)
     with torch.no_grad():
-        rounded.weight.copy_(layer.base_weight * layer.base_scale[:, None])
-    assert (rounded.weight - base.weight).abs().max() <= base.weight.abs().amax() / 254 * 1.001
+        rounded.weight.copy_(BaseWeight(layer.base_weight, layer.base_scale, inputs).rows(slice(None), torch.float32))
+    gap = 1 / 254 if bits == 8 else (1 - 0.6961928) / 2  # half of the widest gap between neighbours
+    assert (rounded.weight - base.weight).abs().max() <= base.weight.abs().amax() * gap * 1.001
+    shapes = base_weight.quantised_shapes((40, inputs), bits)
+    assert (layer.base_weight.shape, layer.base_scale.shape) == shapes
     same = NormLowRankLinear(rounded, 4, 8.0, **options)
     with torch.no_grad():
         for one in (layer, same):
             torch.manual_seed(1)
             one.factor_out.normal_(std=0.1)
             one.factor_in.normal_(std=0.1)
-    x, grad, found = torch.randn(9, 48), torch.randn(9, 40), []
+    x, grad, found = torch.randn(9, inputs), torch.randn(9, 40), []
     for one in (layer, same):
         torch.manual_seed(2)
         found.append(by_layer(one, x, grad))
     for name in found[0]:
         assert relative(found[0][name], found[1][name]) < 1e-5, name
     assert relative(layer.merge().weight, same.merge().weight) < 1e-6
-    again = NormLowRankLinear(nn.Linear(48, 40), 4, 8.0, base_bits=8, **options)
+    again = NormLowRankLinear(nn.Linear(inputs, 40), 4, 8.0, base_bits=bits, **options)
     again.load_state_dict(layer.state_dict())
     assert torch.equal(again.eval()(x), layer.eval()(x))
     assert layer.bfloat16().base_scale.dtype == torch.float32

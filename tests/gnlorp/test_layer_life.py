@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gnlorp import NormLowRankLinear
-from gnlorp.weight_norm import row_square_norms
+from gnlorp.base_weight import row_square_norms
 
 
 def moved() -> NormLowRankLinear:
@@ -85,7 +85,7 @@ def test_restarts_reach_full_rank():
         ({"alpha": "8"}, "alpha '8': must be a number"),
         ({"norm_gradient": "ful"}, "nearest: .*full"),
         ({"activations": "fastest"}, "nearest: .*fast"),
-        ({"base_bits": 4}, "nearest: 8"),
+        ({"base_bits": 5}, "nearest: 4"),
     ],
 )
 def test_bad_options_are_refused(options, message):

@@ -24,6 +24,7 @@ from suites.measure import live
 from suites.measure.ledger import cell_ledger
 from suites.measure.tracker import Event, Mark, Trace, peak_of, track
 from suites.models import checkpoint_activations
+from suites.recompute import PARTS, Part, recompute
 from suites.run.loop import Clock, train_step
 from suites.run.per_layer import PerLayer
 from suites.suite import rows
@@ -59,6 +60,7 @@ def real_trace(lab: Lab, setting: Setting, refresh: bool = False) -> tuple[Trace
     optimizer = lab.optimizer(model, placement, setting.state_bits)
     if setting.checkpointing:
         checkpoint_activations(model)
+    recompute(model, setting.recompute)
     batches = [lab.network.batch(setting.batch, setting.sequence) for _ in range(setting.accumulation)]
     plan = TrainingPlan(steps=1, batch_size=setting.batch * setting.accumulation, learning_rate=1e-3)
     job: Any = SimpleNamespace(loss=lab.loss, weight=rows)
@@ -106,13 +108,33 @@ def test_the_lab_finds_what_a_step_takes(method: str, lab_of: Any) -> None:
 @pytest.mark.parametrize("model", ["minilm", "20m"])
 @pytest.mark.parametrize(
     "config",
-    [{"activations": "fast"}, {"activations": "least"}, {"dropout": 0.0}, {"base_bits": 8}, {"form": "dense"}],
+    [
+        {"activations": "fast"},
+        {"activations": "least"},
+        {"dropout": 0.0},
+        {"base_bits": 8},
+        {"base_bits": 4},
+        {"form": "dense"},
+    ],
     ids=lambda config: " ".join(map(str, *config.items())),
 )
 def test_what_a_layer_may_keep_is_found_too(model: str, config: dict[str, Any]) -> None:
     lab = Lab(find_network(model), "gradnormlorp", 8, config=config)
     setting = setting_of(model, "gradnormlorp", 8)
     check(lab.cell(setting), *real_trace(lab, setting))
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "gradnormlorp"])
+@pytest.mark.parametrize(
+    ("model", "chosen"), [("20m", PARTS), ("20m", ("loss",)), ("minilm", ("norms",)), ("minilm", ("mlp",))]
+)
+def test_parts_made_again_are_found_too(method: str, model: str, chosen: tuple[Part, ...]) -> None:
+    lab = Lab(find_network(model), method, 8)
+    plain = setting_of(model, method, 8)
+    setting = plain.model_copy(update={"recompute": chosen})
+    cell = lab.cell(setting)
+    check(cell, *real_trace(lab, setting))
+    assert cell.phases["forward"].activation_bytes < lab.cell(plain).phases["forward"].activation_bytes
 
 
 @pytest.mark.slow

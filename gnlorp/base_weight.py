@@ -1,0 +1,136 @@
+"""The frozen base weight W0: a matrix, or 8 or 4 bits a value with scales, read a chunk of rows at a time.
+
+O out, I in, T tokens, c a chunk of rows. 8 bits: int8 times a scale a row. 4 bits: two of 16 values in a byte, times a
+scale a block of `BLOCK` values of a row; the 16 values are NormalFloat, QLoRA (arXiv 2305.14314), appendix E.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK_ELEMENTS = 1 << 22
+"""Values in one chunk of rows: what backward makes beyond its results is a few of these at a time."""
+BLOCK = 64
+"""Values of a row that share a scale in 4 bits."""
+NORMAL_FLOAT = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+def spans(rows: int, width: int) -> Iterator[slice]:
+    """Yield equal slices of `rows` rows of `width` values, each of at most `CHUNK_ELEMENTS` values or one row."""
+    chunks = max(1, -(-rows // max(1, CHUNK_ELEMENTS // max(1, width))))
+    step = max(1, -(-rows // chunks))
+    for start in range(0, rows, step):
+        yield slice(start, min(rows, start + step))
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which norms are summed: float64 for float64, else float32."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def quantised_shapes(shape: tuple[int, int], bits: int) -> tuple[tuple[int, int], tuple[int, ...]]:
+    """Return the shapes of what `quantise` makes of a weight (O, I): bytes, and scales."""
+    outputs, inputs = shape
+    return (shape, (outputs,)) if bits == 8 else ((outputs, -(-inputs // 2)), (outputs, -(-inputs // BLOCK)))
+
+
+def quantise(weight_OI: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Return W0 rounded to the nearest values that `bits` (8 or 4) can say, and float32 scales; see the module.
+
+    8 bits: each row over its largest magnitude, rounded to 1/127 of it. 4 bits: each block over its largest one.
+    """
+    (width, scales) = (shape[1:] for shape in quantised_shapes((weight_OI.shape[0], weight_OI.shape[1]), bits))
+    rows, device = len(weight_OI), weight_OI.device
+    bytes_O = torch.empty(rows, *width, dtype=torch.int8 if bits == 8 else torch.uint8, device=device)
+    scale_O = torch.empty(rows, *scales, dtype=torch.float32, device=device)
+    for c in spans(*weight_OI.shape):
+        row_cI = weight_OI[c].float()
+        if bits == 8:
+            scale_O[c] = row_cI.abs().amax(1) / 127
+            row_cI = row_cI / torch.where(scale_O[c] > 0, scale_O[c], 1.0)[:, None]
+            bytes_O[c] = row_cI.round_().clamp_(-127, 127).to(torch.int8)
+        else:
+            bytes_O[c], scale_O[c] = _four_bits(row_cI)
+    return bytes_O, scale_O
+
+
+def _four_bits(row_cI: Tensor) -> tuple[Tensor, Tensor]:
+    padded = F.pad(row_cI, (0, -row_cI.shape[1] % BLOCK)).view(len(row_cI), -1, BLOCK)
+    scale = padded.abs().amax(2)
+    values = torch.tensor(NORMAL_FLOAT, device=row_cI.device)
+    middles = (values[1:] + values[:-1]) / 2
+    shares = (padded / torch.where(scale > 0, scale, 1.0)[:, :, None]).flatten(1)
+    codes = torch.bucketize(shares, middles, out_int32=True).to(torch.uint8)
+    packed = codes[:, ::2] | (codes[:, 1::2] << 4)
+    return packed[:, : -(-row_cI.shape[1] // 2)], scale
+
+
+def row_square_norms(weight_OI: Tensor, scale_O: Tensor | None = None, inputs: int | None = None) -> Tensor:
+    """Return the squared norm of each row of W0, (O,), summed in at least float32; see `BaseWeight`."""
+    if scale_O is None:
+        norm_O: Tensor = torch.linalg.vector_norm(weight_OI, dim=1, dtype=accumulation_dtype(weight_OI.dtype))
+        return norm_O.square_()
+    base, square_O = BaseWeight(weight_OI, scale_O, inputs), scale_O.new_empty(len(scale_O))
+    for c in base.chunks(scale_O.dtype):
+        square_O[c] = torch.linalg.vector_norm(base.rows(c, scale_O.dtype), dim=1).square_()
+    return square_O
+
+
+@dataclass(frozen=True)
+class BaseWeight:
+    """W0 as it is kept, read in another dtype a chunk of rows at a time; `inputs` is I, which 4 bits do not say."""
+
+    weight_OI: Tensor
+    scale_O: Tensor | None
+    inputs: int | None = None
+
+    def rows(self, c: slice, dtype: torch.dtype) -> Tensor:
+        """Return rows of W0, (c, I)."""
+        if self.scale_O is None:
+            return self.weight_OI[c].to(dtype)
+        if self.scale_O.ndim == 1:
+            return self.weight_OI[c].to(dtype).mul_(self.scale_O[c, None].to(dtype))
+        packed, scale = self.weight_OI[c], self.scale_O[c].to(dtype)
+        codes = torch.stack([packed & 15, packed >> 4], 2).flatten(1)[:, : self.inputs]
+        values = torch.tensor(NORMAL_FLOAT, dtype=dtype, device=packed.device)[codes.int()]
+        return values.mul_(scale.repeat_interleave(BLOCK, 1)[:, : self.inputs])
+
+    def chunks(self, dtype: torch.dtype) -> Iterator[slice]:
+        """Yield the rows that are read at once: all of them where nothing has to be converted."""
+        if self.scale_O is None and self.weight_OI.dtype == dtype:
+            yield slice(0, self.weight_OI.shape[0])
+        else:
+            yield from spans(self.weight_OI.shape[0], self.inputs or self.weight_OI.shape[1])
+
+    def apply(self, x: Tensor, bias_O: Tensor | None) -> Tensor:
+        """Return x W0^T + b, (..., O), in x's dtype."""
+        bias_O = None if bias_O is None else bias_O.to(x.dtype)
+        chunks = list(self.chunks(x.dtype))
+        if len(chunks) == 1:
+            return F.linear(x, self.rows(chunks[0], x.dtype), bias_O)
+        y = x.new_empty(*x.shape[:-1], self.weight_OI.shape[0])
+        for c in chunks:
+            y[..., c] = F.linear(x, self.rows(c, x.dtype), None if bias_O is None else bias_O[c])
+        return y
+
+    def pull(self, grad_TO: Tensor, into_TI: Tensor, add: bool) -> None:
+        """Write grad W0 into `into_TI`, or add it."""
+        for c in self.chunks(grad_TO.dtype):
+            add_product(into_TI, grad_TO[:, c], self.rows(c, grad_TO.dtype), first=not add and c.start == 0)
+
+
+def add_product(into: Tensor, left: Tensor, right: Tensor, first: bool) -> None:
+    """Write a product of matrices into a tensor, or, after the first, add it."""
+    if first:
+        torch.mm(left, right, out=into)
+    else:
+        into.addmm_(left, right)

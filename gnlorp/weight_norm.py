@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gnlorp import dropout
-from gnlorp.base_weight import BaseWeight, add_product, spans
+from gnlorp.base_weight import BaseWeight, add_product, row_square_norms, spans
 
 
 def product_norms(
@@ -49,7 +49,7 @@ def product_norms(
         a_cR = out_OR[c].to(high)
         low_cR = (a_cR @ gram_RR).mul_(scaling)  # s A (B B^T)
         low_square_c = (low_cR * a_cR).sum(1).mul_(scaling)  # s^2 rowsum(A (B B^T) * A)
-        cross_cR = (base.rows(c, dtype) @ inner_RI.T).to(high)  # W0 B^T
+        cross_cR = narrow(base.rows(c, dtype), inner_RI.T).to(high)  # W0 B^T
         if image_OR is not None:
             torch.add(low_cR, cross_cR, out=image_OR[c])
         square_c = base_square_O[c] + low_cR.add_(cross_cR, alpha=2).mul_(a_cR).sum(1).mul_(scaling)
@@ -57,6 +57,11 @@ def product_norms(
         inverse_O[c] = torch.where(square_c > floor_c, square_c.reciprocal(), 0.0)
         norm_O[c] = torch.maximum(square_c, floor_c).sqrt_()
     return norm_O, inverse_O
+
+
+def narrow(wide: Tensor, thin: Tensor) -> Tensor:
+    """Return a product of matrices; one of few columns is formed as its transpose: the wide factor is read in order."""
+    return torch.mm(wide, thin) if thin.shape[1] > THIN else torch.mm(thin.T, wide.T).T
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
@@ -87,6 +92,13 @@ def tracing() -> bool:
     )
 
 
+WRITTEN, ADDED = 96, 8
+"""What an element of V, written and scaled, and one that the low-rank path adds to, cost beside their products, in
+multiplications of a product of matrices (measured on a CPU)."""
+THIN = 32
+"""Columns up to which a product is faster formed as its transpose (measured on a CPU)."""
+
+
 @dataclass(frozen=True)
 class Options:
     """How the map is computed. `probability` and `seed` are dropout's; `keep_*` say what backward finds kept."""
@@ -100,9 +112,10 @@ class Options:
 
     def forms_weight(self, x_TI: Tensor, out_OR: Tensor) -> bool:
         """Whether chunks of V are formed: where it costs less than the low-rank path, and rounding keeps s A B in V."""
-        tokens, inputs, outputs = len(x_TI), x_TI.shape[1], len(out_OR)
+        (tokens, inputs), (outputs, rank) = x_TI.shape, out_OR.shape
         free = self.probability == 0 and not self.keep_output and not self.keep_hidden
-        return free and x_TI.dtype.itemsize >= 4 and outputs * inputs < tokens * (outputs + inputs)
+        added = tokens * (outputs + inputs) * (rank + ADDED)
+        return free and x_TI.dtype.itemsize >= 4 and outputs * inputs * WRITTEN < added
 
 
 @dataclass
@@ -133,15 +146,14 @@ class _NormLowRank(torch.autograd.Function):
     ) -> Tensor:
         base, dtype, s = BaseWeight(weight_OI, scale_O, in_RI.shape[1]), cast.dtype, options.scaling
         with no_autocast(x.device):
-            image_OR = (
-                torch.empty(out_OR.shape, dtype=base_square_O.dtype, device=x.device) if options.keep_hidden else None
-            )
-            norm_O, inverse_O = product_norms(base_square_O, base, out_OR, in_RI, s, dtype, image_OR)
-            gain_O = torch.where(norm_O > 0, magnitude_O / norm_O, 0.0)
-            cast_TI, hidden_TR = cast.reshape(-1, cast.shape[-1]), None
-            if options.forms_weight(cast_TI, out_OR):
-                y = _through_weight(cast, base, bias_O, out_OR, in_RI, gain_O, s)
+            hidden_TR = image_OR = None
+            if options.forms_weight(cast.reshape(-1, cast.shape[-1]), out_OR):
+                y, norm_O, inverse_O, gain_O = _through_weight(cast, base, bias_O, out_OR, in_RI, magnitude_O, s)
             else:
+                if options.keep_hidden:
+                    image_OR = torch.empty(out_OR.shape, dtype=base_square_O.dtype, device=x.device)
+                norm_O, inverse_O = product_norms(base_square_O, base, out_OR, in_RI, s, dtype, image_OR)
+                gain_O = torch.where(norm_O > 0, magnitude_O / norm_O, 0.0)
                 y, hidden_TR = _through_factors(cast, base, bias_O, out_OR, in_RI, gain_O, options)
         ctx.options, ctx.x_dtype = options, x.dtype
         ctx.save_for_backward(
@@ -165,7 +177,10 @@ class _NormLowRank(torch.autograd.Function):
             y_TO = None if y is None else y.reshape(grad_TO.shape)
             x_grad_TI = torch.empty_like(cast_TI) if needs_x else None
             # Sums over tokens: from row chunks of G = g^T x where nothing else has to be made again, else from tokens.
-            if options.probability == 0 and y_TO is None and hidden_TR is None:
+            formed = options.forms_weight(cast_TI, out_OR)
+            if formed:
+                sums = _by_formed_rows(grad_TO, cast_TI, base, out_OR, in_RI, gain_O, inverse_O, x_grad_TI, s)
+            elif options.probability == 0 and y_TO is None and hidden_TR is None:
                 sums = _by_rows(grad_TO, cast_TI, base, out_OR, in_RI, gain_O, x_grad_TI, options)
             else:
                 sums = _by_tokens(grad_TO, cast_TI, y_TO, hidden_TR, base, out_OR, in_RI, gain_O, x_grad_TI, options)
@@ -177,7 +192,7 @@ class _NormLowRank(torch.autograd.Function):
                 raw_O = torch.where(gain_O != 0, energy_O / gain_O, 0.0)
             # dL/dA = s diag(gain) (g^T hidden),  dL/dB = s A^T diag(gain) (g^T low), then what the norm takes away.
             out_grad, in_grad = sums.out_OR.mul_((gain_O * s)[:, None]), sums.in_RI.mul_(s)
-            if options.through_norm:
+            if options.through_norm and not formed:
                 radial_O = raw_O * gain_O * inverse_O
                 _subtract_radial(out_grad, in_grad, radial_O, base, out_OR, in_RI, s, grad_TO.dtype, image_OR)
             m_grad = torch.where(norm_O > 0, raw_O / norm_O, 0.0) if needs_m else None
@@ -203,20 +218,26 @@ def _through_weight(
     bias_O: Tensor | None,
     out_OR: Tensor,
     in_RI: Tensor,
-    gain_O: Tensor,
+    magnitude_O: Tensor,
     scaling: float,
-) -> Tensor:
-    """Return x (diag(gain) V)^T + b, V formed by chunks of rows."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return x (diag(gain) V)^T + b, |V|, 1 / |V|^2 (0 for a row of zeros) and the gain, V formed by chunks of rows."""
     chunks = list(spans(len(out_OR), in_RI.shape[1]))
     y = x.new_empty(*x.shape[:-1], len(out_OR)) if len(chunks) > 1 else None
+    norm_O, inverse_O, gain_O = (torch.empty_like(magnitude_O) for _ in range(3))
     for c in chunks:
         weight_cI = torch.addmm(base.rows(c, x.dtype), out_OR[c].to(x.dtype), in_RI.to(x.dtype), alpha=scaling)
+        square_c = row_square_norms(weight_cI)
+        norm_O[c], inverse_O[c] = square_c.sqrt(), torch.where(square_c > 0, square_c.reciprocal(), 0.0)
+        gain_O[c] = torch.where(square_c > 0, magnitude_O[c] / norm_O[c], 0.0)
         part = F.linear(x, weight_cI.mul_(gain_O[c, None]), None if bias_O is None else bias_O[c].to(x.dtype))
+        del weight_cI
         if y is None:
-            return part
-        y[..., c] = part
+            y = part
+        else:
+            y[..., c] = part
     assert y is not None
-    return y
+    return y, norm_O, inverse_O, gain_O
 
 
 def _through_factors(
@@ -234,18 +255,20 @@ def _through_factors(
     y_TO, x_TI = y.view(-1, y.shape[-1]), x.reshape(-1, x.shape[-1])
     # The low path: s (low B^T) A^T, a chunk of tokens at a time where a mask is drawn.
     out, inner_T = out_OR.to(x.dtype).T, in_RI.to(x.dtype).T
-    hidden_TR = x.new_empty(len(x_TI), len(in_RI)) if options.keep_hidden else None
+    hidden: list[Tensor] = []
     for index, t in enumerate(_token_spans(x_TI, options)):
         low_tI = dropout.dropped(x_TI[t], options.probability, options.seed, index)
-        hidden_tR = torch.mm(low_tI, inner_T, out=None if hidden_TR is None else hidden_TR[t])
-        y_TO[t].addmm_(hidden_tR, out, alpha=options.scaling)
+        hidden_tR = narrow(low_tI, inner_T)
         del low_tI
+        y_TO[t].addmm_(hidden_tR, out, alpha=options.scaling)
+        if options.keep_hidden:
+            hidden.append(hidden_tR)
     # y = gain * (dense + low) + (1 - gain) * b
     if bias_O is None:
         y_TO.mul_(gain_O)
     else:
         torch.addcmul((1 - gain_O) * bias_O, y_TO, gain_O, out=y_TO)
-    return y, hidden_TR
+    return y, hidden[0] if len(hidden) == 1 else torch.cat(hidden) if hidden else None
 
 
 def _token_spans(cast_TI: Tensor, options: Options) -> Iterator[slice]:
@@ -267,23 +290,52 @@ def _by_rows(
     options: Options,
 ) -> _Sums:
     """Return the sums from chunks of rows of G = g^T x, (c, I): the work of full training's weight gradient."""
-    dtype, high, forms_weight = grad_TO.dtype, gain_O.dtype, options.forms_weight(cast_TI, out_OR)
+    dtype, high = grad_TO.dtype, gain_O.dtype
     inner_RI, gained_OR = in_RI.to(dtype), (gain_O[:, None] * out_OR).to(dtype)
     out_sum_OR = torch.empty(out_OR.shape, dtype=high, device=grad_TO.device)
     in_sum_RI = torch.zeros(in_RI.shape, dtype=high, device=grad_TO.device)
     raw_O = torch.empty_like(gain_O)
     for c in spans(out_OR.shape[0], in_RI.shape[1]):
         dense_cI = grad_TO[:, c].T @ cast_TI
-        out_sum_OR[c] = dense_cI @ inner_RI.T  # G B^T
+        out_sum_OR[c] = narrow(dense_cI, inner_RI.T)  # G B^T
         in_sum_RI += gained_OR[c].T @ dense_cI  # (diag(gain) A)^T G
         raw_O[c] = dense_cI.mul_(base.rows(c, dtype)).sum(1, dtype=high)  # rowsum(G * W0)
-        if forms_weight and x_grad_TI is not None:  # dL/dx = g diag(gain) V
-            torch.addmm(base.rows(c, dtype), out_OR[c].to(dtype), inner_RI, alpha=options.scaling, out=dense_cI)
-            add_product(x_grad_TI, grad_TO[:, c], dense_cI.mul_(gain_O[c, None]), first=c.start == 0)
         del dense_cI
     raw_O += (out_sum_OR * out_OR).sum(1).mul_(options.scaling)  # + s rowsum((G B^T) * A)
-    if x_grad_TI is not None and not forms_weight:
-        _input_gradient(grad_TO, base, grad_TO @ gained_OR, inner_RI, gain_O, x_grad_TI, options)
+    if x_grad_TI is not None:
+        _input_gradient(grad_TO, base, narrow(grad_TO, gained_OR), inner_RI, gain_O, x_grad_TI, options)
+    return _Sums(out_sum_OR, in_sum_RI, raw_O)
+
+
+def _by_formed_rows(
+    grad_TO: Tensor,
+    cast_TI: Tensor,
+    base: BaseWeight,
+    out_OR: Tensor,
+    in_RI: Tensor,
+    gain_O: Tensor,
+    inverse_O: Tensor | None,
+    x_grad_TI: Tensor | None,
+    scaling: float,
+) -> _Sums:
+    """Return the sums from row chunks of G and of V, what the norm takes away left out already."""
+    dtype, high = grad_TO.dtype, gain_O.dtype
+    inner_RI, gained_OR = in_RI.to(dtype), (gain_O[:, None] * out_OR).to(dtype)
+    out_sum_OR = torch.empty(out_OR.shape, dtype=high, device=grad_TO.device)
+    in_sum_RI = torch.zeros(in_RI.shape, dtype=high, device=grad_TO.device)
+    raw_O = torch.empty_like(gain_O)
+    for c in spans(out_OR.shape[0], in_RI.shape[1]):
+        dense_cI = grad_TO[:, c].T @ cast_TI
+        weight_cI = torch.addmm(base.rows(c, dtype), out_OR[c].to(dtype), inner_RI, alpha=scaling)
+        raw_O[c] = (dense_cI * weight_cI).sum(1, dtype=high)  # rowsum(G * V)
+        if inverse_O is not None:  # G - diag(raw / |V|^2) V
+            dense_cI.addcmul_(weight_cI, (raw_O[c] * -inverse_O[c])[:, None])
+        out_sum_OR[c] = narrow(dense_cI, inner_RI.T)
+        in_sum_RI += gained_OR[c].T @ dense_cI
+        del dense_cI
+        if x_grad_TI is not None:  # dL/dx = g diag(gain) V
+            add_product(x_grad_TI, grad_TO[:, c], weight_cI.mul_(gain_O[c, None]), first=c.start == 0)
+        del weight_cI
     return _Sums(out_sum_OR, in_sum_RI, raw_O)
 
 
@@ -312,9 +364,9 @@ def _by_tokens(
         del response_tO
         keep_tI = dropout.kept(x_tI, options.probability, options.seed, index)
         low_tI = x_tI if keep_tI is None else x_tI * keep_tI
-        hidden_tR = low_tI @ inner_RI.T if hidden_TR is None else hidden_TR[t]
-        hidden_grad_tR = g_tO @ gained_OR
-        out_sum_OR += g_tO.T @ hidden_tR
+        hidden_tR = narrow(low_tI, inner_RI.T) if hidden_TR is None else hidden_TR[t]
+        hidden_grad_tR = narrow(g_tO, gained_OR)
+        out_sum_OR += narrow(g_tO.T, hidden_tR)
         in_sum_RI += hidden_grad_tR.T @ low_tI
         del low_tI
         if x_grad_TI is not None:
@@ -361,12 +413,14 @@ def _subtract_radial(
     """
     high = radial_O.dtype
     inner_RI, wide_RI = in_RI.to(dtype), in_RI.to(high)
-    gram_RR, mix_RR = wide_RI @ wide_RI.T, torch.zeros(len(in_RI), len(in_RI), dtype=high, device=in_RI.device)
+    gram_RR = wide_RI @ wide_RI.T if image_OR is None else None
+    mix_RR = torch.zeros(len(in_RI), len(in_RI), dtype=high, device=in_RI.device)
     pull_O = radial_O * -scaling
     for c in spans(out_OR.shape[0], max(in_RI.shape)):
         a_cR, rows_cI = out_OR[c].to(high), base.rows(c, dtype)
         if image_OR is None:
-            image_cR = (rows_cI @ inner_RI.T).to(high).addmm_(a_cR, gram_RR, alpha=scaling)
+            assert gram_RR is not None
+            image_cR = narrow(rows_cI, inner_RI.T).to(high).addmm_(a_cR, gram_RR, alpha=scaling)
         else:
             image_cR = image_OR[c]
         out_grad_OR[c].addcmul_(pull_O[c, None], image_cR)

@@ -76,12 +76,10 @@ def _four_bits(row_cI: Tensor) -> tuple[Tensor, Tensor]:
 
 def row_square_norms(weight_OI: Tensor, scale_O: Tensor | None = None, inputs: int | None = None) -> Tensor:
     """Return the squared norm of each row of W0, (O,), summed in at least float32; see `BaseWeight`."""
-    if scale_O is None:
-        norm_O: Tensor = torch.linalg.vector_norm(weight_OI, dim=1, dtype=accumulation_dtype(weight_OI.dtype))
-        return norm_O.square_()
-    base, square_O = BaseWeight(weight_OI, scale_O, inputs), scale_O.new_empty(len(scale_O))
-    for c in base.chunks(scale_O.dtype):
-        square_O[c] = torch.linalg.vector_norm(base.rows(c, scale_O.dtype), dim=1).square_()
+    base, dtype = BaseWeight(weight_OI, scale_O, inputs), accumulation_dtype(weight_OI.dtype)
+    square_O = torch.empty(len(weight_OI), dtype=dtype, device=weight_OI.device)
+    for c in base.chunks(dtype):
+        square_O[c] = torch.linalg.vector_norm(base.rows(c, dtype), dim=1).square_()
     return square_O
 
 

@@ -32,18 +32,20 @@ class _NormLinear(torch.autograd.Function):
             else:
                 torch.addcmul((1 - gain_O) * bias_O, y, gain_O, out=y)
         ctx.x_dtype = x.dtype
-        ctx.save_for_backward(cast, weight_OI, bias_O, gain_O, norm_O)
+        ctx.save_for_backward(cast, weight_OI, bias_O, m_O)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        cast, weight_OI, bias_O, gain_O, norm_O = ctx.saved_tensors
-        base, high = BaseWeight(weight_OI, None), gain_O.dtype
+        cast, weight_OI, bias_O, m_O = ctx.saved_tensors
+        base, high = BaseWeight(weight_OI, None), m_O.dtype
         with no_autocast(grad.device):
             grad_TO, cast_TI = grad.reshape(-1, grad.shape[-1]), cast.reshape(-1, cast.shape[-1])
             # dL/dV = diag(g) (G - diag(raw / |V|^2) V),  raw = rowsum(G * V),  dL/dm = raw / |V|,  G = grad^T x
-            weight_grad_OI, raw_O = torch.empty_like(weight_OI), torch.empty_like(gain_O)
+            weight_grad_OI, raw_O = torch.empty_like(weight_OI), torch.empty_like(m_O)
+            norm_O = row_square_norms(weight_OI).sqrt_()
+            gain_O = torch.where(norm_O > 0, m_O / norm_O, 0.0)
             for c in spans(*weight_OI.shape):
                 dense_cI, rows_cI = grad_TO[:, c].T @ cast_TI, base.rows(c, grad_TO.dtype)
                 raw_O[c] = (dense_cI * rows_cI).sum(1, dtype=high)

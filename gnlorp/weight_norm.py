@@ -117,6 +117,10 @@ class Options:
         added = tokens * (outputs + inputs) * (rank + ADDED)
         return free and x_TI.dtype.itemsize >= 4 and outputs * inputs * WRITTEN < added
 
+    def keeps_norms(self, x_TI: Tensor, out_OR: Tensor) -> bool:
+        """Whether vectors of O are kept: where backward would need a product of its own to find them again."""
+        return self.keep_hidden or not (self.through_norm or self.forms_weight(x_TI, out_OR))
+
 
 @dataclass
 class _Sums:
@@ -147,8 +151,9 @@ class _NormLowRank(torch.autograd.Function):
         base, dtype, s = BaseWeight(weight_OI, scale_O, in_RI.shape[1]), cast.dtype, options.scaling
         with no_autocast(x.device):
             hidden_TR = image_OR = None
-            if options.forms_weight(cast.reshape(-1, cast.shape[-1]), out_OR):
-                y, norm_O, inverse_O, gain_O = _through_weight(cast, base, bias_O, out_OR, in_RI, magnitude_O, s)
+            cast_TI = cast.reshape(-1, cast.shape[-1])
+            if options.forms_weight(cast_TI, out_OR):
+                y = _through_weight(cast, base, bias_O, out_OR, in_RI, magnitude_O, s)
             else:
                 if options.keep_hidden:
                     image_OR = torch.empty(out_OR.shape, dtype=base_square_O.dtype, device=x.device)
@@ -156,9 +161,11 @@ class _NormLowRank(torch.autograd.Function):
                 gain_O = torch.where(norm_O > 0, magnitude_O / norm_O, 0.0)
                 y, hidden_TR = _through_factors(cast, base, bias_O, out_OR, in_RI, gain_O, options)
         ctx.options, ctx.x_dtype = options, x.dtype
+        # Norms that backward finds again on its way are not kept: V B^T is needed there, or V.
+        norms = (norm_O, inverse_O, gain_O) if options.keeps_norms(cast_TI, out_OR) else ()
         ctx.save_for_backward(
-            cast, hidden_TR, y if options.keep_output else None, weight_OI, scale_O, bias_O, out_OR, in_RI,
-            gain_O, norm_O, inverse_O if options.through_norm else None, image_OR if options.through_norm else None,
+            cast, hidden_TR, y if options.keep_output else None, image_OR if options.through_norm else None,
+            weight_OI, scale_O, bias_O, out_OR, in_RI, magnitude_O, base_square_O, *norms,
         )  # fmt: skip
         return y
 
@@ -166,7 +173,7 @@ class _NormLowRank(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         _settle()
-        cast, hidden_TR, y, weight_OI, scale_O, bias_O, out_OR, in_RI, gain_O, norm_O, inverse_O, image_OR = (
+        cast, hidden_TR, y, image_OR, weight_OI, scale_O, bias_O, out_OR, in_RI, magnitude_O, base_square_O, *norms = (
             ctx.saved_tensors
         )
         needs_x, needs_bias, needs_m = (ctx.needs_input_grad[index] for index in (0, 4, 7))
@@ -175,11 +182,19 @@ class _NormLowRank(torch.autograd.Function):
         with no_autocast(grad.device):
             grad_TO, cast_TI = grad.reshape(-1, grad.shape[-1]), cast.reshape(-1, cast.shape[-1])
             y_TO = None if y is None else y.reshape(grad_TO.shape)
+            formed = options.forms_weight(cast_TI, out_OR)
+            if norms:
+                norm_O, inverse_O, gain_O = norms
+            elif not formed:
+                image_OR = torch.empty(out_OR.shape, dtype=base_square_O.dtype, device=grad.device)
+                norm_O, inverse_O = product_norms(base_square_O, base, out_OR, in_RI, s, cast.dtype, image_OR)
+                gain_O = torch.where(norm_O > 0, magnitude_O / norm_O, 0.0)
             x_grad_TI = torch.empty_like(cast_TI) if needs_x else None
             # Sums over tokens: from row chunks of G = g^T x where nothing else has to be made again, else from tokens.
-            formed = options.forms_weight(cast_TI, out_OR)
             if formed:
-                sums = _by_formed_rows(grad_TO, cast_TI, base, out_OR, in_RI, gain_O, inverse_O, x_grad_TI, s)
+                sums, norm_O, gain_O = _by_formed_rows(
+                    grad_TO, cast_TI, base, out_OR, in_RI, magnitude_O, x_grad_TI, options
+                )
             elif options.probability == 0 and y_TO is None and hidden_TR is None:
                 sums = _by_rows(grad_TO, cast_TI, base, out_OR, in_RI, gain_O, x_grad_TI, options)
             else:
@@ -193,6 +208,7 @@ class _NormLowRank(torch.autograd.Function):
             # dL/dA = s diag(gain) (g^T hidden),  dL/dB = s A^T diag(gain) (g^T low), then what the norm takes away.
             out_grad, in_grad = sums.out_OR.mul_((gain_O * s)[:, None]), sums.in_RI.mul_(s)
             if options.through_norm and not formed:
+                assert image_OR is not None
                 radial_O = raw_O * gain_O * inverse_O
                 _subtract_radial(out_grad, in_grad, radial_O, base, out_OR, in_RI, s, grad_TO.dtype, image_OR)
             m_grad = torch.where(norm_O > 0, raw_O / norm_O, 0.0) if needs_m else None
@@ -220,24 +236,29 @@ def _through_weight(
     in_RI: Tensor,
     magnitude_O: Tensor,
     scaling: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return x (diag(gain) V)^T + b, |V|, 1 / |V|^2 (0 for a row of zeros) and the gain, V formed by chunks of rows."""
+) -> Tensor:
+    """Return x (diag(gain) V)^T + b, V formed by chunks of rows."""
     chunks = list(spans(len(out_OR), in_RI.shape[1]))
     y = x.new_empty(*x.shape[:-1], len(out_OR)) if len(chunks) > 1 else None
-    norm_O, inverse_O, gain_O = (torch.empty_like(magnitude_O) for _ in range(3))
     for c in chunks:
         weight_cI = torch.addmm(base.rows(c, x.dtype), out_OR[c].to(x.dtype), in_RI.to(x.dtype), alpha=scaling)
-        square_c = row_square_norms(weight_cI)
-        norm_O[c], inverse_O[c] = square_c.sqrt(), torch.where(square_c > 0, square_c.reciprocal(), 0.0)
-        gain_O[c] = torch.where(square_c > 0, magnitude_O[c] / norm_O[c], 0.0)
-        part = F.linear(x, weight_cI.mul_(gain_O[c, None]), None if bias_O is None else bias_O[c].to(x.dtype))
+        gain_c = _formed_norms(weight_cI, magnitude_O[c])[2]
+        part = F.linear(x, weight_cI.mul_(gain_c[:, None]), None if bias_O is None else bias_O[c].to(x.dtype))
         del weight_cI
         if y is None:
             y = part
         else:
             y[..., c] = part
     assert y is not None
-    return y, norm_O, inverse_O, gain_O
+    return y
+
+
+def _formed_norms(weight_cI: Tensor, magnitude_c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return |V| of rows of V, 1 / |V|^2 (0 for a row of zeros), and the gain."""
+    square_c = row_square_norms(weight_cI)
+    norm_c = square_c.sqrt()
+    inverse_c = torch.where(square_c > 0, square_c.reciprocal(), 0.0)
+    return norm_c, inverse_c, torch.where(square_c > 0, magnitude_c / norm_c, 0.0)
 
 
 def _through_factors(
@@ -313,30 +334,29 @@ def _by_formed_rows(
     base: BaseWeight,
     out_OR: Tensor,
     in_RI: Tensor,
-    gain_O: Tensor,
-    inverse_O: Tensor | None,
+    magnitude_O: Tensor,
     x_grad_TI: Tensor | None,
-    scaling: float,
-) -> _Sums:
-    """Return the sums from row chunks of G and of V, what the norm takes away left out already."""
-    dtype, high = grad_TO.dtype, gain_O.dtype
-    inner_RI, gained_OR = in_RI.to(dtype), (gain_O[:, None] * out_OR).to(dtype)
+    options: Options,
+) -> tuple[_Sums, Tensor, Tensor]:
+    """Return the sums from row chunks of G and of V, with what the norm takes away left out already; |V|, the gain."""
+    dtype, high, inner_RI = grad_TO.dtype, magnitude_O.dtype, in_RI.to(grad_TO.dtype)
     out_sum_OR = torch.empty(out_OR.shape, dtype=high, device=grad_TO.device)
     in_sum_RI = torch.zeros(in_RI.shape, dtype=high, device=grad_TO.device)
-    raw_O = torch.empty_like(gain_O)
+    raw_O, norm_O, gain_O = (torch.empty_like(magnitude_O) for _ in range(3))
     for c in spans(out_OR.shape[0], in_RI.shape[1]):
         dense_cI = grad_TO[:, c].T @ cast_TI
-        weight_cI = torch.addmm(base.rows(c, dtype), out_OR[c].to(dtype), inner_RI, alpha=scaling)
+        weight_cI = torch.addmm(base.rows(c, dtype), out_OR[c].to(dtype), inner_RI, alpha=options.scaling)
+        norm_O[c], inverse_c, gain_c = _formed_norms(weight_cI, magnitude_O[c])
         raw_O[c] = (dense_cI * weight_cI).sum(1, dtype=high)  # rowsum(G * V)
-        if inverse_O is not None:  # G - diag(raw / |V|^2) V
-            dense_cI.addcmul_(weight_cI, (raw_O[c] * -inverse_O[c])[:, None])
-        out_sum_OR[c] = narrow(dense_cI, inner_RI.T)
-        in_sum_RI += gained_OR[c].T @ dense_cI
+        if options.through_norm:  # G - diag(raw / |V|^2) V
+            dense_cI.addcmul_(weight_cI, (raw_O[c] * -inverse_c)[:, None])
+        out_sum_OR[c], gain_O[c] = narrow(dense_cI, inner_RI.T), gain_c
+        in_sum_RI += (gain_c[:, None] * out_OR[c]).to(dtype).T @ dense_cI
         del dense_cI
         if x_grad_TI is not None:  # dL/dx = g diag(gain) V
-            add_product(x_grad_TI, grad_TO[:, c], weight_cI.mul_(gain_O[c, None]), first=c.start == 0)
+            add_product(x_grad_TI, grad_TO[:, c], weight_cI.mul_(gain_c[:, None]), first=c.start == 0)
         del weight_cI
-    return _Sums(out_sum_OR, in_sum_RI, raw_O)
+    return _Sums(out_sum_OR, in_sum_RI, raw_O), norm_O, gain_O
 
 
 def _by_tokens(
@@ -404,30 +424,22 @@ def _subtract_radial(
     in_RI: Tensor,
     scaling: float,
     dtype: torch.dtype,
-    image_OR: Tensor | None,
+    image_OR: Tensor,
 ) -> None:
     """Take the radial part k V, k = gain raw / |V|^2, out of dL/dV:  dA -= s k (V B^T),  dB -= s (k A)^T V.
 
-    V B^T = W0 B^T + s A (B B^T), `image` where it was kept, and (k A)^T V = (k A)^T W0 + s ((k A)^T A) B, by chunks of
-    rows.
+    `image` is V B^T, and (k A)^T V = (k A)^T W0 + s ((k A)^T A) B, by chunks of rows.
     """
     high = radial_O.dtype
-    inner_RI, wide_RI = in_RI.to(dtype), in_RI.to(high)
-    gram_RR = wide_RI @ wide_RI.T if image_OR is None else None
     mix_RR = torch.zeros(len(in_RI), len(in_RI), dtype=high, device=in_RI.device)
     pull_O = radial_O * -scaling
+    out_grad_OR.addcmul_(pull_O[:, None], image_OR)
     for c in spans(out_OR.shape[0], max(in_RI.shape)):
-        a_cR, rows_cI = out_OR[c].to(high), base.rows(c, dtype)
-        if image_OR is None:
-            assert gram_RR is not None
-            image_cR = narrow(rows_cI, inner_RI.T).to(high).addmm_(a_cR, gram_RR, alpha=scaling)
-        else:
-            image_cR = image_OR[c]
-        out_grad_OR[c].addcmul_(pull_O[c, None], image_cR)
+        a_cR = out_OR[c].to(high)
         pulled_cR = pull_O[c, None] * a_cR
         mix_RR.addmm_(pulled_cR.T, a_cR)
-        in_grad_RI += pulled_cR.to(dtype).T @ rows_cI
-    in_grad_RI.addmm_(mix_RR, wide_RI, alpha=scaling)
+        in_grad_RI += pulled_cR.to(dtype).T @ base.rows(c, dtype)
+    in_grad_RI.addmm_(mix_RR, in_RI.to(high), alpha=scaling)
 
 
 def norm_low_rank_linear(
@@ -453,9 +465,10 @@ def norm_low_rank_linear(
 
     `low` is `x` after dropout, whose mask is a function of `options.seed` alone and is drawn again in backward. `cast`
     is `x` in the dtype of the computation (x itself, or a cast that layers may share); it is all that is kept for
-    backward beside parameters and vectors of O, unless `keep_output` (then the output must not be changed in place) or
-    `keep_hidden`. `base_square` is `row_square_norms(weight, scale)`. A row whose magnitude is exactly 0 has no output
-    to read dL/dm from: with `keep_output` its dL/dm is 0. The weight gets no gradient. Not differentiable twice.
+    backward beside parameters (and, where the norm is a constant, vectors of O), unless `keep_output` (then the output
+    must not be changed in place) or `keep_hidden`. `base_square` is `row_square_norms(weight, scale)`. A row whose
+    magnitude is exactly 0 has no output to read dL/dm from: with `keep_output` its dL/dm is 0. The weight gets no
+    gradient. Not differentiable twice.
 
     Shapes: x and cast (..., I), weight (O, I), scale, bias (O,), out A (O, R), in B (R, I), magnitude (O,); returns
     (..., O).

@@ -57,14 +57,14 @@ def test_the_start_is_bit_equal_and_merging_gives_it_back():
     assert torch.equal(torch.func.vmap(layer)(x), layer(x)) or relative(torch.func.vmap(layer)(x), layer(x)) < 1e-6
 
 
-def test_only_the_input_and_vectors_are_kept_for_backward():
+def test_only_the_input_is_kept_for_backward():
     layer, _ = pair(True, torch.float32)
     x = torch.randn(5, 24, requires_grad=True)
     kept: dict[int, Tensor] = {}
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
         layer(x)
     known = {p.data_ptr() for p in layer.parameters()} | {x.data_ptr()}
-    assert sum(t.numel() for pointer, t in kept.items() if pointer not in known) == 2 * 17
+    assert sum(t.numel() for pointer, t in kept.items() if pointer not in known) == 0
 
 
 def test_autocast_and_low_precision():

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gnlorp.base_weight import BaseWeight, row_square_norms, spans
+from gnlorp.base_weight import BaseWeight, accumulation_dtype, row_square_norms, spans
 from gnlorp.weight_norm import no_autocast, shared_cast, tracing
 
 
@@ -39,11 +39,11 @@ class _NormLinear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cast, weight_OI, bias_O, m_O = ctx.saved_tensors
-        base, high = BaseWeight(weight_OI, None), m_O.dtype
+        base, high = BaseWeight(weight_OI, None), accumulation_dtype(weight_OI.dtype)
         with no_autocast(grad.device):
             grad_TO, cast_TI = grad.reshape(-1, grad.shape[-1]), cast.reshape(-1, cast.shape[-1])
             # dL/dV = diag(g) (G - diag(raw / |V|^2) V),  raw = rowsum(G * V),  dL/dm = raw / |V|,  G = grad^T x
-            weight_grad_OI, raw_O = torch.empty_like(weight_OI), torch.empty_like(m_O)
+            weight_grad_OI, raw_O = torch.empty_like(weight_OI), m_O.new_empty(len(m_O), dtype=high)
             norm_O = row_square_norms(weight_OI).sqrt_()
             gain_O = torch.where(norm_O > 0, m_O / norm_O, 0.0)
             for c in spans(*weight_OI.shape):

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gnlorp import dropout
-from gnlorp.base_weight import BaseWeight, add_product, row_square_norms, spans
+from gnlorp.base_weight import BaseWeight, accumulation_dtype, add_product, row_square_norms, spans
 
 
 def product_norms(
@@ -339,10 +339,10 @@ def _by_formed_rows(
     options: Options,
 ) -> tuple[_Sums, Tensor, Tensor]:
     """Return the sums from row chunks of G and of V, with what the norm takes away left out already; |V|, the gain."""
-    dtype, high, inner_RI = grad_TO.dtype, magnitude_O.dtype, in_RI.to(grad_TO.dtype)
+    dtype, high, inner_RI = grad_TO.dtype, accumulation_dtype(grad_TO.dtype), in_RI.to(grad_TO.dtype)
     out_sum_OR = torch.empty(out_OR.shape, dtype=high, device=grad_TO.device)
     in_sum_RI = torch.zeros(in_RI.shape, dtype=high, device=grad_TO.device)
-    raw_O, norm_O, gain_O = (torch.empty_like(magnitude_O) for _ in range(3))
+    raw_O, norm_O, gain_O = (magnitude_O.new_empty(len(magnitude_O), dtype=high) for _ in range(3))
     for c in spans(out_OR.shape[0], in_RI.shape[1]):
         dense_cI = grad_TO[:, c].T @ cast_TI
         weight_cI = torch.addmm(base.rows(c, dtype), out_OR[c].to(dtype), inner_RI, alpha=options.scaling)

@@ -25,7 +25,12 @@ NORMAL_FLOAT = (
 
 
 def spans(rows: int, width: int) -> Iterator[slice]:
-    """Yield equal slices of `rows` rows of `width` values, each of at most `CHUNK_ELEMENTS` values or one row."""
+    """Yield equal slices of `rows` rows of `width` values, each of at most `CHUNK_ELEMENTS` values or one row.
+
+    Raises: ValueError where `CHUNK_ELEMENTS` was set below 1.
+    """
+    if CHUNK_ELEMENTS < 1:
+        raise ValueError(f"CHUNK_ELEMENTS {CHUNK_ELEMENTS}: must be at least 1 (nearest allowed value: 1)")
     chunks = max(1, -(-rows // max(1, CHUNK_ELEMENTS // max(1, width))))
     step = max(1, -(-rows // chunks))
     for start in range(0, rows, step):

@@ -2,8 +2,11 @@
 
 All share one weight; those with factors have equal ones, those with magnitudes too. The detached rule's output and
 gradients must be those of DoRA, the full rule's those of autograd through the formed weight. LoRA has no norm: it does
-less work and is the yardstick. Ours stands twice: keeping everything for backward ("fast"), and the input alone
-("least").
+less work and is the yardstick. Ours stands in every mode: keeping everything for backward ("fast"), the input alone
+("least"), or beside it the output, which a model may keep anyway ("auto").
+
+Forward alone, without gradients, is measured too: peft keeps DoRA's product and norm across such calls where it is told
+to (`DoraCaching`; it has no other path for DoRA).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from typing import Any, get_args
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.helpers import DoraCaching
 from torch import Tensor, nn
 
 from gnlorp import NormLowRankLinear
@@ -21,14 +25,21 @@ from results.bench import BenchCell
 from suites.bench.timing import candidate, in_turns, ratio_claim
 from suites.measure.tracker import peak_of, track
 
-LORA, DORA, LINEAR = "lora", "dora", "linear"
+LORA, DORA, CACHED, LINEAR = "lora", "dora", "dora cached", "linear"
 OURS: dict[str, tuple[NormGradient, Activations]] = {
-    f"{rule}, {mode}": (rule, mode) for rule in get_args(NormGradient) for mode in ("fast", "least")
+    f"{rule}, {mode}": (rule, mode) for rule in get_args(NormGradient) for mode in get_args(Activations)
 }
 TITLES = {name: f"gnlorp, {rule} rule, {mode}" for name, (rule, mode) in OURS.items()} | {
     LORA: "LoRA (peft)",
     DORA: "DoRA (peft)",
     LINEAR: "nn.Linear, trained",
+}
+ALONE = ", forward alone"
+FORWARD = {
+    "full, auto": "gnlorp",
+    LORA: TITLES[LORA],
+    DORA: TITLES[DORA],
+    CACHED: "DoRA (peft), cached",
 }
 TIME_TARGET, BYTES_TARGET = 1.15, 1.1
 LIMIT = 1e-3
@@ -43,10 +54,15 @@ def layer_cell(shape: tuple[int, int], rank: int, tokens: int, bias: bool, budge
     x, grad = torch.randn(tokens, inputs, requires_grad=True), torch.randn(tokens, outputs)
     layers = make_layers(base, rank)
     agreement = compared(layers, base, x, grad)
-    work = {name: _pass_of(layer, x, grad) for name, layer in layers.items()}
+    work = {name: _pass_of(layer, x, grad) for name, layer in layers.items() if name != CACHED}
     peaks = {name: _peak_bytes(layers[name], x, call) for name, call in work.items()}
+    work |= {name + ALONE: _forward_of(layers[name], x, name == CACHED) for name in FORWARD}
     seconds = in_turns(work, budget_s)
     claims = []
+    for peer in (LORA, DORA, CACHED):
+        pair = (f"full, auto{ALONE}", peer + ALONE)
+        names = (FORWARD["full, auto"] + ALONE, FORWARD[peer] + ALONE)
+        claims.append(ratio_claim("forward time", seconds[pair[0]], seconds[pair[1]], names))
     for ours, (_, mode) in OURS.items():
         for peer, limit in ((LORA, TIME_TARGET if mode == "fast" else None), (DORA, None), (LINEAR, None)):
             names = (TITLES[ours], TITLES[peer])
@@ -57,7 +73,10 @@ def layer_cell(shape: tuple[int, int], rank: int, tokens: int, bias: bool, budge
         group="layer",
         label=f"{outputs}x{inputs}, rank {rank}, {tokens} tokens",
         settings={"shape": list(shape), "rank": rank, "tokens": tokens, "bias": bias, "dtype": "float32"},
-        candidates=[candidate(name, title, seconds, peaks[name]) for name, title in TITLES.items()],
+        candidates=[
+            *(candidate(name, title, seconds, peaks[name]) for name, title in TITLES.items()),
+            *(candidate(name + ALONE, title + ALONE, seconds) for name, title in FORWARD.items()),
+        ],
         claims=claims,
         agreement=agreement,
         agreement_limit=LIMIT,
@@ -79,8 +98,8 @@ def make_layers(base: nn.Linear, rank: int) -> dict[str, nn.Module]:
         _set(ours.factor_in, factor_in)
         _set(ours.magnitude, magnitude)
         layers[name] = ours
-    for name in (LORA, DORA):
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=["0"], use_dora=name == DORA)
+    for name in (LORA, DORA, CACHED):
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=["0"], use_dora=name != LORA)
         theirs: Any = inject_adapter_in_model(config, nn.Sequential(_sharing(base))).get_submodule("0")
         _set(theirs.lora_B["default"].weight, factor_out)
         _set(theirs.lora_A["default"].weight, factor_in)
@@ -138,6 +157,20 @@ def _pass_of(layer: nn.Module, x: Tensor, grad: Tensor) -> Callable[[], None]:
     def call() -> None:
         _forget(layer, x)
         layer(x).backward(grad)
+
+    return call
+
+
+def _forward_of(layer: nn.Module, x: Tensor, cached: bool) -> Callable[[], None]:
+    """Return forward alone in evaluation; the way back to training empties peft's cache, so a cached layer stays."""
+
+    @torch.no_grad()
+    def call() -> None:
+        with DoraCaching(cached):
+            layer.eval()
+            layer(x)
+        if not cached:
+            layer.train()
 
     return call
 

@@ -24,6 +24,7 @@ STEP_TARGET, AMORTISED_TARGET = 0.6, 0.5
 LIMIT = 3e-3
 COMPARED_STEPS = 3
 SETTINGS = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-12}
+BOUND = ", arithmetic bound"
 TITLES = {
     "ours": "GaLore (gnlorp)",
     "peer": "GaLore (galore-torch)",
@@ -61,6 +62,7 @@ def step_cell(
             _first_steps(made[name], moved[name], grads)
         agreement["GaLore here against galore-torch, same bases"] = _apart(moved["ours"], moved["peer"], start)
     seconds = in_turns({name: optimizer.step for name, optimizer in made.items()}, budget_s)
+    bounds, words = _bounds(order, len(matrices), rank)
     candidates = [
         candidate(name, TITLES[name], seconds)
         if name in made
@@ -71,15 +73,20 @@ def step_cell(
         if name in refresh_s:
             spent = [refresh_s[name]]
             candidates.append(Candidate(name=f"{name} refresh", title=f"{TITLES[name]}, refresh step", seconds=spent))
+    for name, bound in bounds.items():
+        candidates.append(Candidate(name=f"{name} bound", title=TITLES[name] + BOUND, seconds=[bound]))
     return BenchCell(
         group="step",
         label=label,
         settings={"rank": rank, "size": list(size), "vocabulary": vocabulary, "refresh_gap": GAP, "dtype": "float32"},
         candidates=candidates,
-        claims=_claims(seconds, refresh_s),
+        claims=_claims(seconds, refresh_s) + _bound_claims(seconds, bounds),
         agreement=agreement,
         agreement_limit=LIMIT,
-        note=f"{sum(p.numel() for p in order):,} parameters, {len(matrices)} projected matrices, one real gradient",
+        note=(
+            f"{sum(p.numel() for p in order):,} parameters, {len(matrices)} projected matrices, one real gradient; "
+            f"{words}"
+        ),
     )
 
 
@@ -179,6 +186,50 @@ def _claims(seconds: dict[str, list[float]], refresh_s: dict[str, float]) -> lis
     for name in ("foreach", "fused"):
         claims.append(ratio_claim("step time", ours, seconds[name], (TITLES["ours"], TITLES[name])))
     return claims
+
+
+def _bounds(order: Sequence[Tensor], matrices: int, rank: int) -> tuple[dict[str, float], str]:
+    """Return the seconds that a step must take at this machine's rates, and those rates in words.
+
+    The longer of the time of its multiplications and that of its bytes, each value read or written once. Dense AdamW
+    moves seven values a parameter (weight, gradient, both moments; all but the gradient back). A projected weight of
+    GaLore's: itself both ways and its gradient, both moments of the projected gradient both ways, and the basis; 2 P
+    multiplications an element, down and up.
+    """
+    projected = [(max(p.shape), min(p.shape)) for p in order[:matrices]]
+    rest = sum(p.numel() for p in order[matrices:])
+    products = sum(2 * 2 * large * small * rank for large, small in projected)
+    values = sum(3 * large * small + 4 * large * rank + small * rank for large, small in projected)
+    moved = {"ours": 4 * (values + 7 * rest), "fused": 4 * 7 * sum(p.numel() for p in order)}
+    flops, bandwidth = _rates()
+    bounds = {
+        "ours": max(products / flops, moved["ours"] / bandwidth),
+        "fused": moved["fused"] / bandwidth,
+    }
+    words = (
+        f"bounds: {products / 1e9:.1f} G operations and {moved['ours'] / 1e9:.2f} GB against AdamW's "
+        f"{moved['fused'] / 1e9:.2f} GB, at {flops / 1e9:.0f} G operations and {bandwidth / 1e9:.1f} GB a second"
+    )
+    return bounds, words
+
+
+def _rates(size: int = 1024, copied: int = 1 << 24, rounds: int = 5) -> tuple[float, float]:
+    """Return operations a second of a float32 product, and bytes a second of a copy, the best of some."""
+    square, source = torch.randn(size, size), torch.randn(copied)
+    out, target = torch.empty_like(square), torch.empty_like(source)
+    work = {"product": lambda: torch.mm(square, square, out=out), "copy": lambda: target.copy_(source)}
+    seconds = in_turns(work, 0.0, least=rounds)
+    return 2 * size**3 / min(seconds["product"]), 2 * 4 * copied / min(seconds["copy"])
+
+
+def _bound_claims(seconds: dict[str, list[float]], bounds: dict[str, float]) -> list[Ratio]:
+    """Return how far each is from its bound, and what the bounds allow between the two."""
+    claims = []
+    for name, bound in bounds.items():
+        names = (TITLES[name], TITLES[name] + BOUND)
+        claims.append(ratio_claim("step time", seconds[name], [bound] * len(seconds[name]), names))
+    names = (TITLES["ours"] + BOUND, TITLES["fused"] + BOUND)
+    return [*claims, ratio_claim("step time", [bounds["ours"]], [bounds["fused"]], names)]
 
 
 def _amortised(plain: Sequence[float], refresh_s: float) -> list[float]:

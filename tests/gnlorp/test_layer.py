@@ -103,10 +103,13 @@ def test_gradients_at_the_start_equal_double_precision(rule):
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("probability", [0.0, 0.3])
 @pytest.mark.parametrize("kept", [(False, False), (True, True), (True, False)])
-def test_gradcheck_in_double(bias, probability, kept):
+@pytest.mark.parametrize("lead", [(2, 4), (3, 9)])
+def test_gradcheck_in_double(bias, probability, kept, lead):
     layer = moved(6, 5, 3, bias, torch.float64)
-    x = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
+    x = torch.randn(*lead, 6, dtype=torch.float64, requires_grad=True)
     options = Options(layer.scaling, True, probability, 7, *kept)
+    formed = options.forms_weight(x.flatten(0, 1), layer.factor_out)
+    assert formed == (lead == (3, 9) and probability == 0 and not kept[0])
 
     def run(x, b, a, c, m):
         return norm_low_rank_linear(x, x, layer.base_weight, None, b, a, c, m, layer.base_square, options)
@@ -119,10 +122,13 @@ def test_gradcheck_in_double(bias, probability, kept):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("probability", [0.0, 0.25])
 @pytest.mark.parametrize("chunk", [1 << 22, 64])
-def test_every_mode_equals_the_formed_weight_in_float64(rule, bias, mode, probability, chunk, monkeypatch):
+@pytest.mark.parametrize("tokens", [33, 100])
+def test_every_mode_equals_the_formed_weight_in_float64(rule, bias, mode, probability, chunk, tokens, monkeypatch):
     monkeypatch.setattr(base_weight, "CHUNK_ELEMENTS", chunk)
     layer = moved(24, 17, 5, bias, torch.float64, rule, dropout=probability, activations=mode)
-    x, grad = torch.randn(33, 24, dtype=torch.float64), torch.randn(33, 17, dtype=torch.float64)
+    x, grad = torch.randn(tokens, 24, dtype=torch.float64), torch.randn(tokens, 17, dtype=torch.float64)
+    # With many tokens, and nothing kept, V is formed by chunks of rows.
+    assert Options(1.0, True).forms_weight(x, layer.factor_out) == (tokens == 100)
     for _ in range(2):  # "auto" has decided by the second
         torch.manual_seed(3)
         got = by_layer(layer, x, grad)
@@ -361,13 +367,14 @@ def test_autocast_computes_in_bf16_with_float32_gradients(rule):
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("mode", ["fast", "least"])
+@pytest.mark.parametrize("mode", MODES)
 def test_activation_checkpointing_gives_the_same_gradients(reentrant, mode):
     torch.manual_seed(0)
     options = {"dropout": 0.2, "activations": mode}
     model = nn.Sequential(moved(16, 32, 4, **options), nn.GELU(), moved(32, 8, 4, **options))
     x, grad = torch.randn(5, 16, requires_grad=True), torch.randn(5, 8)
     found = []
+    model(x).backward(grad)  # "auto" has decided by now
     for run in (model, lambda x: checkpoint(model, x, use_reentrant=reentrant)):
         model.zero_grad()
         torch.manual_seed(3)
@@ -519,12 +526,50 @@ def test_changing_the_input_in_place_is_an_error_not_a_wrong_gradient():
         y.sum().backward()
 
 
-def test_a_magnitude_of_zero_has_its_gradient_where_the_output_is_not_kept():
-    layer = moved(dtype=torch.float64, activations="least")
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("probability", [0.0, 0.2])
+@pytest.mark.parametrize("tokens", [9, 100])
+def test_a_magnitude_of_zero_has_its_gradient_where_the_output_is_not_kept(rule, probability, tokens):
+    layer = moved(dtype=torch.float64, activations="least", dropout=probability, rule=rule)
     with torch.no_grad():
         layer.magnitude[3] = 0
-    x, grad = torch.randn(9, 24, dtype=torch.float64), torch.randn(9, 17, dtype=torch.float64)
-    assert relative(by_layer(layer, x, grad)["magnitude"], by_formed_weight(layer, x, grad)["magnitude"]) < 1e-12
+    x, grad = torch.randn(tokens, 24, dtype=torch.float64), torch.randn(tokens, 17, dtype=torch.float64)
+    torch.manual_seed(3)
+    got = by_layer(layer, x, grad)["magnitude"]
+    torch.manual_seed(3)
+    assert relative(got, by_formed_weight(layer, x, grad)["magnitude"]) < 1e-12
+    assert got[3] != 0
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("mode", MODES)
+def test_layers_of_one_input_add_up_in_its_gradient(rule, mode):
+    layers = [moved(dtype=torch.float64, rule=rule, seed=seed, activations=mode, dropout=0.2) for seed in (0, 1)]
+    torch.manual_seed(0)
+    x, grad = torch.randn(9, 24, dtype=torch.float64, requires_grad=True), torch.randn(9, 17, dtype=torch.float64)
+    torch.manual_seed(3)
+    sum(layer(x) for layer in layers).backward(grad)
+    torch.manual_seed(3)
+    wanted = [by_formed_weight(layer, x, grad) for layer in layers]
+    assert relative(x.grad, wanted[0]["x"] + wanted[1]["x"]) < 1e-12
+    for layer, found in zip(layers, wanted, strict=True):
+        assert relative(layer.factor_in.grad, found["factor_in"]) < 1e-12
+
+
+def test_factors_changed_before_backward_are_an_error_not_a_wrong_gradient():
+    for mode in MODES:
+        layer = moved(activations=mode)
+        y = layer(torch.randn(9, 24))
+        with torch.no_grad():
+            layer.factor_in.mul_(2)
+        with pytest.raises(RuntimeError, match="inplace"):
+            y.sum().backward()
+
+
+def test_chunks_need_at_least_one_value(monkeypatch):
+    monkeypatch.setattr(base_weight, "CHUNK_ELEMENTS", 0)
+    with pytest.raises(ValueError, match=r"CHUNK_ELEMENTS 0: must be at least 1 \(nearest allowed value: 1\)"):
+        moved(dropout=0.1)(torch.randn(9, 24))
 
 
 @pytest.mark.parametrize("write", ["copy", "vector", "data"])

@@ -88,6 +88,7 @@ def test_peak_bytes_are_exact_and_leave_out_what_was_there() -> None:
     assert bytes_of[0] == bytes_of[1]
     # At least the output, the input's gradient and the factors' gradients.
     assert all(size >= 4 * (16 * 48 + 16 * 32 + 4 * 80) for size in bytes_of[0].values() if size is not None)
+    assert sum(size is None for size in bytes_of[0].values()) == len(layer.FORWARD)
 
 
 def test_a_layer_that_computes_something_else_is_found() -> None:
@@ -101,6 +102,32 @@ def test_a_layer_that_computes_something_else_is_found() -> None:
     found = layer.compared(layers, base, x, grad)
     assert [what for what, apart in found.items() if apart > 1e-5] == ["gnlorp, detached rule, least against DoRA"]
     assert max(found.values()) > layer.LIMIT
+
+
+def test_a_step_is_held_against_what_its_arithmetic_allows(quick: tuple[Bench, str]) -> None:
+    (cell,) = [cell for cell in quick[0].cells if cell.group == "step"]
+    bounds = {each.name: each.seconds[0] for each in cell.candidates if each.name.endswith("bound")}
+    assert set(bounds) == {"ours bound", "fused bound"}
+    claims = {(claim.ours, claim.peer): claim for claim in cell.claims if "bound" in claim.peer}
+    assert len(claims) == 3
+    between = claims[step.TITLES["ours"] + step.BOUND, step.TITLES["fused"] + step.BOUND]
+    assert between.median == pytest.approx(bounds["ours bound"] / bounds["fused bound"])
+    assert "G operations" in str(cell.note)
+
+
+def test_the_bounds_of_one_weight_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(step, "_rates", lambda: (1e3, 1e3))
+    bounds, _ = step._bounds([torch.zeros(10, 4), torch.zeros(6)], 1, 2)
+    assert bounds["ours"] == max(2 * 2 * 40 * 2, 4 * (3 * 40 + 4 * 20 + 8 + 7 * 6)) / 1e3
+    assert bounds["fused"] == 4 * 7 * 46 / 1e3
+
+
+def test_forward_alone_is_measured_with_and_without_pefts_cache() -> None:
+    cell = layer.layer_cell((48, 32), 4, 16, True, 0.01)
+    claims = [claim for claim in cell.claims if claim.what == "forward time"]
+    peers = [claim.peer.removesuffix(layer.ALONE) for claim in claims]
+    assert peers == ["LoRA (peft)", "DoRA (peft)", "DoRA (peft), cached"]
+    assert all(claim.values for claim in claims)
 
 
 @pytest.mark.parametrize("module", [refresh, step])

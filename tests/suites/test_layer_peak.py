@@ -1,0 +1,59 @@
+"""What the layer takes beyond inputs, results and what it keeps: a few chunks of a stated size, whatever the shapes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from gnlorp import NormLinear, NormLowRankLinear, base_weight
+from suites.measure.tracker import peak_of, track
+
+CHUNK = 1 << 14
+CHUNKS = 6
+"""Chunks that live at one time: of the mask, its bits, the dropped input, the response, the gradient in the gain."""
+
+
+def beyond(layer: nn.Module, tokens: int, dtype: torch.dtype) -> int:
+    """Return bytes at the peak of a training step without the input, the output, and the gradients of all of them."""
+    x = torch.randn(tokens, layer.in_features, dtype=dtype, requires_grad=True)
+    grad = torch.randn(tokens, layer.out_features, dtype=dtype)
+
+    def run() -> None:
+        x.grad = None
+        for parameter in layer.parameters():
+            parameter.grad = None
+        layer(x).backward(grad)
+
+    run()
+    run()
+    trace = track(layer, None, run)
+    before = sum(event.delta_bytes for event in trace.events if event.phase == "start")
+    gradients = sum(p.numel() * p.element_size() for p in layer.parameters() if p.requires_grad)
+    both = tokens * (layer.in_features + layer.out_features) * dtype.itemsize
+    return peak_of(trace).total_bytes - before - gradients - both
+
+
+@pytest.mark.parametrize("probability", [0.0, 0.1])
+@pytest.mark.parametrize("mode", ["fast", "least", "auto"])
+@pytest.mark.parametrize("bits", [None, 8, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_temporaries_are_a_few_chunks(probability, mode, bits, dtype, monkeypatch):
+    monkeypatch.setattr(base_weight, "CHUNK_ELEMENTS", CHUNK)
+    rank, outputs, inputs, tokens = 4, 768, 512, 600
+    options = {"dropout": probability, "activations": mode, "base_bits": bits}
+    layer = NormLowRankLinear(nn.Linear(inputs, outputs, dtype=dtype), rank, 8.0, **options)
+    # Factors in float32, vectors of O, what the tokens leave in R: small, but no chunks.
+    small = 4 * (6 * (outputs + inputs) * rank + 12 * outputs + 3 * tokens * rank)
+    # An output and a gradient of tokens in one chunk are wider than their chunk of inputs.
+    wide = max(inputs, outputs) / inputs
+    found = beyond(layer, tokens, dtype)
+    assert found <= CHUNKS * wide * CHUNK * 4 + small
+    assert found < tokens * inputs * dtype.itemsize
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_so_are_those_of_the_dense_form(dtype, monkeypatch):
+    monkeypatch.setattr(base_weight, "CHUNK_ELEMENTS", CHUNK)
+    layer = NormLinear(nn.Linear(512, 768, dtype=dtype))
+    assert beyond(layer, 600, dtype) <= CHUNKS * 1.5 * CHUNK * 4 + 4 * 12 * 768

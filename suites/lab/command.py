@@ -52,6 +52,12 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
             str,
             typer.Option("--recompute", help="made again in backward, exactly: some of norms,mlp,loss (comma-joined)"),
         ] = "",
+        variant: Annotated[
+            str,
+            typer.Option(
+                help="of the method, as the tables call it: `8-bit weights`, `4-bit weights`, `dense weights`"
+            ),
+        ] = "",
         fits: Annotated[str, typer.Option(help="a limit such as 24GiB: print the largest batch that fits")] = "",
         overhead: Annotated[str, typer.Option(help="taken off the limit for context and allocator")] = "1GiB",
         offline: Annotated[bool, typer.Option("--offline", help="never use the network")] = False,
@@ -66,7 +72,12 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
                 "sequence": sequence,
                 "state_bits": state_bits,
             }
-            asked |= {"per_layer": per_layer, "checkpointing": checkpointing, "recompute": parts(again)}
+            asked |= {
+                "per_layer": per_layer,
+                "checkpointing": checkpointing,
+                "recompute": parts(again),
+                "variant": variant,
+            }
             names = _methods(method)
             if fits:
                 _print_fits(console, model, names, rank, precision, asked, fits, overhead, offline)
@@ -130,7 +141,7 @@ def _methods(names: list[str] | None) -> list[str]:
 def _lab(
     model: str, method: str, rank: int | None, precision: str, asked: dict[str, Any], offline: bool
 ) -> tuple[Lab, Setting]:
-    from baselines.registry import checked_name
+    from baselines.registry import checked_name, get_method
     from results.lab import Setting
     from suites.lab.lab import Lab, plain_config
     from suites.lab.networks import find_network
@@ -150,7 +161,9 @@ def _lab(
         raise ValueError(f"accumulation {parts}: must divide the batch of {rows} (nearest allowed value: {near})")
     if asked["per_layer"] and parts > 1:
         raise ValueError(f"accumulation {parts}: per-layer updates need 1 (nearest allowed value: 1)")
-    config = plain_config(network, method)
+    variants = get_method(method).variants
+    checked_name(asked["variant"], variants, f"variant of {method}")
+    config = {**plain_config(network, method), **variants[asked["variant"]]}
     lab = Lab(network, method, rank if rank is not None else network.rank, chosen, (asked["state_bits"],), config)
     setting = Setting(
         model=network.name,
@@ -240,6 +253,7 @@ def _title(setting: Setting, parameters: int) -> str:
     words += f"{setting.state_bits}-bit state, micro-batch {setting.batch} x {setting.sequence}"
     words += f", {setting.accumulation} micro-batches" if setting.accumulation > 1 else ""
     words += ", per-layer updates" if setting.per_layer else ""
+    words += f", {setting.variant}" if setting.variant else ""
     words += f", recomputed: {', '.join(setting.recompute)}" if setting.recompute else ""
     return words + (", checkpointing" if setting.checkpointing else "")
 

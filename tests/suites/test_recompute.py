@@ -188,6 +188,9 @@ def test_a_model_without_the_part_is_refused() -> None:
     result = CliRunner().invoke(app, ["memory", "minilm", "full", "--batch", "2", "--recompute", "loss"])
     assert result.exit_code == 2
     assert "recompute = loss" in result.stderr
+    result = CliRunner().invoke(app, ["memory", "micro", "gradnormlorp", "--variant", "8-bit weight"])
+    assert result.exit_code == 2
+    assert "nearest: 8-bit weights" in result.stderr
     result = CliRunner().invoke(app, ["plan", "glue", "--profile", "micro", "--set", "recompute=loss"])
     assert result.exit_code == 2
     assert "recompute = loss" in result.stderr

@@ -219,8 +219,8 @@ def _reading(self: Any, x: Tensor, *rest: Any, **named: Any) -> Tensor:
 
 
 def _with_chunked_loss(self: Any, *given: Any, labels: Tensor | None = None, **named: Any) -> Any:
-    """Forward of a language model: with labels, the loss alone."""
-    if labels is None or "logits_to_keep" in named:
+    """Forward of a language model: with labels, the loss alone; as it was where it is asked for another loss."""
+    if labels is None or {"logits_to_keep", "num_items_in_batch", "shift_labels"} & set(named):
         return type(self).forward(self, *given, labels=labels, **named)
     from transformers.modeling_outputs import CausalLMOutputWithPast
 

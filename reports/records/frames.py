@@ -28,7 +28,7 @@ TEXT, WHOLE, REAL, FLAG = "string", "Int64", "Float64", "boolean"
 # Runs that agree in all of these did the same work on the same machine, so that their times can be divided.
 CLOCK_FIELDS = (
     "suite", "profile", "purpose", "task", "seed", "model_name", "batch_size", "accumulation", "max_length",
-    "precision", "checkpointing", "device", "device_name", "platform", "cpu_count", "threads", "workers",
+    "precision", "checkpointing", "recompute", "device", "device_name", "platform", "cpu_count", "threads", "workers",
     "python", "torch",
 )  # fmt: skip
 
@@ -64,7 +64,7 @@ RUN_COLUMNS: dict[str, str] = {
     **dict.fromkeys(["held_out", "official"], FLAG),
     **dict.fromkeys(["train_rows", "steps", "batch_size", "accumulation", "max_length", "warmup_steps"], WHOLE),
     **dict.fromkeys(["learning_rate", "rest_learning_rate", "epochs", "weight_decay"], REAL),
-    **dict.fromkeys(["schedule", "precision"], TEXT),
+    **dict.fromkeys(["schedule", "precision", "recompute"], TEXT),
     **dict.fromkeys(["state_bits", "skipped_steps"], WHOLE),
     **dict.fromkeys(["per_layer", "checkpointing"], FLAG),
     "main_metric": TEXT,
@@ -135,6 +135,7 @@ def _identity(record: Record, catalogue: Catalogue) -> Fields:
         **{n: getattr(training, n) for n in (
             "steps", "epochs", "batch_size", "accumulation", "learning_rate", "rest_learning_rate", "schedule",
             "warmup_steps", "weight_decay", "precision", "state_bits", "per_layer", "checkpointing")},
+        "recompute": ",".join(training.recompute),
         "main_metric": record.main_metric, "skipped_steps": record.skipped_steps,
         "started_at": record.started_at, "finished_at": record.finished_at,
     }  # fmt: skip

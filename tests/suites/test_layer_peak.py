@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from gnlorp import NormLinear, NormLowRankLinear, base_weight
+from gnlorp.weight_norm import Options
 from suites.measure.tracker import peak_of, track
 
-CHUNK = 1 << 14
+CHUNK = 1 << 12
 CHUNKS = 6
 """Chunks that live at one time: of the mask, its bits, the dropped input, the response, the gradient in the gain."""
 
@@ -40,7 +41,7 @@ def beyond(layer: nn.Module, tokens: int, dtype: torch.dtype) -> int:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_temporaries_are_a_few_chunks(probability, mode, bits, dtype, monkeypatch):
     monkeypatch.setattr(base_weight, "CHUNK_ELEMENTS", CHUNK)
-    rank, outputs, inputs, tokens = 4, 768, 512, 600
+    rank, outputs, inputs, tokens = 4, 288, 192, 600
     options = {"dropout": probability, "activations": mode, "base_bits": bits}
     layer = NormLowRankLinear(nn.Linear(inputs, outputs, dtype=dtype), rank, 8.0, **options)
     # Factors in float32, vectors of O, what the tokens leave in R: small, but no chunks.
@@ -52,8 +53,15 @@ def test_temporaries_are_a_few_chunks(probability, mode, bits, dtype, monkeypatc
     assert found < tokens * inputs * dtype.itemsize
 
 
+def test_so_they_are_where_the_weight_is_formed(monkeypatch):
+    monkeypatch.setattr(base_weight, "CHUNK_ELEMENTS", CHUNK)
+    layer, tokens = NormLowRankLinear(nn.Linear(192, 288), 4, 8.0, activations="least"), 1500
+    assert Options(1.0, True).forms_weight(torch.empty(tokens, 192), layer.factor_out)
+    assert beyond(layer, tokens, torch.float32) <= CHUNKS * CHUNK * 4 + 4 * (6 * 480 * 4 + 12 * 288)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_so_are_those_of_the_dense_form(dtype, monkeypatch):
     monkeypatch.setattr(base_weight, "CHUNK_ELEMENTS", CHUNK)
-    layer = NormLinear(nn.Linear(512, 768, dtype=dtype))
-    assert beyond(layer, 600, dtype) <= CHUNKS * 1.5 * CHUNK * 4 + 4 * 12 * 768
+    layer = NormLinear(nn.Linear(192, 288, dtype=dtype))
+    assert beyond(layer, 300, dtype) <= CHUNKS * 1.5 * CHUNK * 4 + 4 * 12 * 288

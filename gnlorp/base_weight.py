@@ -25,7 +25,8 @@ NORMAL_FLOAT = (
 
 
 def spans(rows: int, width: int) -> Iterator[slice]:
-    """Yield equal slices of `rows` rows of `width` values, each of at most `CHUNK_ELEMENTS` values or one row.
+    """Yield equal slices of `rows` rows of `width` values, each of at most `CHUNK_ELEMENTS` values or one row; of no
+    rows one empty slice.
 
     Raises: ValueError where `CHUNK_ELEMENTS` was set below 1.
     """
@@ -33,7 +34,7 @@ def spans(rows: int, width: int) -> Iterator[slice]:
         raise ValueError(f"CHUNK_ELEMENTS {CHUNK_ELEMENTS}: must be at least 1 (nearest allowed value: 1)")
     chunks = max(1, -(-rows // max(1, CHUNK_ELEMENTS // max(1, width))))
     step = max(1, -(-rows // chunks))
-    for start in range(0, rows, step):
+    for start in range(0, max(rows, 1), step):
         yield slice(start, min(rows, start + step))
 
 

@@ -374,27 +374,33 @@ def _by_tokens(
     """Return the sums from chunks of tokens: hidden, mask and output made again where they were not kept."""
     dtype, high = grad_TO.dtype, gain_O.dtype
     inner_RI, gained_OR = in_RI.to(dtype), (gain_O[:, None] * out_OR).to(dtype)
-    out_sum_OR = torch.zeros(out_OR.shape, dtype=high, device=grad_TO.device)
-    in_sum_RI = torch.zeros(in_RI.shape, dtype=high, device=grad_TO.device)
-    raw_O = torch.zeros_like(gain_O)
+    out_sum_OR = in_sum_RI = raw_O = None
     for index, t in enumerate(spans(*cast_TI.shape)):
         g_tO, x_tI = grad_TO[t], cast_TI[t]
         response_tO = base.apply(x_tI, None) if y_TO is None else y_TO[t]
-        raw_O += torch.mul(response_tO, g_tO, out=response_tO if y_TO is None else None).sum(0, dtype=high)
+        raw_O = _plus(raw_O, torch.mul(response_tO, g_tO, out=response_tO if y_TO is None else None).sum(0, dtype=high))
         del response_tO
         keep_tI = dropout.kept(x_tI, options.probability, options.seed, index)
         low_tI = x_tI if keep_tI is None else x_tI * keep_tI
         hidden_tR = narrow(low_tI, inner_RI.T) if hidden_TR is None else hidden_TR[t]
         hidden_grad_tR = narrow(g_tO, gained_OR)
-        out_sum_OR += narrow(g_tO.T, hidden_tR)
-        in_sum_RI += hidden_grad_tR.T @ low_tI
+        out_sum_OR = _plus(out_sum_OR, narrow(g_tO.T, hidden_tR).to(high))
+        in_sum_RI = _plus(in_sum_RI, (hidden_grad_tR.T @ low_tI).to(high))
         del low_tI
         if x_grad_TI is not None:
             _input_gradient(g_tO, base, hidden_grad_tR, inner_RI, gain_O, x_grad_TI[t], options, keep_tI)
         del keep_tI
+    assert out_sum_OR is not None
+    assert in_sum_RI is not None
+    assert raw_O is not None
     if y_TO is None:
         raw_O += (out_sum_OR * out_OR).sum(1).mul_(options.scaling)
     return _Sums(out_sum_OR, in_sum_RI, raw_O)
+
+
+def _plus(total: Tensor | None, part: Tensor) -> Tensor:
+    """Return a sum with one more part, the first of which becomes the sum."""
+    return part if total is None else total.add_(part)
 
 
 def _input_gradient(

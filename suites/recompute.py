@@ -5,7 +5,8 @@ tensors that are kept anyway. What runs inside is not kept, nor do the linear la
 are handed the same values, computed once more by the same operators, so that gradients are bit-equal; but a float32
 normalisation written in Python (LLaMA's) reads its input twice, and those two gradients are then summed before the
 residual's is added, not after: a rounding. Where a linear layer keeps another tensor (an autocast copy, a dropped
-input), that one stays kept.
+input), that one stays kept; within a checkpointed block, where nothing is kept, only what runs inside is left out of
+what the block makes again.
 
 "loss": cross-entropy of a language model's head by chunks, so that no (tokens, vocabulary) tensor exists; the loss in
 float32, equal to the plain one to rounding, at the price of one more product with the head.
@@ -195,7 +196,7 @@ def _reading(self: Any, x: Tensor, *rest: Any, **named: Any) -> Tensor:
     """Forward of a linear layer: where it would keep a part's output, it keeps how to make that again."""
     forward = type(self).forward
     again: _Again | None = getattr(x, "_made_again", None)
-    if again is None or again.version != x._version:
+    if again is None or again.version != x._version or _others_pack():
         found: Tensor = forward(self, x, *rest, **named)
         return found
     storage = x.untyped_storage()._cdata
@@ -216,6 +217,11 @@ def _reading(self: Any, x: Tensor, *rest: Any, **named: Any) -> Tensor:
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         found = forward(self, x, *rest, **named)
     return found
+
+
+def _others_pack() -> bool:
+    """Whether somebody else decides already how tensors are kept: inside a checkpointed block nothing is."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
 
 
 def _with_chunked_loss(self: Any, *given: Any, labels: Tensor | None = None, **named: Any) -> Any:

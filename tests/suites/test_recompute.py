@@ -120,9 +120,11 @@ def test_the_loss_is_that_of_double_precision(
         assert (got.double() / 3 - want).norm() <= 1.2 * (usual.double() - want).norm() + 1e-14
 
 
-def kept_elements(chosen: tuple[Any, ...], kind: str) -> int:
+def kept_elements(chosen: tuple[Any, ...], kind: str, checkpointing: bool = False) -> int:
     """Return the floating-point values that forward keeps for backward beside the parameters."""
     model = network(kind)
+    if checkpointing:
+        checkpoint_activations(model)
     recompute(model, chosen)
     labels = IDS if kind == "llama" else torch.tensor([0, 1, 0, 1])
     held: list[Any] = []
@@ -145,6 +147,9 @@ def test_forward_keeps_what_it_says() -> None:
     assert plain - kept_elements(("norms",), "llama") == norms * tokens * (hidden + 1) + (norms - 1) * tokens * hidden
     # Log-probabilities; two numbers a token are kept instead.
     assert plain - kept_elements(("loss",), "llama") >= tokens * (vocabulary - 4)
+    # A checkpointed block keeps its input alone, whatever is made again inside it; the last norm lies outside.
+    both = kept_elements(("norms", "mlp"), "llama", checkpointing=True)
+    assert kept_elements((), "llama", checkpointing=True) - both == tokens * (hidden + 1)
     encoder = kept_elements((), "roberta")
     assert encoder - kept_elements(("mlp",), "roberta") == 2 * tokens * inner
 

@@ -241,7 +241,8 @@ def linear_cross_entropy(hidden: Tensor, weight_VH: Tensor, labels: Tensor) -> T
 
     Logits have the dtype of `hidden` (under autocast, its), as those of `nn.Linear`; all else is float32, a chunk of
     tokens at a time in forward, a chunk of the vocabulary in backward, so that each row of dL/dW is one product over
-    all tokens:  dL/dW_v = P_v^T hidden,  dL/dhidden = sum_v P_v W_v,  P = (softmax - onehot) / count.
+    all tokens:  dL/dW_v = P_v^T hidden,  dL/dhidden = sum_v P_v W_v,  P = (softmax - onehot) / count. torch's own
+    `linear_cross_entropy` by chunks returns the loss in bfloat16 and, there, dL/dW from a sum over chunks of tokens.
 
     Shapes: hidden (..., H), weight (V, H), labels (...); returns a scalar.
     """

@@ -338,9 +338,9 @@ def _check_options(
             nearest = difflib.get_close_matches(str(given), known, n=1, cutoff=0.0)
             raise ValueError(f"{name} {given!r}: must be one of {known}; nearest: {nearest}")
     if base_bits not in (None, 8, 4):
-        nearest = min((8, 4), key=lambda bits: abs(bits - base_bits)) if isinstance(base_bits, int) else 8
+        nearest_bits = 4 if isinstance(base_bits, int) and base_bits < 6 else 8
         raise ValueError(
-            f"base_bits {base_bits!r}: must be None (as the base layer has it), 8 or 4; nearest: {nearest}"
+            f"base_bits {base_bits!r}: must be None (as the base layer has it), 8 or 4; nearest: {nearest_bits}"
         )
     return whole("rank", rank)
 

@@ -74,7 +74,7 @@ def check_fit(case: Resolved) -> None:
     """Attach the plan's method to its model without weights, so that settings that do not fit are found at once.
 
     Raises:
-        ValueError: the method's settings, targets, `recompute` or width of the state do not fit, or no model can be had.
+        ValueError: the method's settings, targets, `recompute` or width of the state do not fit, or there is no model.
     """
     case.method.check_width(case.training.state_bits)
     with torch.device("meta"):

@@ -43,8 +43,10 @@ def network(kind: str) -> nn.Module:
     return transformers.RobertaForSequenceClassification(config).train()
 
 
-def gradients(kind: str, method: str, chosen: tuple[Any, ...], dtype: torch.dtype, mode: str = "") -> list[Tensor]:
-    """Return the loss and all gradients of the second of two steps."""
+def gradients(
+    kind: str, method: str, chosen: tuple[Any, ...], dtype: torch.dtype, mode: str = "", steps: int = 2
+) -> list[Tensor]:
+    """Return the loss and all gradients of the last of some steps."""
     model = network(kind).to(dtype)
     placement, chosen_method = place(model, "attention+mlp", train_rest=True), get_method(method)
     config = method_config(method, 4, {})
@@ -55,7 +57,7 @@ def gradients(kind: str, method: str, chosen: tuple[Any, ...], dtype: torch.dtyp
     recompute(model, chosen)
     optimizer = chosen_method.make_optimizer(model, placement, AdamSettings(1e-2), config)
     labels = IDS if kind == "llama" else torch.tensor([0, 1, 0, 1])
-    for _ in range(2):
+    for _ in range(steps):
         optimizer.zero_grad()
         torch.manual_seed(2)
         for rows in (slice(0, 2), slice(2, 4)):
@@ -83,9 +85,9 @@ def test_norms_and_mlp_made_again_have_the_very_gradients(kind: str, method: str
 @pytest.mark.parametrize("mode", ["", "autocast"])
 def test_the_loss_by_chunks_has_the_gradients_to_rounding(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gnlorp.base_weight.CHUNK_ELEMENTS", 500)
-    plain, again = (gradients("llama", "full", chosen, torch.float32, mode) for chosen in ((), PARTS))
+    plain, again = (gradients("llama", "full", chosen, torch.float32, mode, steps=1) for chosen in ((), PARTS))
     for a, b in zip(plain, again, strict=True):
-        assert (a - b).norm() <= (3e-2 if mode else 1e-4) * a.norm()
+        assert (a - b).norm() <= (3e-2 if mode else 1e-5) * a.norm()
 
 
 def by_float64(hidden: Tensor, weight: Tensor, labels: Tensor) -> list[Tensor]:

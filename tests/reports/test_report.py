@@ -72,7 +72,7 @@ def test_report_has_every_form_and_the_page_names_them(tmp_path: Path, make_grid
     assert "](front.png)" in page
     runs = pd.read_csv(tmp_path / "glue-micro-r8" / "runs.csv")
     assert len(runs) == 135
-    assert {path.suffix for path in paths} == {".md", ".csv", ".tex", ".png", ".svg"}
+    assert {path.suffix for path in paths} == {".md", ".csv", ".tex", ".png", ".svg", ".pdf"}
 
 
 def test_what_an_earlier_report_left_is_removed(tmp_path: Path, make_grid: Grid) -> None:

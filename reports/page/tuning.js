@@ -57,7 +57,7 @@ function tunedTable(tuning, shown) {
   const rates = (trial) => (trial === null ? DASH : [trial.rate === null ? null : rateText(trial.rate), rateText(trial.rest), trial.others || null].filter(Boolean).join(" / "));
   const score = (name, label) => ({ key: name, label, numeric: true, value: (row) => at(row, name) && at(row, name).score, text: (row) => (at(row, name) ? trialScore(tuning, at(row, name)) : DASH) });
   const link = (row) => row.rows.map(([name, place]) => (place === null ? `${row.rows.length > 1 ? `${name}: ` : ""}no trial`
-    : el("button", { type: "button", class: "plain", onclick: () => openRun(DATA.runs[row.trials[place].runs[0]]) }, row.rows.length > 1 ? name : "show"))));
+    : el("button", { type: "button", class: "plain", onclick: () => openRun(DATA.runs[row.trials[place].runs[0]]) }, row.rows.length > 1 ? name : "show")));
   return sortableTable([
     { key: "method", label: "Method", value: (row) => title(row.method), text: (row) => badge(row.method) },
     { key: "trials", label: "Trials", numeric: true, value: (row) => row.trials.length, text: (row) => String(row.trials.length) },

@@ -12,7 +12,7 @@ function trialLines(tuning, one, trial) {
 function trialsChart(width, tuning, one, ends) {
   const power = (value) => `${Number((10 ** value).toPrecision(2))}`;
   const trained = one.trials.some((trial) => trial.rate !== null);
-  const { root, x, y } = frame(width, 250, ends.rate, ends.rest, { left: 62, top: 8, right: 10, xTicks: 3, yTicks: 4, xText: trained ? power : () => "", yText: power,
+  const { root, x, y } = frame(width, 250, ends.rate, ends.rest, { left: 74, top: 8, right: 10, xTicks: 3, yTicks: 4, xText: trained ? power : () => "", yText: power,
     xLabel: trained ? "Learning rate of the matrices" : "no matrix is trained", yLabel: "Of the rest", label: `Trials of ${title(one.method)}` });
   one.trials.forEach((trial, index) => {
     const [px, py] = [x(trial.rate === null ? (ends.rate[0] + ends.rate[1]) / 2 : Math.log10(trial.rate)), y(Math.log10(trial.rest))];

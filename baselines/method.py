@@ -350,7 +350,10 @@ class Refreshing(Protocol):
 
 @runtime_checkable
 class UpdatesInBackward(Protocol):
-    """An optimizer that can step each parameter inside backward by itself; its `step` then closes the pass."""
+    """An optimizer that can step each parameter inside backward by itself; its `step` then closes the step.
+
+    `per_layer` takes the backward passes of a step; `last_gradient_norm` is None where it never had whole gradients.
+    """
 
     skipped_steps: int
     last_gradient_norm: float | None
@@ -358,7 +361,7 @@ class UpdatesInBackward(Protocol):
     @property
     def supports_per_layer(self) -> bool: ...
 
-    def per_layer(self, enable: bool = True) -> None: ...
+    def per_layer(self, enable: bool = True, *, accumulation: int = 1) -> None: ...
 
     def step(self) -> Any: ...
 

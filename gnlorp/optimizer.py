@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import weakref
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -16,7 +17,14 @@ from gnlorp.checks import check_group, check_names, check_state, whole
 from gnlorp.layer import NormLowRankLinear
 from gnlorp.moments import MomentRule, State
 from gnlorp.projection import BasisKind, Side
-from gnlorp.update import gradient_norms, update_plain_, update_projected_, usable
+from gnlorp.update import (
+    accumulate_projected_,
+    gradient_norms,
+    step_projected_,
+    update_plain_,
+    update_projected_,
+    usable,
+)
 
 
 class Diverged(FloatingPointError):
@@ -100,6 +108,7 @@ class GradNormLoRPAdamW(Optimizer):
         self._skips_in_a_row = 0
         self._hooks: list[torch.utils.hooks.RemovableHandle] = []
         self._reduce: Callable[[Tensor], Any] | None = None
+        self._accumulation = 1
         self._pass = _Pass()
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "projection_rank": projection_rank,
@@ -145,12 +154,20 @@ class GradNormLoRPAdamW(Optimizer):
         self._count(skipped, refreshed, math.hypot(*(norm for each in grouped for norm in each)))
         return loss
 
-    def per_layer(self, enable: bool = True, reduce: Callable[[Tensor], Any] | None = None) -> None:
+    def per_layer(
+        self, enable: bool = True, reduce: Callable[[Tensor], Any] | None = None, accumulation: int = 1
+    ) -> None:
         """Update each parameter inside backward, as soon as its gradient is there, and free the gradient at once.
 
-        `step` must still be called once per backward pass: it counts, and marks the end of the pass. A gradient that
-        is not finite is skipped alone, since others have been used already. Gradients cannot be accumulated or
-        clipped by their common norm, nor unscaled by a GradScaler.
+        `step` must still be called once a step: it counts, and marks the end of the step. A gradient that is not
+        finite is skipped alone, since others have been used already. Gradients cannot be clipped by their common norm,
+        nor unscaled by a GradScaler. The hooks do not keep the optimizer alive: a dropped one lets the model go.
+
+        accumulation: backward passes a step. Projection is linear, so that projected gradients are summed, and each
+            whole one is freed at once; a plain parameter sums its gradient in `.grad` and is stepped in the last pass.
+            Where a basis is due it is fitted to the first pass's gradient that is not 0, since the sum of whole ones
+            is never there: with bases given, the step is the ordinary one up to rounding. `last_gradient_norm` is None
+            then.
 
         reduce: called with each gradient before its use, to average it over all ranks in place. Where there are
             several it is needed: DistributedDataParallel averages a gradient only after it has been used here.
@@ -163,6 +180,7 @@ class GradNormLoRPAdamW(Optimizer):
         for handle in self._hooks:
             handle.remove()
         self._hooks, self._reduce = [], reduce
+        self._accumulation = whole("accumulation", accumulation)
         self._pass = _Pass()
         if enable:
             for index in range(len(self.param_groups)):
@@ -239,7 +257,7 @@ class GradNormLoRPAdamW(Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         if "_hooks" not in self.__dict__:
-            self._hooks, self._reduce, self._pass = [], None, _Pass()
+            self._hooks, self._reduce, self._accumulation, self._pass = [], None, 1, _Pass()
         super().__setstate__(state)
 
     @property
@@ -265,7 +283,7 @@ class GradNormLoRPAdamW(Optimizer):
             return False
         return update_projected_(weights, grads, states, norms, group)
 
-    def _count(self, skipped: bool, refreshed: bool, norm: float) -> None:
+    def _count(self, skipped: bool, refreshed: bool, norm: float | None) -> None:
         self.last_refreshed, self.last_gradient_norm = refreshed, norm
         self._skips_in_a_row = self._skips_in_a_row + 1 if skipped else 0
         self.skipped_steps += skipped
@@ -281,46 +299,106 @@ class GradNormLoRPAdamW(Optimizer):
             )
 
     def _hook_group(self, index: int) -> None:
+        # Through a weak reference: parameter -> hook -> optimizer -> parameter would be a cycle that nothing collects.
+        me = weakref.ref(self)
+
+        def run(grown: Tensor) -> None:
+            optimizer = me()
+            if optimizer is not None:
+                optimizer._update_in_backward(optimizer.param_groups[index], grown)
+
         for weight in self.param_groups[index]["params"]:
-
-            def run(grown: Tensor, index: int = index) -> None:
-                self._update_in_backward(self.param_groups[index], grown)
-
             self._hooks.append(weight.register_post_accumulate_grad_hook(run))
 
     @torch.no_grad()
     def _update_in_backward(self, group: dict[str, Any], weight: Tensor) -> None:
-        if id(weight) in self._pass.seen:
+        seen = self._pass.seen
+        count = seen[id(weight)] = seen.get(id(weight), 0) + 1
+        if count > self._accumulation:
             raise RuntimeError(
-                "a parameter got a second gradient before step(): per-layer updates cannot accumulate gradients, "
-                "call step() after every backward pass or per_layer(False)"
+                f"a parameter got gradient {count} before step(): per-layer updates accumulate only as many as they "
+                f"were told, {self._accumulation}; call step() after so many backward passes, or per_layer(False)"
             )
-        if not self._pass.seen:
+        if len(seen) == 1:
             self._check_ranks(self._reduce)
-        self._pass.seen.add(id(weight))
+        last = count == self._accumulation
+        if self._accumulation > 1:
+            self._pass.open[id(weight)] = (group, weight)
+        if group["projection_rank"] is None and not last:
+            return
         if self._reduce is not None and weight.grad is not None:
             self._reduce(weight.grad)
+        if self._accumulation == 1 or group["projection_rank"] is None:
+            self._update_alone(group, weight)
+        else:
+            self._add_projected(group, weight)
+            if last:
+                self._step_sum(group, weight)
+        if last:
+            self._pass.open.pop(id(weight), None)
+
+    def _update_alone(self, group: dict[str, Any], weight: Tensor) -> None:
         norm = gradient_norms([weight.grad])[0]
-        self._pass.norm = math.hypot(self._pass.norm, norm)
+        self._pass.add(norm)
         if usable([norm], [weight], group):
             self._pass.refreshed |= self._update(group, [weight], [norm])
         else:
             self._pass.skipped = True
         weight.grad = None
 
+    def _add_projected(self, group: dict[str, Any], weight: Tensor) -> None:
+        grad, done = weight.grad, self._pass
+        assert grad is not None
+        norm = gradient_norms([grad])[0]
+        done.norm = None
+        if not usable([norm], [weight], group):
+            done.spoilt.add(id(weight))
+        elif id(weight) not in done.spoilt:
+            sums = done.sums
+            total, fitted = accumulate_projected_(weight, grad, self.state[weight], norm, sums.get(id(weight)), group)
+            done.refreshed |= fitted
+            if total is not None:
+                sums[id(weight)] = total
+        weight.grad = None
+
+    def _step_sum(self, group: dict[str, Any], weight: Tensor) -> None:
+        done = self._pass
+        total = done.sums.pop(id(weight), None)
+        if id(weight) in done.spoilt or (total is not None and not math.isfinite(gradient_norms([total])[0])):
+            done.skipped = True
+        else:
+            step_projected_(weight, total, self.state[weight], group)
+
     def _close_pass(self) -> None:
+        # Parameters that not every backward pass reached have been waiting for a gradient that never came.
+        for group, weight in list(self._pass.open.values()):
+            if group["projection_rank"] is None:
+                self._update_alone(group, weight)
+            else:
+                self._step_sum(group, weight)
         done, self._pass = self._pass, _Pass()
         self._count(done.skipped, done.refreshed, done.norm)
 
 
 @dataclasses.dataclass
 class _Pass:
-    """What has happened since the last step with per-layer updates."""
+    """What has happened since the last step with per-layer updates.
 
-    seen: set[int] = dataclasses.field(default_factory=set)
+    `seen`: gradients by parameter; `open`: parameters that wait for more of them; `sums`: of projected gradients;
+    `spoilt`: parameters with a gradient that cannot be used; `norm`: None where the whole gradient was never there.
+    """
+
+    seen: dict[int, int] = dataclasses.field(default_factory=dict)
+    open: dict[int, tuple[dict[str, Any], Tensor]] = dataclasses.field(default_factory=dict)
+    sums: dict[int, Tensor] = dataclasses.field(default_factory=dict)
+    spoilt: set[int] = dataclasses.field(default_factory=set)
     skipped: bool = False
     refreshed: bool = False
-    norm: float = 0.0
+    norm: float | None = 0.0
+
+    def add(self, norm: float) -> None:
+        """Add a parameter's norm to the common one."""
+        self.norm = None if self.norm is None else math.hypot(self.norm, norm)
 
 
 def _copied(state: State, device: torch.device) -> State:

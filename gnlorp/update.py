@@ -102,14 +102,8 @@ def update_projected_(
     for index, (weight, state) in enumerate(zip(weights, states, strict=True)):
         if state.get("step") or norms[index] > 0:
             live.append(index)
-            continue
-        if not state:
-            layout = state_layout(
-                weight.shape, weight.dtype, group["projection_rank"], group["side"], group["state_bits"]
-            )
-            state.update(step=0, **zeros(layout, weight.device))
-        if decay != 1.0:
-            weight.mul_(decay)
+        else:
+            _only_decay_(weight, state, decay, group)
     due = [i for i in live if norms[i] > 0 and states[i].get("step", 0) % group["refresh_gap"] == 0]
     _refresh([weights[i] for i in due], [_moderate(grads[i], norms[i]) for i in due], [states[i] for i in due], group)
     for chunk in _chunks(live, weights, group):
@@ -119,11 +113,54 @@ def update_projected_(
     return bool(due)
 
 
+def accumulate_projected_(
+    weight: Tensor, grad: Tensor, state: State, norm: float, total: Tensor | None, group: Any
+) -> tuple[Tensor | None, bool]:
+    """Add one of several gradients of a step to `total`, projected; return the sum and whether a basis was fitted.
+
+    A basis that is due is fitted to the first gradient that is not 0. None: there was no such gradient yet.
+    """
+    due = total is None and norm > 0 and state.get("step", 0) % group["refresh_gap"] == 0
+    if due:
+        _refresh([weight], [_moderate(grad, norm)], [state], group)
+    if not due and total is None and (norm == 0 or not state.get("step")):
+        return None, False
+    projected = down(grad, _bases_of(state))
+    return (projected if total is None else total.add_(projected)), due
+
+
+def step_projected_(weight: Tensor, projected: Tensor | None, state: State, group: Any) -> None:
+    """One step of AdamW on a projected gradient that is there already; None stands for a gradient of 0."""
+    decay = 1.0 - float(group["lr"]) * group["weight_decay"]
+    if projected is not None:
+        _apply_projected_([weight], [projected], [state], decay, group)
+    elif not state.get("step"):
+        _only_decay_(weight, state, decay, group)
+    else:
+        high = torch.promote_types(weight.dtype, torch.float32)
+        shape = projected_shape(weight.shape, group["projection_rank"], group["side"])
+        _apply_projected_([weight], [torch.zeros(shape, dtype=high, device=weight.device)], [state], decay, group)
+
+
+def _only_decay_(weight: Tensor, state: State, decay: float, group: Any) -> None:
+    if not state:
+        layout = state_layout(weight.shape, weight.dtype, group["projection_rank"], group["side"], group["state_bits"])
+        state.update(step=0, **zeros(layout, weight.device))
+    if decay != 1.0:
+        weight.mul_(decay)
+
+
 def _step_projected_(
     weights: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], decay: float, group: Any
 ) -> None:
+    projected = [down(grad, _bases_of(state)) for grad, state in zip(grads, states, strict=True)]
+    _apply_projected_(weights, projected, states, decay, group)
+
+
+def _apply_projected_(
+    weights: Sequence[Tensor], projected: Sequence[Tensor], states: Sequence[State], decay: float, group: Any
+) -> None:
     bases = [_bases_of(state) for state in states]
-    projected = [down(grad, each) for grad, each in zip(grads, bases, strict=True)]
     if group["side"] == "both":
         for low in projected:
             damp_noise_(low, max(group["noise_floor"], torch.finfo(low.dtype).eps))

@@ -14,6 +14,7 @@ from results.schema import Bytes, Strict
 from results.store import read_single, write_atomically
 
 Precision = Literal["fp32", "bf16", "bf16-autocast"]
+DeviceKind = Literal["cpu", "cuda"]
 
 
 class Setting(Strict):
@@ -26,10 +27,12 @@ class Setting(Strict):
     sequence: int = Field(ge=1, description="tokens a sequence, none of them padding")
     accumulation: int = Field(default=1, ge=1)
     precision: Precision = "fp32"
+    bf16_updates: Literal["nearest", "stochastic", "kahan", "master"] = "nearest"
     state_bits: Literal[8, 32] = 32
     per_layer: bool = False
     checkpointing: bool = False
     recompute: tuple[Literal["norms", "mlp", "loss"], ...] = ()
+    device: DeviceKind = Field(default="cpu", description="whose rules of precision and attention are followed")
     variant: str = Field(default="", description="what sets the row apart from its method, as the method calls it")
     config: tuple[tuple[str, str | int | float | bool], ...] = Field(
         default=(), description="settings of the method that differ from its own at this rank"
@@ -76,6 +79,12 @@ class MemoryCell(Strict):
     own_buffer_bytes: Bytes = Field(default=0, description="buffers of the model before the method was attached")
     phases: dict[str, Parts] = Field(description="load, forward, backward, optimizer, refresh, evaluation")
     peak: Parts = Field(description="of a plain step: the highest of forward, backward, optimizer")
+    allocated_bytes: Bytes | None = Field(
+        default=None, description="peak of the allocator's blocks over a training step; None: not on a device"
+    )
+    reserved_bytes: Bytes | None = Field(
+        default=None, description="peak of the segments that hold them; None: likewise"
+    )
     by_rule: dict[str, int] = Field(
         default={}, description="rules that stood in for what cannot be traced, and how often"
     )

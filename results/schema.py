@@ -77,7 +77,13 @@ class TrainingPlan(Strict):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(default=1e-8, gt=0)
     clip_norm: float | None = Field(default=None, gt=0)
+    clip_scope: Literal["all", "parameter"] = Field(
+        default="all", description="whose norm is clipped: all gradients' common one, or each parameter's own"
+    )
     precision: Literal["fp32", "bf16", "bf16-autocast"] = "fp32"
+    bf16_updates: Literal["nearest", "stochastic", "kahan", "master"] = Field(
+        default="nearest", description="how weights in bf16 take an update; all but nearest: with moments in fp32"
+    )
     state_bits: Literal[8, 32] = 32
     per_layer: bool = False
     checkpointing: bool = False
@@ -208,7 +214,7 @@ class Memory(Strict):
     weight_bytes: Bytes
     trainable_bytes: Bytes
     buffer_bytes: Bytes
-    gradient_bytes: Bytes
+    gradient_bytes: Bytes | None = Field(description="of all gradients of a step; None: see untracked")
     state_bytes: Bytes = Field(description="all optimizer state, bases included")
     basis_bytes: Bytes
     formula_state_bytes: Bytes | None = Field(
@@ -219,9 +225,34 @@ class Memory(Strict):
     refresh_peak: Peak | None = Field(description="step that refreshes the bases; None: the method has none")
     rss_peak_bytes: Bytes | None = Field(description="peak resident set of the process, everything included")
     rss_start_bytes: Bytes | None = Field(description="resident set before the model was built")
-    cuda_allocated_bytes: dict[str, Bytes] | None = None
-    cuda_reserved_bytes: dict[str, Bytes] | None = None
+    cuda_allocated_bytes: dict[str, Bytes] | None = Field(default=None, description="peak of tensors by phase")
+    cuda_reserved_bytes: dict[str, Bytes] | None = Field(
+        default=None, description="peak by phase of what the caching allocator held; published numbers are often these"
+    )
+    predicted_reserved_bytes: Bytes | None = Field(
+        default=None, description="said before the run: what the device's allocator should hold for a plain step"
+    )
+    untracked: str | None = Field(default=None, description="why there are no tracked peaks; None: there are")
+
+    @property
+    def device_allocated_bytes(self) -> int | None:
+        """Return the peak of tensors on the device during the run itself; None without a device."""
+        return _peak_of_run(self.cuda_allocated_bytes)
+
+    @property
+    def device_reserved_bytes(self) -> int | None:
+        """Return the peak of what the device's allocator held during the run itself; None without a device."""
+        return _peak_of_run(self.cuda_reserved_bytes)
+
     ledger: Ledger | None = Field(default=None, description="None: written before there was one")
+
+
+INSTRUMENTATION = "instrumentation"
+"""The phase on a device in which a model of its own is measured: no part of the run."""
+
+
+def _peak_of_run(phases: dict[str, int] | None) -> int | None:
+    return max((size for name, size in (phases or {}).items() if name != INSTRUMENTATION), default=None)
 
 
 class Timing(Strict):

@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 
 from results import ending
+from suites.bf16_study import register as register_bf16_study
 from suites.gate.command import register as register_gate
 from suites.lab.command import register as register_memory
 from suites.options import (
@@ -35,6 +36,7 @@ from suites.typed import check_methods, check_suite, check_typed
 
 if TYPE_CHECKING:
     from results.schema import Plan, Record
+    from suites.measure.predict import Prediction
     from suites.plan import Request
     from suites.suite import Runtime
 
@@ -117,10 +119,11 @@ def plan(options: Options) -> None:
     with one_line_errors():
         prepared = prepare(options, dry=True)
         from suites.console import parts_table, size_lines
-        from suites.run.preflight import predict_parts
+        from suites.run.preflight import predict
 
         todo, known = missing_runs(prepared.plans, prepared.runtime, options.out)
-        parts = predict_parts(todo, prepared.runtime)
+        predictions = predict(todo, prepared.runtime)
+        parts = {key: found.peak for key, found in predictions.items()}
         show(
             prepared.plans,
             prepared.runtime,
@@ -372,13 +375,15 @@ def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False) -
     from suites.console import result_line as view_of
     from suites.run import checkpoint, distributed
     from suites.run.launch import launch, launch_here
-    from suites.run.preflight import predict_peaks
+    from suites.run.preflight import predict
 
     group = runtime.group
     todo, known = missing_runs(plans, runtime, out)
     for each in todo:
         distributed.check_divides(each.training.accumulation, group)
-    predicted = predict_peaks(todo, runtime)
+    predictions = predict(todo, runtime)
+    predicted: dict[str, int | None] = {key: found.peak.total_bytes for key, found in predictions.items()}
+    reserved = reserved_bytes(todo, predictions, runtime)
     if todo and group.leads:
         check_writable(out)
         begin_anew(todo, out) if fresh else checkpoint.check_unchanged(out, todo)
@@ -389,12 +394,28 @@ def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False) -
         console.print(f"{going_on} of them go on from a checkpoint in {out / checkpoint.FOLDER}", markup=False)
     with ProgressListener(console, todo) as listener:
         run_all = launch if group.size == 1 else launch_here
-        records = run_all(todo, runtime, out, predicted, listener)
+        records = run_all(todo, runtime, out, predicted, listener, reserved)
     bad = [record for record in records if record.status != "ok"]
     console.print(f"{len(records) - len(bad)} runs ok" + (f", {len(bad)} not" if bad else ""))
     for record in bad if console.quiet and group.leads else ():
         errors.print(view_of(record), markup=False)
     return len(bad)
+
+
+def reserved_bytes(plans: list[Plan], predictions: Mapping[str, Prediction], runtime: Runtime) -> dict[str, int]:
+    """Say which plans may not fit the device; return what its allocator should reserve, by plan hash.
+
+    Raises:
+        ValueError: a plan that cannot fit.
+    """
+    from suites.measure.environment import device_memory_bytes
+    from suites.run.preflight import memory_warnings
+
+    if runtime.device.type != "cuda":
+        return {}
+    for line in memory_warnings(plans, predictions, device_memory_bytes(runtime.device)):
+        console.print(line, style="yellow", markup=False)
+    return {key: found.held.reserved_bytes for key, found in predictions.items()}
 
 
 def begin_anew(plans: list[Plan], out: Path) -> None:
@@ -407,6 +428,7 @@ def begin_anew(plans: list[Plan], out: Path) -> None:
 
 register_memory(app, console, one_line_errors)
 register_gate(app, console, one_line_errors, start)
+register_bf16_study(app, console, one_line_errors, prepare, start)
 
 if __name__ == "__main__":
     sys.excepthook = ending.interrupted_early

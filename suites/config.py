@@ -65,7 +65,15 @@ class Settings(BaseModel):
     warmup_fraction: float = Field(default=0.06, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
     clip_norm: float | None = Field(default=1.0, ge=0, description="0 = no clipping")
+    clip_scope: Literal["all", "parameter"] = Field(
+        default="all", description="clip by the norm over all gradients, or each parameter's by its own"
+    )
     precision: Literal["fp32", "bf16", "bf16-autocast"] = "fp32"
+    bf16_updates: Literal["nearest", "stochastic", "kahan", "master"] = Field(
+        default="nearest",
+        description="with precision bf16: round to the nearest (many updates are lost), stochastically, keep the rest "
+        "(kahan), or keep fp32 values (master); all but nearest with fp32 moments for every method",
+    )
     state_bits: Literal[8, 32] = 32
     per_layer: bool = Field(default=False, description="step each parameter inside backward, and free its gradient")
     checkpointing: bool = Field(

@@ -161,7 +161,7 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
 
     Raises:
         ValueError: steps and epochs both or neither given; a batch that the accumulation does not divide; per-layer
-            updates with accumulation or clipping.
+            updates with clipping by the common norm.
     """
     if (settings.steps is None) == (settings.epochs is None):
         raise ValueError("steps and epochs: give exactly one of the two (--steps N or --epochs X)")
@@ -173,7 +173,12 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
             f"(nearest allowed value: {near})"
         )
     if settings.per_layer:
-        check_per_layer(settings.accumulation, settings.clip_norm)
+        check_per_layer(settings.accumulation, settings.clip_norm, settings.clip_scope)
+    if settings.bf16_updates != "nearest" and settings.precision != "bf16":
+        raise ValueError(
+            f"bf16_updates {settings.bf16_updates!r} with precision {settings.precision!r}: no weight is in bf16 then "
+            "(nearest allowed value: nearest, or precision = 'bf16')"
+        )
     assert settings.learning_rate is not None
     per_epoch = math.ceil(train_rows / settings.batch_size)
     if settings.epochs is None:
@@ -194,7 +199,9 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
         warmup_steps=round(settings.warmup_fraction * steps),
         weight_decay=settings.weight_decay,
         clip_norm=settings.clip_norm or None,
+        clip_scope=settings.clip_scope,
         precision=settings.precision,
+        bf16_updates=settings.bf16_updates,
         state_bits=settings.state_bits,
         per_layer=settings.per_layer,
         checkpointing=settings.checkpointing,

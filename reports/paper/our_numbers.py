@@ -206,8 +206,7 @@ def _memory(cell: Cell, paper_runs: PaperRuns, runs: list[Record], known: tuple[
 
 
 def _device_peak(record: Record) -> int | None:
-    peaks = (record.memory.cuda_reserved_bytes or {}) if record.memory else {}
-    return max(peaks.values(), default=None)
+    return record.memory.device_reserved_bytes if record.memory else None
 
 
 def _weights(record: Record) -> int | None:

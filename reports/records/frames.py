@@ -177,8 +177,8 @@ def _measured(record: Record) -> Fields:
                 row |= {f"{peak}_{name}": value for name, value in part}
                 totals.append(part.total_bytes)
         row["tracked_peak_bytes"] = max(totals, default=None)
-        for name in ("cuda_allocated", "cuda_reserved"):
-            row[f"{name}_peak_bytes"] = max((getattr(memory, f"{name}_bytes") or {}).values(), default=None)
+        row["cuda_allocated_peak_bytes"] = memory.device_allocated_bytes
+        row["cuda_reserved_peak_bytes"] = memory.device_reserved_bytes
     return row
 
 

@@ -45,6 +45,9 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
         accumulation: Annotated[int, typer.Option(help="micro-batches an optimizer step")] = 1,
         sequence: Annotated[int, typer.Option(help="tokens a sequence")] = 256,
         precision: Annotated[str, typer.Option(help="`fp32`, `bf16` or `bf16-autocast`; default: bf16 for LLaMA")] = "",
+        bf16_updates: Annotated[
+            str, typer.Option(help="with bf16: `nearest`, `stochastic`, `kahan` or `master` (`suites/run/rounding.py`)")
+        ] = "nearest",
         state_bits: Annotated[int, typer.Option(help="32, or 8 through bitsandbytes, counted by rule")] = 32,
         per_layer: Annotated[bool, typer.Option("--per-layer", help="update inside backward")] = False,
         checkpointing: Annotated[bool, typer.Option("--checkpointing", help="compute activations again")] = False,
@@ -59,7 +62,16 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
             ),
         ] = "",
         fits: Annotated[str, typer.Option(help="a limit such as 24GiB: print the largest batch that fits")] = "",
-        overhead: Annotated[str, typer.Option(help="taken off the limit for context and allocator")] = "1GiB",
+        overhead: Annotated[
+            str,
+            typer.Option(
+                help="taken off the limit for context and allocator; default: on `cuda` a low, an expected and a high "
+                "estimate of both, else 1GiB"
+            ),
+        ] = "",
+        device: Annotated[
+            str, typer.Option(help="whose rules: `cpu` or `cuda`; default: cuda for --fits, else cpu")
+        ] = "",
         offline: Annotated[bool, typer.Option("--offline", help="never use the network")] = False,
     ) -> None:
         """Print the memory ledger of methods on a model: formula, count and peak, without weights or a GPU."""
@@ -77,10 +89,15 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
                 "checkpointing": checkpointing,
                 "recompute": parts(again),
                 "variant": variant,
+                "bf16_updates": bf16_updates,
             }
             names = _methods(method)
+            asked["device"] = _device(device, "cuda" if fits else "cpu")
+            if fits and asked["device"] == "cuda" and not overhead and model != FAMILY:
+                _print_estimates(console, model, names, rank, precision, asked, fits, offline)
+                return
             if fits:
-                _print_fits(console, model, names, rank, precision, asked, fits, overhead, offline)
+                _print_fits(console, model, names, rank, precision, asked, fits, overhead or "1GiB", offline)
                 return
             for name in names:
                 lab, setting = _lab(model, name, rank, precision, asked, offline)
@@ -145,11 +162,15 @@ def _lab(
     from results.lab import Setting
     from suites.lab.lab import Lab, plain_config
     from suites.lab.networks import find_network
+    from suites.run.rounding import REST_BYTES
 
     network = find_network(model, offline)
     chosen: Any = checked_name(
         precision or ("bf16" if network.language_model else "fp32"), ("fp32", "bf16", "bf16-autocast"), "precision"
     )
+    updates: Any = checked_name(asked["bf16_updates"], REST_BYTES, "bf16_updates")
+    if updates != "nearest" and chosen != "bf16":
+        raise ValueError(f"bf16_updates {updates!r} with precision {chosen!r}: no weight is in bf16 then")
     if asked["state_bits"] not in (8, 32):
         raise ValueError(f"state_bits {asked['state_bits']}: must be 32 or 8")
     rows, parts = asked["batch"], asked["accumulation"]
@@ -159,12 +180,11 @@ def _lab(
     if rows % parts:
         near = min((n for n in range(1, rows + 1) if rows % n == 0), key=lambda n: abs(n - parts))
         raise ValueError(f"accumulation {parts}: must divide the batch of {rows} (nearest allowed value: {near})")
-    if asked["per_layer"] and parts > 1:
-        raise ValueError(f"accumulation {parts}: per-layer updates need 1 (nearest allowed value: 1)")
     variants = get_method(method).variants
     checked_name(asked["variant"], variants, f"variant of {method}")
     config = {**plain_config(network, method), **variants[asked["variant"]]}
-    lab = Lab(network, method, rank if rank is not None else network.rank, chosen, (asked["state_bits"],), config)
+    ranked = rank if rank is not None else network.rank
+    lab = Lab(network, method, ranked, chosen, (asked["state_bits"],), config, asked["device"], updates)
     setting = Setting(
         model=network.name,
         method=method,
@@ -194,10 +214,48 @@ def _print_ledger(console: Console, cell: MemoryCell) -> None:
         console.print(
             f"  {gap.name}: {gap.gap_bytes:+,}" + (f" = {reasons}" if reasons else "") + f"; {rest}", markup=False
         )
+    if cell.reserved_bytes is not None and cell.allocated_bytes is not None:
+        console.print(
+            f"  of a CUDA device, by its allocator's rules: allocated {_gib(cell.allocated_bytes)}, reserved "
+            f"{_gib(cell.reserved_bytes)}; predicted, not measured",
+            markup=False,
+        )
     phases = ", ".join(f"{name} {peak.total_bytes / 2**30:.3f} GiB" for name, peak in ledger.phases.items())
     console.print(f"  peak by phase: {phases}")
     for rule, times in cell.by_rule.items():
         console.print(f"  by rule, {times} times: {rule}", markup=False)
+
+
+def _device(name: str, default: str) -> str:
+    from baselines.registry import checked_name
+
+    return checked_name(name or default, ("cpu", "cuda"), "device")
+
+
+def _print_estimates(
+    console: Console, model: str, names: list[str], rank: int | None, precision: str, asked: dict[str, Any],
+    fits: str, offline: bool,
+) -> None:  # fmt: skip
+    from suites.lab.fits import largest, parse_bytes
+    from suites.measure.estimate import ESTIMATE_WORDS, ESTIMATES, Estimate, estimated
+
+    limit = parse_bytes(fits, "limit")
+    console.print(f"limit {fits} of a CUDA device, largest batch by estimate ({ESTIMATE_WORDS}).", markup=False)
+    console.print("Peaks are of the whole step, one that refreshes bases included; no device was asked.")
+    table = Table("method", *(f"{estimate}: batch, takes, the next one" for estimate in ESTIMATES))
+    for name in names:
+        lab, setting = _lab(model, name, rank, precision, {**asked, "batch": 1, "accumulation": 1}, offline)
+
+        def peak(rows: int, estimate: Estimate, lab: Lab = lab, setting: Setting = setting) -> int:
+            return estimated(lab.held(setting.model_copy(update={"batch": rows})), estimate)
+
+        found = [largest(lambda rows, e=estimate, p=peak: p(rows, e), limit) for estimate in ESTIMATES]  # type: ignore[misc]
+        cells = (
+            f"{rows:,}, {_gib(now)}, {_gib(after)}" if rows else f"none fits, {_gib(after)}"
+            for rows, now, after in found
+        )
+        table.add_row(name, *cells)
+    console.print(table)
 
 
 def _print_fits(
@@ -255,7 +313,8 @@ def _title(setting: Setting, parameters: int) -> str:
     words += ", per-layer updates" if setting.per_layer else ""
     words += f", {setting.variant}" if setting.variant else ""
     words += f", recomputed: {', '.join(setting.recompute)}" if setting.recompute else ""
-    return words + (", checkpointing" if setting.checkpointing else "")
+    words += ", checkpointing" if setting.checkpointing else ""
+    return words + f", for {setting.device}"
 
 
 def _number(value: int | None) -> str:

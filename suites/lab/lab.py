@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,12 +21,13 @@ from torch.optim import Optimizer
 from baselines.method import AdamSettings, Placement, set_refresh_gap
 from baselines.registry import get_method
 from baselines.shared import targets
-from results.lab import Counted, MemoryCell, Parts, Precision, Setting
+from results.lab import Counted, DeviceKind, MemoryCell, Parts, Precision, Setting
 from results.schema import Layer, Peak
 from suites.config import method_config
 from suites.lab import splice, step
 from suites.lab.networks import Network, blocks_of
-from suites.measure import live
+from suites.measure import allocator, live
+from suites.measure.cuda import cuda_rules
 from suites.measure.formula import Rest, formula_of, quantises, rest_of
 from suites.measure.ledger import outside_formula
 from suites.measure.predict import without_values
@@ -35,6 +36,7 @@ from suites.models import checkpoint_activations
 from suites.recompute import recompute
 from suites.run.loop import apply_gradients
 from suites.run.per_layer import PerLayer
+from suites.run.rounding import Rounding, Updates, take_step
 from suites.suite import Batch
 
 NEVER = 10**9
@@ -55,9 +57,13 @@ class Half:
 
 @dataclass(frozen=True)
 class Whole:
-    """What the whole model says at one width of the state: bytes at rest, and the optimizer's half of a step."""
+    """What the whole model says at one width of the state: bytes at rest, and the optimizer's half of a step.
+
+    `sizes`: of the single tensors at rest.
+    """
 
     count: Counted
+    sizes: Mapping[Category, Sequence[int]]
     finish: Trace
     refresh: Trace | None
     rules: Counter[str]
@@ -68,7 +74,8 @@ class Lab:
     """One network under one method at one rank and precision; `cell` answers for any setting of the rest.
 
     `widths` are the widths of the state that will be asked for: they share one model. `config` are settings of the
-    method that differ from its own at this rank.
+    method that differ from its own at this rank. `device` says whose rules are followed (`suites.measure.cuda`); all of
+    it is traced on a processor.
 
     Raises:
         ValueError: from every member, for settings that do not fit the network.
@@ -82,8 +89,12 @@ class Lab:
         precision: Precision = "fp32",
         widths: Sequence[int] = (32,),
         config: Mapping[str, Any] | None = None,
+        device: DeviceKind = "cpu",
+        updates: Updates = "nearest",
     ) -> None:
         self.network = network
+        self.updates = updates
+        self.device = device
         self.method = get_method(method)
         self.rank = rank
         self.widths = tuple(widths)
@@ -97,7 +108,9 @@ class Lab:
         """Return the ledger of one setting."""
         start = time.perf_counter()
         load, whole = self._whole(setting.state_bits)
-        half, plain, refresh = self._step(setting)
+        half, plain, again = self._step(setting)
+        held = None if self.device == "cpu" else self._held(whole, plain, again)
+        refresh = self._refresh_peak(setting, again)
         evaluation = splice.with_start(self._evaluation(setting).trace, _statics(whole.count))
         phases: dict[str, Peak] = {"load": load} | {str(phase): peak_of(plain, phase) for phase in PHASES}
         if refresh is not None:
@@ -113,28 +126,42 @@ class Lab:
             own_buffer_bytes=self._own_buffers,
             phases={name: parts_of(peak) for name, peak in phases.items() if peak.total_bytes},
             peak=parts_of(peak_of(plain)),
+            allocated_bytes=None if held is None else held.allocated_bytes,
+            reserved_bytes=None if held is None else held.reserved_bytes,
             by_rule=dict(sorted((half.rules + whole.rules).items())),
             seconds=round(time.perf_counter() - start, 2),
         )
 
     def peak_bytes(self, setting: Setting) -> int:
         """Return the highest total of a training step, one that refreshes bases included."""
-        _, plain, refresh = self._step(setting)
+        _, plain, again = self._step(setting)
+        refresh = self._refresh_peak(setting, again)
         return max(peak_of(plain).total_bytes, refresh.total_bytes if refresh is not None else 0)
 
-    def _step(self, setting: Setting) -> tuple[Half, Trace, Peak | None]:
-        """Return the half, the whole plain step at full depth, and the peak where bases are refreshed."""
+    def held(self, setting: Setting) -> allocator.Held:
+        """Return the peaks of a training step, a refresh included, under a device's allocator."""
+        _, plain, again = self._step(setting)
+        return self._held(self._whole(setting.state_bits)[1], plain, again)
+
+    def _held(self, whole: Whole, plain: Trace, again: Trace | None) -> allocator.Held:
+        traces = [plain] if again is None else [plain, again]
+        found = [allocator.held(trace, whole.sizes) for trace in traces]
+        return allocator.Held(*map(max, *found)) if len(found) > 1 else found[0]
+
+    def _refresh_peak(self, setting: Setting, again: Trace | None) -> Peak | None:
+        # With per-layer updates, what an update takes lies within backward.
+        return None if again is None else peak_of(again, None if setting.per_layer else "optimizer")
+
+    def _step(self, setting: Setting) -> tuple[Half, Trace, Trace | None]:
+        """Return the half, the whole plain step at full depth, and the whole step that refreshes bases."""
         _, whole = self._whole(setting.state_bits)
         half = self._half(setting)
         statics = _statics(whole.count)
         plain = splice.with_start(half.trace, statics)
         if setting.per_layer:
-            # What an update takes lies within backward.
-            again = half.refresh
-            return half, plain, None if again is None else peak_of(splice.with_start(again, statics))
-        again = whole.refresh
-        refresh = None if again is None else peak_of(_joined(plain, again), "optimizer")
-        return half, _joined(plain, whole.finish), refresh
+            return half, plain, None if half.refresh is None else splice.with_start(half.refresh, statics)
+        again = None if whole.refresh is None else _joined(plain, whole.refresh)
+        return half, _joined(plain, whole.finish), again
 
     def _whole(self, state_bits: int) -> tuple[Peak, Whole]:
         load, wholes = self._wholes
@@ -146,7 +173,7 @@ class Lab:
         """Return the formula column."""
         layers, rest = self._shapes
         dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
-        found = formula_of(self.method, self.config, layers, rest, state_bits, dtype)
+        found = formula_of(self.method, self.config, layers, rest, state_bits, dtype, self.updates)
         return Counted(**{name: getattr(found, name) for name in Counted.model_fields})
 
     def build(self, layers: int | None = None) -> tuple[nn.Module, Placement]:
@@ -160,7 +187,10 @@ class Lab:
 
     def optimizer(self, model: nn.Module, placement: Placement, state_bits: int) -> Optimizer:
         """Return the method's optimizer."""
-        return self.method.optimizer(model, placement, AdamSettings(1e-3, state_bits=state_bits), self.config)
+        made = self.method.optimizer(model, placement, AdamSettings(1e-3, state_bits=state_bits), self.config)
+        if self.updates != "nearest":
+            Rounding(made, self.updates, seed=0)
+        return made
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
         """Return the loss of a micro-batch."""
@@ -201,7 +231,7 @@ class Lab:
         optimizer = self.optimizer(model, placement, state_bits)
         step.give_gradients(optimizer)
         gradient_bytes = live.gradient_bytes(model)
-        optimizer.step()
+        take_step(optimizer)
         set_refresh_gap(optimizer, NEVER)
         rules.clear()
         finish = self._track_finish(model, optimizer)
@@ -216,7 +246,12 @@ class Lab:
             basis_bytes=live.basis_bytes(optimizer),
             buffer_bytes=live.buffer_bytes(model),
         )
-        return Whole(count, finish, refresh, used, outside_formula(optimizer))
+        sizes: dict[Category, Sequence[int]] = {
+            "parameter": _sizes(model.parameters()),
+            "buffer": _sizes(model.buffers()),
+            "optimizer": _sizes(tensor for _, tensor in live.held_tensors(optimizer, model)),
+        }
+        return Whole(count, sizes, finish, refresh, used, outside_formula(optimizer))
 
     def _original_bytes(self) -> int:
         if quantises(self.method, self.config, self._shapes[0]):
@@ -258,7 +293,7 @@ class Lab:
     def _trace_half(self, setting: Setting, layers: int | None) -> Half:
         batches = [self.network.batch(setting.batch, setting.sequence) for _ in range(setting.accumulation)]
         held: list[Tensor] = []
-        with without_values() as rules:
+        with without_values() as rules, self._rules():
             model, placement = self.build(layers)
             if setting.checkpointing:
                 checkpoint_activations(model)
@@ -275,7 +310,7 @@ class Lab:
                 return Half(self._track(model, None, run), None, None, Counter(rules))
             optimizer = self.optimizer(model, placement, setting.state_bits)
             step.give_gradients(optimizer)
-            optimizer.step()
+            take_step(optimizer)
             optimizer.zero_grad(set_to_none=True)
             refreshes = set_refresh_gap(optimizer, NEVER)
             updates = PerLayer(optimizer, setting.accumulation)
@@ -291,13 +326,16 @@ class Lab:
             set_refresh_gap(optimizer, 1)
             return Half(trace, self._track(model, optimizer, update) if refreshes else None, None, used)
 
+    def _rules(self) -> AbstractContextManager[None]:
+        return cuda_rules() if self.device == "cuda" else nullcontext()
+
     def _track(self, model: nn.Module, optimizer: Optimizer | None, run: Callable[[], None]) -> Trace:
         return track(model, optimizer, run, look_into_foreign=False, blocks=blocks_of(model))
 
     def _trace_evaluation(self, setting: Setting, layers: int | None) -> Half:
         batch = self.network.batch(setting.batch, setting.sequence)
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        with without_values() as rules:
+        with without_values() as rules, self._rules():
             model, _ = self.build(layers)
             recompute(model, setting.recompute)
             model.eval()
@@ -322,6 +360,11 @@ def parts_of(peak: Peak) -> Parts:
 
 def _statics(count: Counted) -> dict[Category, int]:
     return {"parameter": count.weight_bytes, "buffer": count.buffer_bytes, "optimizer": count.state_bytes}
+
+
+def _sizes(tensors: Iterable[Tensor]) -> list[int]:
+    found = {storage._cdata: storage.nbytes() for tensor in tensors for storage in live.storages(tensor)}
+    return list(found.values())
 
 
 def _joined(half: Trace, finish: Trace) -> Trace:

@@ -19,6 +19,7 @@ from torch import nn
 from baselines.method import Kept, Method, Part, Placement
 from baselines.shared.targets import shapes
 from results.schema import Layer
+from suites.run.rounding import REST_BYTES, Updates
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,21 @@ def formula_of(
     rest: Mapping[str, Rest],
     state_bits: int,
     dtype: torch.dtype,
+    updates: Updates = "nearest",
 ) -> Formula:
-    """Return what the method costs on these target layers, everything else as `rest` says."""
+    """Return what the method costs on these target layers, everything else as `rest` says.
+
+    `updates`: the rule for weights in bf16; all but "nearest" have the state of fp32 weights and what they keep beside.
+    """
     parts = [part for layer in layers for part in method.layer_parts(layer.shape, config)]
     parts += [Part(name, each.shape, each.trained, added=False, kept=each.kept) for name, each in rest.items()]
     kept = [part for part in parts if not part.buffer]
     trained = [part for part in kept if part.trained]
-    state = [part.state_bytes(state_bits, dtype) for part in trained]
-    plain = [part.state_bytes(state_bits, dtype, bases=False) for part in trained]
+    worked = dtype if updates == "nearest" else torch.float32
+    rests = [_rest_bytes(part, dtype, updates) for part in trained]
+    pairs = list(zip(trained, rests, strict=True))
+    state = [part.state_bytes(state_bits, worked) + beside for part, beside in pairs]
+    plain = [part.state_bytes(state_bits, worked, bases=False) + beside for part, beside in pairs]
     return Formula(
         weight_bytes=sum(_bytes(part, dtype) for part in kept),
         adapter_bytes=sum(_bytes(part, dtype) for part in kept if part.added),
@@ -98,3 +106,7 @@ def _dtype(part: Part, dtype: torch.dtype) -> torch.dtype:
 
 def _bytes(part: Part, dtype: torch.dtype) -> int:
     return math.prod(part.shape) * (1 if part.quantised else _dtype(part, dtype).itemsize)
+
+
+def _rest_bytes(part: Part, dtype: torch.dtype, updates: Updates) -> int:
+    return math.prod(part.shape) * REST_BYTES[updates] if _dtype(part, dtype) == torch.bfloat16 else 0

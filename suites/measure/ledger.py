@@ -63,10 +63,14 @@ def with_ledger(memory: Memory, built: Built, job: Job, case: Resolved, phases: 
         plain = case.skeleton()
     rest = rest_of(plain, job.placement, case.method, case.config)
     dtype = torch.bfloat16 if case.training.precision == "bf16" else torch.float32
-    formula = formula_of(case.method, case.config, built.layers, rest, case.training.state_bits, dtype)
+    training = case.training
+    formula = formula_of(
+        case.method, case.config, built.layers, rest, training.state_bits, dtype, training.bf16_updates
+    )
     original = sum(parameter.numel() for parameter in plain.parameters()) * dtype.itemsize
     if quantises(case.method, case.config, built.layers):
         original = formula.weight_bytes - formula.adapter_bytes
+    assert memory.gradient_bytes is not None
     count = Counted(
         weight_bytes=memory.weight_bytes,
         adapter_bytes=memory.weight_bytes - original,
@@ -163,11 +167,13 @@ def run_gaps(memory: Memory) -> list[LedgerGap]:
     if memory.rss_peak_bytes is not None and memory.rss_start_bytes is not None:
         # Libraries, data and the allocator's own; nothing here can be told apart from outside.
         gaps.append(gap("process growth - tracked peak", memory.rss_peak_bytes - memory.rss_start_bytes - peak))
-    if memory.cuda_allocated_bytes:
-        allocated = max(memory.cuda_allocated_bytes.values())
+    allocated, reserved = memory.device_allocated_bytes, memory.device_reserved_bytes
+    if allocated is not None:
         gaps.append(gap("device allocator - tracked peak", allocated - peak))
-        reserved = max((memory.cuda_reserved_bytes or {}).values(), default=allocated)
-        gaps.append(gap("device reserved - allocated", reserved - allocated))
+        if reserved is not None:
+            gaps.append(gap("device reserved - allocated", reserved - allocated))
+            if memory.predicted_reserved_bytes is not None:
+                gaps.append(gap("device reserved, seen - predicted", reserved - memory.predicted_reserved_bytes))
     return gaps
 
 

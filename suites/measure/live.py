@@ -241,26 +241,42 @@ def reset_rss_peak() -> bool:
 class DevicePeaks:
     """Peak bytes allocated and reserved by the CUDA allocator, phase by phase; None on any other device.
 
-    A phase that is entered again keeps the higher value.
+    A phase that is entered again keeps the higher value; one inside another takes its own time out of it. What the
+    allocator keeps from one phase counts as reserved in the next; `release` between two gives it back to the device.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._open: list[str] = []
         self.allocated_bytes: dict[str, int] | None = {} if device.type == "cuda" else None
         self.reserved_bytes: dict[str, int] | None = {} if device.type == "cuda" else None
+
+    def release(self) -> None:
+        """Give back what the allocator holds and no tensor uses, so that no later peak counts it."""
+        if self.reserved_bytes is not None:
+            torch.cuda.synchronize(self._device)
+            torch.cuda.empty_cache()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Measure what runs inside the context under `name`."""
-        if self.allocated_bytes is None or self.reserved_bytes is None:
-            yield
-            return
-        torch.cuda.reset_peak_memory_stats(self._device)
+        self._take()
+        self._open.append(name)
         try:
             yield
         finally:
+            self._take()
+            self._open.pop()
+
+    def _take(self) -> None:
+        """Add the peaks since the last call to the phase that is open, and begin anew."""
+        if self.allocated_bytes is None or self.reserved_bytes is None:
+            return
+        if self._open:
+            name = self._open[-1]
             torch.cuda.synchronize(self._device)
             allocated = torch.cuda.max_memory_allocated(self._device)
             reserved = torch.cuda.max_memory_reserved(self._device)
             self.allocated_bytes[name] = max(allocated, self.allocated_bytes.get(name, 0))
             self.reserved_bytes[name] = max(reserved, self.reserved_bytes.get(name, 0))
+        torch.cuda.reset_peak_memory_stats(self._device)

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from results.schema import Peak
+from suites.measure.allocator import Held, held
 from suites.measure.live import tensors_in
 from suites.measure.tracker import NATIVE_NAMESPACES, peak_of, track
 
@@ -37,7 +38,8 @@ FOREIGN_RULE = "{name} allocates its results alone, no workspace"
 
 @dataclass(frozen=True)
 class Prediction:
-    """Peak over the step and within each of its phases; how often each rule stood in for a missing value.
+    """Peak over the step and within each of its phases; how often each rule stood in for a missing value; what a CUDA
+    device's allocator would hold for it.
 
     The scalar rule changes no byte where the number read only scales values, as the step count of Adam does.
     """
@@ -45,6 +47,7 @@ class Prediction:
     peak: Peak
     phases: Mapping[Phase, Peak]
     rules: Mapping[str, int]
+    held: Held
 
 
 def predict_step_peak(
@@ -71,7 +74,8 @@ def predict_step_peak(
             step()
         used.clear()
         trace = track(model, optimizer, step, look_into_foreign=foreign == "traced")
-    return Prediction(peak_of(trace), {phase: peak_of(trace, phase) for phase in PHASES}, dict(used))
+    phases = {phase: peak_of(trace, phase) for phase in PHASES}
+    return Prediction(peak_of(trace), phases, dict(used), held(trace))
 
 
 @contextmanager

@@ -226,14 +226,7 @@ class Recorder(TorchDispatchMode):
         yield block.register_forward_hook(after)
 
     def _watch_gradient(self, parameter: Tensor) -> Callable[[], None]:
-        handle = parameter.register_post_accumulate_grad_hook(self._gradient_arrived)
-        # First in line: a hook that steps the optimizer inside backward would free the gradient unseen.
-        hooks: dict[int, Any] = parameter._post_accumulate_grad_hooks
-        earlier = {key: hook for key, hook in hooks.items() if key != handle.id}
-        for key in earlier:
-            del hooks[key]
-        hooks.update(earlier)
-        remove: Callable[[], None] = handle.remove
+        remove: Callable[[], None] = hook_first(parameter, self._gradient_arrived).remove
         return remove
 
     def _gradient_arrived(self, parameter: Tensor) -> None:
@@ -319,6 +312,20 @@ class Recorder(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
         return func(*args, **kwargs)
+
+
+def hook_first(parameter: Tensor, arrived: Callable[[Tensor], None]) -> torch.utils.hooks.RemovableHandle:
+    """Call `arrived` with a parameter whose gradient has come, before any hook that is there already.
+
+    One that steps the optimizer inside backward would free the gradient unseen.
+    """
+    handle = parameter.register_post_accumulate_grad_hook(arrived)
+    hooks: dict[int, Any] = parameter._post_accumulate_grad_hooks  # type: ignore[assignment]
+    earlier = {key: hook for key, hook in hooks.items() if key != handle.id}
+    for key in earlier:
+        del hooks[key]
+    hooks.update(earlier)
+    return handle
 
 
 @contextmanager

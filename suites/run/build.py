@@ -16,6 +16,7 @@ from suites.measure.environment import derived_seed
 from suites.models import checkpoint_activations
 from suites.recompute import recompute
 from suites.resolved import Resolved
+from suites.run.rounding import REST_BYTES, Rounding
 
 
 @dataclass
@@ -48,6 +49,8 @@ def build(model: nn.Module, placement: Placement, case: Resolved, device: torch.
     recompute(model, case.training.recompute)
     model = model.to(device or case.runtime.device)
     optimizer = case.method.make_optimizer(model, placement, case.adam, case.config)
+    if case.training.bf16_updates != "nearest":
+        Rounding(optimizer, case.training.bf16_updates, case.plan.seed)
     layers = [
         Layer(name=name, shape=shape, rank=ranks.rank, projection_rank=ranks.projection_rank)
         for name, shape in shapes.items()
@@ -57,8 +60,12 @@ def build(model: nn.Module, placement: Placement, case: Resolved, device: torch.
 
 
 def formula_state_bytes(model: nn.Module, placement: Placement, layers: list[Layer], case: Resolved) -> int:
-    """Return the state bytes by formula: of the method's parts for its layers, and of all else that is trained."""
+    """Return the state bytes by formula: of the method's parts for its layers, and of all else that is trained.
+
+    With what a rule for bf16 weights keeps beside them.
+    """
     bits = case.training.state_bits
+    low = sum(p.numel() for p in trainable(model).values() if p.dtype == torch.bfloat16)
     inside = tuple(f"{layer.name}." for layer in layers)
     kept = case.method.rest_kept(model, placement, case.config)
     rest = [
@@ -67,7 +74,8 @@ def formula_state_bytes(model: nn.Module, placement: Placement, layers: list[Lay
         if not name.startswith(inside) or name.endswith(".bias")
     ]
     own = sum(case.method.layer_state_bytes(layer.shape, case.config, bits) for layer in layers)
-    return own + sum(part.state_bytes(bits) for part in rest)
+    beside = low * REST_BYTES[case.training.bf16_updates]
+    return own + sum(part.state_bytes(bits) for part in rest) + beside
 
 
 def check_fit(case: Resolved) -> None:

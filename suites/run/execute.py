@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import traceback
 from datetime import UTC, datetime
@@ -12,7 +13,7 @@ import torch
 
 from baselines.method import Refreshing, merges_after, rewarm_factor, trainable
 from gnlorp import Diverged
-from results.schema import Engagement, Memory, Plan, Record, Status
+from results.schema import INSTRUMENTATION, Engagement, Memory, Peak, Plan, Record, Status
 from suites.catalogue import catalogue_for
 from suites.measure import live, tracker
 from suites.measure.environment import derived_seed, environment
@@ -22,7 +23,7 @@ from suites.run import resume
 from suites.run.build import Built, build
 from suites.run.loop import DivergedError, Hooks, Outcome, Progress, timing, train
 from suites.run.tracked import Tracked, tracked_pass
-from suites.suite import Runtime
+from suites.suite import Job, Runtime
 
 
 def execute(
@@ -31,6 +32,7 @@ def execute(
     predicted_peak_bytes: int | None,
     report: Progress,
     checkpoints: Path | None = None,
+    predicted_reserved_bytes: int | None = None,
 ) -> Record:
     """Run `plan` and return its record, whatever happens: a failure is a status with its text.
 
@@ -39,7 +41,7 @@ def execute(
     """
     started = _now()
     start = time.perf_counter()
-    run = _Run(predicted_peak_bytes, report, checkpoints)
+    run = _Run(predicted_peak_bytes, report, checkpoints, predicted_reserved_bytes)
     status: Status = "ok"
     error: str | None = None
     try:
@@ -80,11 +82,36 @@ def is_out_of_memory(problem: BaseException) -> bool:
     return isinstance(problem, RuntimeError) and "DefaultCPUAllocator" in str(problem)
 
 
+def measured(job: Job, case: Resolved) -> tuple[Peak | None, Tracked | None, str | None]:
+    """Build a model to measure, measure it, and let go of all of it: (peak of loading, what was tracked, why not).
+
+    The largest batch there can be may never come in the run, so that memory which runs out here says nothing of the
+    method: the run goes on, without tracked peaks, and its record says why.
+    """
+    found: tuple[Peak | None, Tracked | None, str | None]
+    try:
+        first, load = tracker.track_load(
+            lambda: build(job.model(), job.placement, case),
+            lambda made: (made.model, made.optimizer),
+            case.runtime.device.type,
+        )
+        found = load, tracked_pass(first, job, case), None
+        del first
+    except Exception as problem:
+        if not is_out_of_memory(problem):
+            raise
+        text = next(iter(str(problem).splitlines()), type(problem).__name__)
+        found = None, None, f"memory ran out in the instrumentation pass, at the largest batch there can be: {text}"
+    # What the model refers back to itself through is only found by the collector.
+    gc.collect()
+    return found
+
+
 class _Run:
     """A run in hand: `out` and `parts` hold what its record will say, as far as it has come when it ends."""
 
-    def __init__(self, predicted: int | None, report: Progress, checkpoints: Path | None) -> None:
-        self._predicted, self._report, self._checkpoints = predicted, report, checkpoints
+    def __init__(self, predicted: int | None, report: Progress, checkpoints: Path | None, reserved: int | None) -> None:
+        self._predicted, self._report, self._checkpoints, self._reserved = predicted, report, checkpoints, reserved
         self._rss_start = live.rss_bytes()
         self.out = Outcome()
         self.parts: dict[str, Any] = {}
@@ -96,12 +123,10 @@ class _Run:
         job = case.job()
         self.parts |= {"data": job.facts, "main_metric": job.main_metric}
 
-        # 1. Memory, on a model of its own that the tracked steps use up.
-        first, load = tracker.track_load(
-            lambda: build(job.model(), job.placement, case), lambda made: (made.model, made.optimizer), device.type
-        )
-        tracked = tracked_pass(first, job, case)
-        del first
+        # 1. Memory, on a model of its own that the tracked steps use up and that is gone before the next one comes.
+        with devices.phase(INSTRUMENTATION):
+            load, tracked, untracked = measured(job, case)
+        devices.release()
 
         # 2. The model that is trained: drawn again from the same seeds, or put back from a checkpoint.
         with devices.phase("load"):
@@ -112,17 +137,18 @@ class _Run:
 
         # 3. Training, with the certificate early in it.
         with devices.phase("train"):
-            hooks = self._hooks(built, case, saver)
+            hooks = self._hooks(built, case, saver, devices)
             train(built.model, built.optimizer, job, case.training, self.out, hooks, case.runtime.group)
 
         # 4. What is left to say of it.
         self.parts["final_digest"] = resume.digest(built.model, built.optimizer)
         self._certify(built, case)
-        memory = self._memory(built, tracked, devices)
+        memory = self._memory(built, tracked, untracked, devices)
         self.parts["memory"] = memory
-        self.parts["memory"] = with_ledger(memory, built, job, case, {"load": load, **tracked.phases})
+        if tracked is not None and load is not None:
+            self.parts["memory"] = with_ledger(memory, built, job, case, {"load": load, **tracked.phases})
 
-    def _hooks(self, built: Built, case: Resolved, saver: resume.Saver) -> Hooks:
+    def _hooks(self, built: Built, case: Resolved, saver: resume.Saver, devices: live.DevicePeaks) -> Hooks:
         def report(step: int, loss: float) -> None:
             # Early, so that no time goes into a method without effect. A skipped step has no state yet to certify, and
             # a factor that starts at zero gives its partner state only in the second one.
@@ -137,7 +163,13 @@ class _Run:
                 generator = torch.Generator(case.runtime.device).manual_seed(seed)
                 case.method.restart(built.model, built.optimizer, generator)
 
-        return Hooks(report, lambda step: rewarm_factor(case.config, step), restart, saver.save)
+        return Hooks(
+            report,
+            lambda step: rewarm_factor(case.config, step),
+            restart,
+            saver.save,
+            lambda: devices.phase("evaluation"),
+        )
 
     def _certify(self, built: Built, case: Resolved) -> None:
         """Record what the method did, and raise RuntimeError where that is not what it should do."""
@@ -147,18 +179,22 @@ class _Run:
         trains_layers = method.trains_layers(shape, case.config)
         live.check_engagement(certificate, built.model, method.title, method.saves_state, trains_layers)
 
-    def _memory(self, built: Built, tracked: Tracked, devices: live.DevicePeaks) -> Memory:
+    def _memory(
+        self, built: Built, tracked: Tracked | None, untracked: str | None, devices: live.DevicePeaks
+    ) -> Memory:
         return Memory(
             weight_bytes=live.weight_bytes(built.model),
             trainable_bytes=live.trainable_bytes(built.model),
             buffer_bytes=live.buffer_bytes(built.model),
-            gradient_bytes=tracked.gradient_bytes,
+            gradient_bytes=None if tracked is None else tracked.gradient_bytes,
             state_bytes=live.state_bytes(built.optimizer, built.model),
             basis_bytes=live.basis_bytes(built.optimizer),
             formula_state_bytes=built.formula_state_bytes,
             predicted_peak_bytes=self._predicted,
-            step_peak=tracked.plain,
-            refresh_peak=tracked.refresh,
+            predicted_reserved_bytes=self._reserved,
+            step_peak=None if tracked is None else tracked.plain,
+            refresh_peak=None if tracked is None else tracked.refresh,
+            untracked=untracked,
             rss_peak_bytes=live.rss_peak_bytes(),
             rss_start_bytes=self._rss_start,
             cuda_allocated_bytes=devices.allocated_bytes,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -31,18 +31,20 @@ def launch(
     store: Path,
     predicted: dict[str, int | None],
     listen: Listener,
+    reserved: Mapping[str, int] | None = None,
 ) -> list[Record]:
     """Run `plans`, `runtime.workers` at a time, and return their records as they ended.
 
     Args:
         plans: asked for the next one when there is room for it.
         predicted: plan hash -> peak bytes said before the run.
+        reserved: plan hash -> bytes that a device's allocator should reserve, said before the run.
 
     Raises:
         StoreError: a record cannot be written; the other runs are stopped first.
         Interrupted: Ctrl-C; the runs in hand have a record of status interrupted.
     """
-    shared, context = Launch(runtime, store, predicted, listen), server()
+    shared, context = Launch(runtime, store, predicted, listen, reserved or {}), server()
     waiting = iter(plans)
     active: list[Worker] = []
     records: list[Record] = []
@@ -74,7 +76,12 @@ def launch(
 
 
 def launch_here(
-    plans: Sequence[Plan], runtime: Runtime, store: Path, predicted: dict[str, int | None], listen: Listener
+    plans: Sequence[Plan],
+    runtime: Runtime,
+    store: Path,
+    predicted: dict[str, int | None],
+    listen: Listener,
+    reserved: Mapping[str, int] | None = None,
 ) -> list[Record]:
     """Run `plans` one after the other in this process, as one of the group's; process 0 alone writes records.
 
@@ -94,8 +101,9 @@ def launch_here(
             listen(Event(plan, step=step, loss=loss))
 
         report = now_and_then(plan, tell)
-        predicted_bytes = predicted.get(plan.hash())
-        record = execute(plan, runtime, predicted_bytes, report, checkpoint.folder_of(store, plan))
+        key = plan.hash()
+        folder = checkpoint.folder_of(store, plan)
+        record = execute(plan, runtime, predicted.get(key), report, folder, (reserved or {}).get(key))
         if runtime.group.leads:
             keep(store, record)
         listen(Event(plan, record=record))

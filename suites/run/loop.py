@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 from baselines.method import refreshed
 from results.schema import CurvePoint, Evaluation, Timing, TrainingPlan
 from suites.run.distributed import Group
-from suites.run.per_layer import PerLayer
+from suites.run.per_layer import PerLayer, clip_alone_
+from suites.run.rounding import take_step
 from suites.suite import Batch, Job, Scores
 
 UNTIMED_STEPS = 2
@@ -95,12 +96,14 @@ class Hooks:
         rate: step -> factor on the scheduled learning rate of that step.
         restart: step -> None; may change model and optimizer (factors merged and begun anew).
         save: step -> None; the run's whole state can be written.
+        evaluating: () -> what an evaluation runs inside.
     """
 
     report: Progress
     rate: Callable[[int], float] = lambda step: 1.0
     restart: Callable[[int], None] = lambda step: None
     save: Callable[[int], None] = lambda step: None
+    evaluating: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 def train_step(
@@ -112,12 +115,13 @@ def train_step(
     clock: Clock,
     group: Group = ALONE,
     per_layer: PerLayer | None = None,
-) -> tuple[float, float, bool]:
+) -> tuple[float, float | None, bool]:
     """Do one optimizer step over `micro_batches` and return (mean loss, gradient norm before clipping, applied).
 
     The loss of each micro-batch counts by `job.weight`, so that k micro-batches give the gradient of one batch. Each
     process of `group` works on every `group.size`-th of them. A step whose loss or gradient norm is not finite changes
-    nothing: it is not applied. With `per_layer` only the parameters whose own gradient is not finite stay unchanged.
+    nothing: it is not applied. With `per_layer` only parameters whose own gradient is not finite stay unchanged; the
+    norm is None where whole gradients were never there.
     """
     weights = [job.weight(batch) for batch in micro_batches]
     device = next(model.parameters()).device
@@ -135,14 +139,18 @@ def train_step(
         if per_layer is not None:
             norm, applied = per_layer.finish()
             return loss, norm, applied
-        norm, applied = apply_gradients(optimizer, plan.clip_norm, math.isfinite(loss), group)
+        norm, applied = apply_gradients(optimizer, plan.clip_norm, math.isfinite(loss), group, plan.clip_scope)
     return loss, norm, applied
 
 
 def apply_gradients(
-    optimizer: Optimizer, clip_norm: float | None = None, wanted: bool = True, group: Group = ALONE
+    optimizer: Optimizer,
+    clip_norm: float | None = None,
+    wanted: bool = True,
+    group: Group = ALONE,
+    clip_scope: str = "all",
 ) -> tuple[float, bool]:
-    """Take the gradients' norm, clip by it, step if all is finite and `wanted`, and let the gradients go.
+    """Take the gradients' norm, clip (by it, or each by its own), step if all is finite and `wanted`, let them go.
 
     Returns the norm before clipping, and whether the step was taken.
     """
@@ -152,9 +160,13 @@ def apply_gradients(
     norm = float(total)
     applied = wanted and math.isfinite(norm)
     if applied:
-        if clip_norm is not None:
+        if clip_norm is not None and clip_scope == "all":
             nn.utils.clip_grads_with_norm_(parameters, clip_norm, total)
-        optimizer.step()
+        elif clip_norm is not None:
+            for parameter in parameters:
+                if parameter.grad is not None:
+                    clip_alone_(parameter, clip_norm)
+        take_step(optimizer)
     optimizer.zero_grad(set_to_none=True)
     return norm, applied
 
@@ -175,7 +187,7 @@ def train(
 
     Raises:
         DivergedError: `plan.max_skipped` steps in a row were not finite, or none at all was.
-        ValueError: per-layer updates with accumulation, clipping or several processes.
+        ValueError: per-layer updates with clipping by the common norm or several processes.
     """
     device = next(model.parameters()).device
     for each in optimizer.param_groups:
@@ -207,7 +219,8 @@ def train(
         if applied:
             hooks.restart(step)
         if step in evaluate_after:
-            _evaluate(model, job, plan, step, out)
+            with hooks.evaluating():
+                _evaluate(model, job, plan, step, out)
         out.steps_done = step
         hooks.report(step, loss)
         hooks.save(step)
@@ -219,11 +232,11 @@ def per_layer_of(optimizer: Optimizer, plan: TrainingPlan, group: Group = ALONE)
     """Switch `optimizer` to per-layer updates if the plan says so.
 
     Raises:
-        ValueError: with gradient accumulation, clipping by the common norm, or several processes.
+        ValueError: with clipping by the common norm, or several processes.
     """
     if not plan.per_layer:
         return None
-    return PerLayer(optimizer, plan.accumulation, plan.clip_norm, group.size)
+    return PerLayer(optimizer, plan.accumulation, plan.clip_norm, plan.clip_scope, group.size)
 
 
 def timing(out: Outcome, wall_s: float) -> Timing:

@@ -1,13 +1,20 @@
 """The per-layer update: each parameter is stepped inside backward, as soon as its gradient is there.
 
 At most a few gradients are alive at once (Lv et al. 2023, arXiv 2306.09782, which GaLore's 7B run uses). Works with any
-optimizer whose step treats every parameter by itself; equal to the ordinary step bit for bit then. Gradients cannot be
-accumulated, nor clipped by their common norm.
+optimizer whose step treats every parameter by itself; equal to the ordinary step bit for bit then. Over several
+micro-batches an optimizer without a mode of its own (or under a rule of `suites.run.rounding`) sums whole gradients, as
+ever, and steps in the last backward: the same step, with little saved. One that projects sums projected gradients: see
+`GradNormLoRPAdamW.per_layer`.
+
+The norm over all gradients is only known once the first have been used up, so that clipping by it is refused; each
+parameter's gradient can be clipped by its own norm instead, another rule, which `clip_scope` names.
 """
 
 from __future__ import annotations
 
 import math
+import weakref
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,59 +22,87 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from baselines.method import UpdatesInBackward
+from suites.run.rounding import rule_of, say_refreshed, step_part
 
 
-def check_per_layer(accumulation: int, clip_norm: float | None, processes: int = 1) -> None:
+def check_per_layer(accumulation: int, clip_norm: float | None, clip_scope: str = "all", processes: int = 1) -> None:
     """Raise ValueError for settings that need all gradients of a step at once."""
-    if accumulation > 1:
+    if clip_norm and clip_scope == "all":
         raise ValueError(
-            f"accumulation {accumulation}: per_layer uses a gradient up at once (nearest allowed value: 1)"
+            f"clip_norm {clip_norm}: per_layer never has the norm over all gradients (nearest allowed value: 0, or "
+            "clip_scope = 'parameter', which clips each parameter's gradient by its own norm)"
         )
-    if clip_norm:
+    if clip_norm and accumulation > 1:
         raise ValueError(
-            f"clip_norm {clip_norm}: per_layer never has the norm over all gradients (nearest allowed value: 0)"
+            f"clip_norm {clip_norm} with accumulation {accumulation}: per_layer sums projected gradients, whose norm "
+            "is not that of the whole ones (nearest allowed value: 0)"
         )
     if processes > 1:
         raise ValueError(f"per_layer with {processes} processes: not possible (nearest allowed value: 1 process)")
 
 
-class PerLayer:
-    """Switches an optimizer to per-layer updates until `remove`.
+def clip_alone_(parameter: Tensor, clip_norm: float) -> Tensor:
+    """Clip one parameter's gradient by its own norm, as torch's clipping does; return the norm before."""
+    assert parameter.grad is not None
+    norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
+    nn.utils.clip_grads_with_norm_([parameter], clip_norm, norm)
+    return norm
 
-    Call `finish` once after every backward pass, in place of `optimizer.step`. An optimizer with a mode of its own
-    (`UpdatesInBackward`) is switched to that. State, parameter groups and learning rates stay the optimizer's: its
-    `state_dict` is the same with and without.
+
+class PerLayer:
+    """Switches an optimizer to per-layer updates until `remove`, or until nothing holds this object any more.
+
+    Call `finish` once after the backward passes of a step, in place of `optimizer.step`. An optimizer with a mode of
+    its own (`UpdatesInBackward`) is switched to that. State, parameter groups and learning rates stay the optimizer's:
+    its `state_dict` is the same with and without.
 
     Raises:
         ValueError: from `check_per_layer`.
     """
 
     def __init__(
-        self, optimizer: Optimizer, accumulation: int = 1, clip_norm: float | None = None, processes: int = 1
+        self,
+        optimizer: Optimizer,
+        accumulation: int = 1,
+        clip_norm: float | None = None,
+        clip_scope: str = "all",
+        processes: int = 1,
     ) -> None:
-        check_per_layer(accumulation, clip_norm, processes)
+        check_per_layer(accumulation, clip_norm, clip_scope, processes)
         self._optimizer = optimizer
+        self._accumulation, self._clip_norm = accumulation, clip_norm
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        self._seen: set[int] = set()
-        self._norm = 0.0
-        self._skipped = False
-        self._own = optimizer if isinstance(optimizer, UpdatesInBackward) and optimizer.supports_per_layer else None
+        self._start()
+        self._rule = rule_of(optimizer)
+        own = isinstance(optimizer, UpdatesInBackward) and optimizer.supports_per_layer and self._rule is None
+        self._own = optimizer if own else None
+        if self._own is None or clip_norm:
+            for index, group in enumerate(optimizer.param_groups):
+                for parameter in group["params"]:
+                    self._hook(index, parameter)
         if self._own is not None:
-            self._own.per_layer(True)
-            return
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                self._hook(group, parameter)
+            # After the hooks above: what they clip is used.
+            self._own.per_layer(True, accumulation=accumulation)
 
-    def finish(self) -> tuple[float, bool]:
-        """Close the pass; return (norm over all its gradients, whether every one of them was finite and used)."""
+    def finish(self) -> tuple[float | None, bool]:
+        """Close the step; return (norm over all its gradients, whether every one of them was finite and used).
+
+        None: the whole gradients were never there.
+        """
         if self._own is not None:
             before = self._own.skipped_steps
             self._own.step()
-            assert self._own.last_gradient_norm is not None
-            return self._own.last_gradient_norm, self._own.skipped_steps == before
+            norm = self._norm if self._clip_norm else self._own.last_gradient_norm
+            self._start()
+            return norm, self._own.skipped_steps == before
+        # Parameters that not every backward pass reached.
+        for group, parameter in list(self._waiting.values()):
+            self._update(group, parameter)
         norm, used = self._norm, not self._skipped
-        self._seen, self._norm, self._skipped = set(), 0.0, False
+        say_refreshed(self._optimizer, self._refreshed)
+        if self._rule is not None:
+            self._rule.finish()
+        self._start()
         return norm, used
 
     def remove(self) -> None:
@@ -78,33 +113,52 @@ class PerLayer:
         if self._own is not None:
             self._own.per_layer(False)
 
-    def _hook(self, group: dict[str, Any], parameter: nn.Parameter) -> None:
+    def _start(self) -> None:
+        self._seen: dict[int, int] = {}
+        self._waiting: dict[int, tuple[dict[str, Any], Tensor]] = {}
+        self._norm = 0.0
+        self._skipped = self._refreshed = False
+
+    def _hook(self, index: int, parameter: nn.Parameter) -> None:
+        # Through a weak reference: parameter -> hook -> optimizer -> parameter would be a cycle that nothing collects.
+        me = weakref.ref(self)
+
         def run(grown: Tensor) -> None:
-            self._update(group, grown)
+            switch = me()
+            if switch is not None:
+                switch._arrived(switch._optimizer.param_groups[index], grown)
 
         self._handles.append(parameter.register_post_accumulate_grad_hook(run))
 
     @torch.no_grad()
-    def _update(self, group: dict[str, Any], parameter: Tensor) -> None:
-        if id(parameter) in self._seen:
+    def _arrived(self, group: dict[str, Any], parameter: Tensor) -> None:
+        if self._own is not None:
+            assert self._clip_norm
+            self._norm = math.hypot(self._norm, float(clip_alone_(parameter, self._clip_norm)))
+            return
+        count = self._seen[id(parameter)] = self._seen.get(id(parameter), 0) + 1
+        if count > self._accumulation:
             raise RuntimeError(
-                "a parameter got a second gradient before finish(): per-layer updates cannot accumulate gradients"
+                f"a parameter got gradient {count} before finish(): per-layer updates accumulate only as many as they "
+                f"were told, {self._accumulation}"
             )
-        self._seen.add(id(parameter))
+        if count < self._accumulation:
+            self._waiting[id(parameter)] = (group, parameter)
+            return
+        self._waiting.pop(id(parameter), None)
+        self._update(group, parameter)
+
+    @torch.no_grad()
+    def _update(self, group: dict[str, Any], parameter: Tensor) -> None:
         assert parameter.grad is not None
-        norm = float(torch.linalg.vector_norm(parameter.grad, dtype=torch.float32))
+        if self._clip_norm:
+            norm = float(clip_alone_(parameter, self._clip_norm))
+        else:
+            norm = float(torch.linalg.vector_norm(parameter.grad, dtype=torch.float32))
         self._norm = math.hypot(self._norm, norm)
         if math.isfinite(norm):
-            self._step_alone(group, parameter)
+            step = partial(step_part, self._optimizer) if self._rule is None else self._rule.step_part
+            self._refreshed |= step(group, [parameter])
         else:
             self._skipped = True
         parameter.grad = None
-
-    def _step_alone(self, group: dict[str, Any], parameter: Tensor) -> None:
-        # The optimizer sees one group of one parameter for this step: no second object, no second state.
-        groups, members = self._optimizer.param_groups, group["params"]
-        self._optimizer.param_groups, group["params"] = [group], [parameter]
-        try:
-            self._optimizer.step()
-        finally:
-            self._optimizer.param_groups, group["params"] = groups, members

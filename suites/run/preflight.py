@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
-from results.schema import Peak, Plan
-from suites.measure.predict import predict_step_peak
+from results.schema import Plan
+from suites.measure.estimate import ESTIMATES, estimated
+from suites.measure.predict import Prediction, predict_step_peak
 from suites.registry import get_suite
 from suites.resolved import Resolved, resolved
 from suites.run.build import check_fit
@@ -31,13 +32,8 @@ def check(plans: Sequence[Plan], runtime: Runtime) -> None:
         check_fit(resolved(plan, runtime))
 
 
-def predict_peaks(plans: Sequence[Plan], runtime: Runtime) -> dict[str, int | None]:
-    """Return plan hash -> tracked peak bytes of a plain step, as `predict_parts` finds them."""
-    return {key: peak.total_bytes for key, peak in predict_parts(plans, runtime).items()}
-
-
-def predict_parts(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Peak]:
-    """Return plan hash -> tracked peak of a plain step by part, predicted by the same trace without weights.
+def predict(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Prediction]:
+    """Return plan hash -> the plain step predicted by the same trace without weights.
 
     One trace serves all plans whose step has the same shapes: other seeds, other tasks of the same largest batch. From
     the second micro-batch on all are alike (gradients are there), so that no more than two are traced. The methods,
@@ -45,15 +41,46 @@ def predict_parts(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Peak]:
     """
     names = dict.fromkeys(plan.method for plan in plans)
     shares = [[plan for plan in plans if plan.method == name] for name in names] if runtime.workers > 1 else [plans]
-    found: dict[str, Peak] = {}
+    found: dict[str, Prediction] = {}
     for part in in_processes(_traced_parts, [(share, runtime) for share in shares], runtime.workers, runtime.threads):
         found |= part
     return found
 
 
-def _traced_parts(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Peak]:
-    traced: dict[object, Peak] = {}
-    found: dict[str, Peak] = {}
+def predict_peaks(plans: Sequence[Plan], runtime: Runtime) -> dict[str, int | None]:
+    """Return plan hash -> tracked peak bytes of a plain step, as `predict` finds them."""
+    return {key: found.peak.total_bytes for key, found in predict(plans, runtime).items()}
+
+
+def memory_warnings(
+    plans: Sequence[Plan], predictions: Mapping[str, Prediction], device_bytes: int | None
+) -> list[str]:
+    """Return a line for every method whose plain step may not fit into a device's memory.
+
+    Raises:
+        ValueError: its tensors alone are more than there is.
+    """
+    found = []
+    for name in dict.fromkeys(plan.method for plan in plans) if device_bytes is not None else ():
+        own = [(predictions[plan.hash()].held, plan) for plan in plans if plan.method == name]
+        held, plan = max(own, key=lambda pair: pair[0].reserved_bytes)
+        sizes = {estimate: estimated(held, estimate) for estimate in ESTIMATES}
+        there = f"{device_bytes / 2**30:.2f} GiB of the device"
+        if held.tensor_bytes > device_bytes:
+            raise ValueError(
+                f"method {name!r}, task {plan.task!r}: a step's tensors alone take {held.tensor_bytes / 2**30:.2f} GiB "
+                f"(predicted), more than the {there}; --set checkpointing=true, a larger accumulation, state_bits=8 or "
+                "per_layer=true take less"
+            )
+        if sizes["high"] > device_bytes:
+            words = ", ".join(f"{estimate} {size / 2**30:.2f}" for estimate, size in sizes.items())
+            found.append(f"warning: {name}, task {plan.task}: may not fit the {there}: {words} GiB (predicted)")
+    return found
+
+
+def _traced_parts(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Prediction]:
+    traced: dict[object, Prediction] = {}
+    found: dict[str, Prediction] = {}
     jobs: dict[object, tuple[Job, object]] = {}
     for plan in plans:
         case = resolved(plan, runtime)
@@ -64,7 +91,7 @@ def _traced_parts(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Peak]:
         job, shapes = jobs[job_key]
         key = (shapes, _step_key(plan))
         if key not in traced:
-            traced[key] = predict_step_peak(prediction_build(job, replace(case, plan=_few_micro_batches(plan)))).peak
+            traced[key] = predict_step_peak(prediction_build(job, replace(case, plan=_few_micro_batches(plan))))
         found[plan.hash()] = traced[key]
     return found
 
@@ -95,9 +122,11 @@ def _step_key(plan: Plan) -> object:
         str(plan.method_config),
         min(training.accumulation, ALIKE_FROM),
         training.precision,
+        training.bf16_updates,
         training.state_bits,
         training.per_layer,
         training.checkpointing,
         training.recompute,
         training.clip_norm is None,
+        training.clip_scope,
     )

@@ -21,6 +21,7 @@ from suites.run import checkpoint
 from suites.run.build import Built
 from suites.run.checkpoint import CheckpointError
 from suites.run.loop import Outcome
+from suites.run.rounding import rule_of
 
 
 class Saver:
@@ -51,7 +52,11 @@ class Saver:
                 f"{group.size} (nearest allowed value: {len(state['random'])}), or --fresh to start anew"
             )
         self._model.load_state_dict(state["model"])
-        self._optimizer.load_state_dict(state["optimizer"])
+        rule = rule_of(self._optimizer)
+        if rule is None:
+            self._optimizer.load_state_dict(state["optimizer"])
+        else:
+            rule.load_state_dict(state["rounding"], state["optimizer"])
         share_tables(self._optimizer)
         restore(self._out, state["outcome"])
         self._out.resumed_at.append(state["step"])
@@ -74,6 +79,8 @@ class Saver:
                 "random": random,
                 "outcome": outcome_text(self._out),
             }
+            if (rule := rule_of(self._optimizer)) is not None:
+                state["rounding"] = rule.state_dict()
             checkpoint.save(self._folder, self._plan, step, state)
         self._last = time.monotonic()
 
@@ -118,7 +125,9 @@ def restore(out: Outcome, text: str) -> None:
 def digest(model: nn.Module, optimizer: Optimizer) -> str:
     """Return sha256 over all weights and buffers and the optimizer's whole state: names, types, shapes and bytes."""
     total = hashlib.sha256()
-    for name, value in [*_leaves(model.state_dict(), "model"), *_leaves(optimizer.state_dict(), "optimizer")]:
+    held = [*_leaves(model.state_dict(), "model"), *_leaves(optimizer.state_dict(), "optimizer")]
+    rule = rule_of(optimizer)
+    for name, value in [*held, *_leaves({} if rule is None else rule.state_dict(), "rounding")]:
         if isinstance(value, Tensor):
             total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

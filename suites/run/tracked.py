@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from baselines.method import set_refresh_gap
 from results.schema import Peak
-from suites.measure import live, tracker
+from suites.measure import tracker
+from suites.measure.cuda import cuda_rules
 from suites.measure.ledger import evaluation_peak, phase_peaks
 from suites.resolved import Resolved
 from suites.run.build import Built, build
 from suites.run.loop import Clock, per_layer_of, train_step
+from suites.run.per_layer import PerLayer
 from suites.suite import Batch, Job
 
 NEVER = 10**9
@@ -32,16 +35,26 @@ class Tracked:
 
 
 def tracked_pass(built: Built, job: Job, case: Resolved) -> Tracked:
-    """Measure gradients, a plain step and a refresh step at the largest batch. Uses up `built`: it is trained on."""
+    """Measure gradients, a plain step and a refresh step at the largest batch. Uses up `built`: it is trained on.
+
+    Never holds more than the run itself does: with per-layer updates the first backward pass has them already.
+    """
     device = case.runtime.device
     batch = {name: tensor.to(device) for name, tensor in job.largest.items()}
-    job.loss(built.model, batch).backward()
-    gradient_bytes = live.gradient_bytes(built.model)
-    built.optimizer.zero_grad(set_to_none=True)
-    step = _step(built, job, case, batch, device)
+    per_layer = per_layer_of(built.optimizer, case.training)
+    try:
+        return _tracked(built, job, case, _step(built, job, case, batch, device, per_layer))
+    finally:
+        # Its hooks hold what the run must not find in its way.
+        if per_layer is not None:
+            per_layer.remove()
+
+
+def _tracked(built: Built, job: Job, case: Resolved, step: Callable[[], None]) -> Tracked:
     # Twice: a factor that starts at zero leaves its partner without a gradient in the first step, so that the
     # partner's basis and moments only come with the second.
-    step()
+    with counted_gradients(built.model) as gradients:
+        step()
     step()
     set_refresh_gap(built.optimizer, NEVER)
     plain = tracker.track(built.model, built.optimizer, step)
@@ -53,24 +66,55 @@ def tracked_pass(built: Built, job: Job, case: Resolved) -> Tracked:
         phases["refresh"] = tracker.peak_of(trace, "optimizer")
     if (evaluation := evaluation_peak(built, job, case)) is not None:
         phases["evaluation"] = evaluation
-    return Tracked(gradient_bytes, tracker.peak_of(plain), refresh, phases)
+    return Tracked(sum(gradients.values()), tracker.peak_of(plain), refresh, phases)
+
+
+@contextmanager
+def counted_gradients(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Yield what fills up with the bytes of every parameter's gradient as it arrives, however soon it is freed."""
+    found: dict[int, int] = {}
+
+    def arrived(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            found[id(parameter)] = parameter.grad.untyped_storage().nbytes()
+
+    handles = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            handles.append(tracker.hook_first(parameter, arrived))
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def prediction_build(job: Job, case: Resolved) -> Callable[[], tuple[nn.Module, Optimizer, Callable[[], None]]]:
-    """Return what `predict_step_peak` traces: the plan's step at the largest batch, on a model without weights."""
+    """Return what `predict_step_peak` traces: the plan's step at the largest batch, on a model without weights.
+
+    Traced on a processor; for a CUDA device by its rules (`suites.measure.cuda`).
+    """
     cpu = torch.device("cpu")
+    rules = cuda_rules if case.runtime.device.type == "cuda" else nullcontext
 
     def make() -> tuple[nn.Module, Optimizer, Callable[[], None]]:
         built = build(case.skeleton(), job.placement, case, cpu)
         set_refresh_gap(built.optimizer, NEVER)
-        return built.model, built.optimizer, _step(built, job, case, job.largest, cpu)
+        step = _step(built, job, case, job.largest, cpu, per_layer_of(built.optimizer, case.training))
+
+        def by_rules() -> None:
+            with rules():
+                step()
+
+        return built.model, built.optimizer, by_rules
 
     return make
 
 
-def _step(built: Built, job: Job, case: Resolved, batch: Batch, device: torch.device) -> Callable[[], None]:
+def _step(
+    built: Built, job: Job, case: Resolved, batch: Batch, device: torch.device, per_layer: PerLayer | None
+) -> Callable[[], None]:
     batches = [batch] * case.training.accumulation
-    per_layer = per_layer_of(built.optimizer, case.training)
 
     def step() -> None:
         train_step(built.model, built.optimizer, batches, job, case.training, Clock(device), per_layer=per_layer)

@@ -42,12 +42,16 @@ Listener = Callable[[Event], None]
 
 @dataclass(frozen=True)
 class Launch:
-    """What the runs of one launch share; `predicted`: plan hash -> peak bytes said before the run."""
+    """What the runs of one launch share.
+
+    `predicted`, `reserved`: plan hash -> bytes said before the run, of tensors and of a device's allocator.
+    """
 
     runtime: Runtime
     store: Path
     predicted: Mapping[str, int | None]
     listen: Listener
+    reserved: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -66,7 +70,8 @@ class Worker:
 def start(context: ForkServerContext, plan: Plan, launch: Launch) -> Worker:
     """Start a run and return its worker."""
     ours, theirs = context.Pipe(duplex=False)
-    given = (plan, launch.runtime, launch.store, launch.predicted.get(plan.hash()), theirs)
+    said = (launch.predicted.get(plan.hash()), launch.reserved.get(plan.hash()))
+    given = (plan, launch.runtime, launch.store, said, theirs)
     process = context.Process(target=_work, args=given, name=plan.label, daemon=True)
     worker = Worker(plan, process, ours, stamp(record_path(launch.store, plan)), oom_kills())
     process.start()
@@ -75,7 +80,7 @@ def start(context: ForkServerContext, plan: Plan, launch: Launch) -> Worker:
     return worker
 
 
-def _work(plan: Plan, runtime: Runtime, store: Path, predicted: int | None, pipe: Connection) -> None:
+def _work(plan: Plan, runtime: Runtime, store: Path, said: tuple[int | None, int | None], pipe: Connection) -> None:
     """Body of a worker process: run, write the record, say what went wrong with the writing if anything did."""
     from suites.run.execute import execute
 
@@ -92,7 +97,7 @@ def _work(plan: Plan, runtime: Runtime, store: Path, predicted: int | None, pipe
     try:
         with checkpoint.held(store, plan):
             report = now_and_then(plan, tell)
-            record = execute(plan, runtime, predicted, report, checkpoint.folder_of(store, plan))
+            record = execute(plan, runtime, said[0], report, checkpoint.folder_of(store, plan), said[1])
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             keep(store, record)
     except (StoreError, checkpoint.CheckpointError) as problem:

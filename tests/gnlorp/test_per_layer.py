@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
@@ -128,3 +131,107 @@ def test_a_grad_scaler_is_refused_in_one_line_and_works_without_per_layer():
     scaler.scale(model(torch.randn(2, 24)).square().mean()).backward()
     with pytest.raises(RuntimeError, match="GradScaler with per-layer updates"):
         scaler.step(optimizer)
+
+
+class Bare(nn.Module):
+    """Dense weights and biases that nothing replaces, so that every gradient can be summed by hand."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.Sequential(*(nn.Linear(24, 24) for _ in range(3)))
+
+    def forward(self, x):
+        return self.layers(x)
+
+
+def dense(side="small", state_bits=32, gap=3):
+    model = Bare()
+    matrices = [p for p in model.parameters() if p.ndim == 2]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": matrices, "projection_rank": 4}, {"params": vectors}]
+    options = {"lr": 0.01, "refresh_gap": gap, "side": side, "weight_decay": 0.1, "state_bits": state_bits}
+    return model, GradNormLoRPAdamW(groups, **options)
+
+
+def backwards(model, step, parts=3):
+    x = torch.randn(12, 24, generator=torch.Generator().manual_seed(step))
+    for chunk in x.chunk(parts):
+        ((model(chunk) - chunk.roll(1, 1)).square().mean() / parts).backward()
+
+
+@pytest.mark.parametrize("side", ["small", "large", "both"])
+def test_accumulated_projected_gradients_are_the_ordinary_step_between_refreshes(side):
+    model, optimizer = dense(side, gap=1000)
+    backwards(model, 0)
+    optimizer.step()
+    optimizer.zero_grad()
+    other, inside = dense(side, gap=1000)
+    other.load_state_dict(model.state_dict())
+    inside.load_state_dict(optimizer.state_dict())
+    inside.per_layer(accumulation=3)
+    for step in range(1, 5):
+        for each, updates in ((model, optimizer), (other, inside)):
+            backwards(each, step)
+            updates.step()
+            updates.zero_grad()
+        assert inside.last_gradient_norm is None
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert [s["step"] for s in inside.state.values()] == [s["step"] for s in optimizer.state.values()]
+
+
+def test_no_whole_gradient_outlives_its_micro_batch_and_plain_parameters_step_in_the_last():
+    model, optimizer = dense()
+    optimizer.per_layer(accumulation=3)
+    before = [p.detach().clone() for p in model.parameters()]
+    for part in range(3):
+        backwards(model, part, parts=1)
+        for p, old in zip(model.parameters(), before, strict=True):
+            assert torch.equal(p, old) is (part < 2)
+            assert (p.grad is None) is (p.ndim == 2 or part == 2)
+    with pytest.raises(RuntimeError, match=r"gradient 4 before step\(\)"):
+        backwards(model, 9, parts=1)
+    optimizer.step()
+    assert optimizer.skipped_steps == 0
+
+
+def test_a_step_with_fewer_backward_passes_uses_what_came():
+    model, optimizer = dense()
+    optimizer.per_layer(accumulation=3)
+    before = [p.detach().clone() for p in model.parameters()]
+    backwards(model, 0, parts=2)
+    optimizer.step()
+    assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+    assert all(p.grad is None for p in model.parameters())
+    backwards(model, 1)
+    optimizer.step()
+
+
+def test_one_bad_micro_batch_skips_its_parameters_for_the_step_only():
+    model, optimizer = dense()
+    optimizer.per_layer(accumulation=2)
+    spoil = model.layers[1].weight.register_hook(lambda grad: grad * float("nan"))
+    backwards(model, 0, parts=1)
+    spoil.remove()
+    before = model.layers[1].weight.detach().clone()
+    backwards(model, 1, parts=1)
+    optimizer.step()
+    assert torch.equal(model.layers[1].weight, before)
+    assert optimizer.skipped_steps == 1
+    backwards(model, 2, parts=2)
+    optimizer.step()
+    assert not torch.equal(model.layers[1].weight, before)
+    assert optimizer.skipped_steps == 1
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_dropped_optimizer_lets_its_model_go(accumulation):
+    model, optimizer = dense()
+    optimizer.per_layer(accumulation=accumulation)
+    backwards(model, 0, parts=accumulation)
+    optimizer.step()
+    alive = [weakref.ref(p) for p in model.parameters()]
+    del model, optimizer
+    gc.collect()
+    assert [ref for ref in alive if ref() is not None] == []

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from gnlorp import GradNormLoRPAdamW, attach, param_groups
+from gnlorp import Diverged, GradNormLoRPAdamW, attach, param_groups
 from gnlorp.moments import optimizer_state_bytes
 
 GO_ON = """
@@ -224,3 +224,23 @@ def test_state_holds_tensors_and_numbers_and_no_option_leaves_a_buffer():
             wanted |= {"basis_left" if weight.shape[0] < weight.shape[1] else "basis_right"}
         assert set(state) == wanted
         assert all(isinstance(value, torch.Tensor | int) for value in state.values())
+
+
+@pytest.mark.parametrize("how", ["state dict", "deep copy"])
+def test_skips_in_a_row_are_counted_on_across_a_restart(how):
+    def spoilt(optimizer, weight):
+        weight.grad = torch.full_like(weight, float("nan"))
+        optimizer.step()
+
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = GradNormLoRPAdamW([weight], max_skips=3)
+    for _ in range(2):
+        spoilt(optimizer, weight)
+    if how == "state dict":
+        resumed = GradNormLoRPAdamW([weight], max_skips=3)
+        resumed.load_state_dict(optimizer.state_dict())
+    else:
+        resumed = copy.deepcopy(optimizer)
+    assert resumed.skipped_steps == 2
+    with pytest.raises(Diverged, match="3 steps in a row"):
+        spoilt(resumed, resumed.param_groups[0]["params"][0])

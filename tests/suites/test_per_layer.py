@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +13,7 @@ from torch.optim import Optimizer
 
 from gnlorp import GradNormLoRPAdamW
 from suites.measure.tracker import track_step
+from suites.run.loop import apply_gradients
 from suites.run.per_layer import PerLayer
 
 Make = Callable[[nn.Module], Optimizer]
@@ -112,17 +115,20 @@ def test_a_gradient_that_is_not_finite_is_skipped_alone() -> None:
 
 def test_a_second_gradient_is_refused() -> None:
     model = network()
-    PerLayer(plain(model))
+    updates = PerLayer(plain(model))
     model(data(0)).square().mean().backward()
-    with pytest.raises(RuntimeError, match="second gradient"):
+    with pytest.raises(RuntimeError, match=r"gradient 2 before finish\(\)"):
         model(data(1)).square().mean().backward()
+    updates.remove()
 
 
 def test_what_needs_all_gradients_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"accumulation 2.*nearest allowed value: 1"):
-        PerLayer(plain(network()), accumulation=2)
-    with pytest.raises(ValueError, match=r"clip_norm 1\.0.*nearest allowed value: 0"):
+    with pytest.raises(ValueError, match=r"clip_norm 1\.0.*nearest allowed value: 0, or clip_scope = 'parameter'"):
         PerLayer(plain(network()), clip_norm=1.0)
+    with pytest.raises(ValueError, match=r"clip_norm 1\.0 with accumulation 2.*nearest allowed value: 0"):
+        PerLayer(plain(network()), accumulation=2, clip_norm=1.0, clip_scope="parameter")
+    with pytest.raises(ValueError, match=r"2 processes.*nearest allowed value: 1 process"):
+        PerLayer(plain(network()), processes=2)
 
 
 @pytest.mark.parametrize("make", [plain, own_mode])
@@ -134,3 +140,48 @@ def test_removed_it_is_an_ordinary_optimizer_again(make: Make) -> None:
         ordinary(one, first, step)
         ordinary(other, second, step)
     assert all(torch.equal(left, right) for left, right in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("make", [plain, two_groups, eight_bit])
+def test_accumulated_it_is_the_ordinary_step_bit_for_bit(make: Make) -> None:
+    one, other = network(), network()
+    first, second = make(one), make(other)
+    updates = PerLayer(second, accumulation=3)
+    for step in range(3):
+        for model in (one, other):
+            for part in range(3):
+                (model(data(3 * step + part)).square().mean() / 3).backward()
+        want = nn.utils.get_total_norm([p.grad for p in one.parameters() if p.grad is not None])
+        first.step()
+        first.zero_grad(set_to_none=True)
+        assert all(parameter.grad is None for parameter in other.parameters())
+        assert updates.finish() == (pytest.approx(float(want), rel=1e-5), True)
+    assert all(torch.equal(left, right) for left, right in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("make", [plain, own_mode])
+def test_each_gradient_clipped_by_its_own_norm_is_the_ordinary_step_with_that_rule(make: Make) -> None:
+    one, other = network(), network()
+    first, second = make(one), make(other)
+    updates = PerLayer(second, clip_norm=1e-3, clip_scope="parameter")
+    for step in range(3):
+        one(data(step)).square().mean().backward()
+        norm, applied = apply_gradients(first, 1e-3, clip_scope="parameter")
+        other(data(step)).square().mean().backward()
+        assert updates.finish() == (pytest.approx(norm, rel=1e-5), applied)
+        assert norm is not None
+        assert norm > 1e-3
+    assert all(torch.equal(left, right) for left, right in zip(one.parameters(), other.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("make", [plain, own_mode])
+def test_a_dropped_switch_lets_the_model_go(make: Make) -> None:
+    model = network()
+    alive = [weakref.ref(parameter) for parameter in model.parameters()]
+    optimizer = make(model)
+    updates = PerLayer(optimizer)
+    model(data(0)).square().mean().backward()
+    updates.finish()
+    del model, optimizer, updates
+    gc.collect()
+    assert [ref for ref in alive if ref() is not None] == []

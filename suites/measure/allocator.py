@@ -1,0 +1,155 @@
+"""What torch's caching allocator on a CUDA device reserves for a trace of tensors: its rules, replayed.
+
+    a size is rounded up to 512 bytes
+    up to 1 MiB:   from segments of 2 MiB
+    under 10 MiB:  from segments of 20 MiB
+    from 10 MiB:   a segment of its own, rounded up to 2 MiB
+    the smallest free block that holds it is taken, and what is left of it split off where that is at least 512 bytes
+    (small segments) or over 1 MiB (large ones); a freed block grows together with free neighbours in its segment
+
+(c10/cuda/CUDACachingAllocator.cpp of torch 2, default settings.) Segments go back to the device only where it is full.
+Not modelled: several streams, `expandable_segments`, kernels' workspaces (cuBLAS takes its own through the allocator).
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from suites.measure.tracker import Category, Trace
+
+MIB = 1 << 20
+SMALLEST = 512
+SMALL = MIB
+SMALL_SEGMENT, LARGE_SEGMENT, ROUND_LARGE = 2 * MIB, 20 * MIB, 2 * MIB
+OWN_SEGMENT = 10 * MIB
+
+
+class Held(NamedTuple):
+    """Peaks: bytes of tensors as they are, of their blocks, and of the segments that hold the blocks."""
+
+    tensor_bytes: int
+    allocated_bytes: int
+    reserved_bytes: int
+
+
+@dataclass(eq=False)
+class _Block:
+    address: int
+    size: int
+    small: bool
+    free: bool = False
+    before: _Block | None = None
+    after: _Block | None = None
+
+    @property
+    def key(self) -> tuple[int, int]:
+        return self.size, self.address
+
+
+class Allocator:
+    """The allocator's blocks and segments; sizes in bytes."""
+
+    def __init__(self) -> None:
+        self.allocated = self.reserved = 0
+        self._next = 0
+        self._free: dict[bool, list[_Block]] = {True: [], False: []}
+
+    def take(self, size: int) -> _Block:
+        """Return a block for a tensor of `size` bytes, from a new segment where no free block holds it."""
+        wanted = rounded(size)
+        small = wanted <= SMALL
+        pool = self._free[small]
+        index = bisect.bisect_left(pool, (wanted, -1), key=lambda block: block.key)
+        block = pool.pop(index) if index < len(pool) else self._segment(wanted, small)
+        rest = block.size - wanted
+        if rest >= SMALLEST if small else rest > SMALL:
+            left = _Block(block.address + wanted, rest, small, True, block, block.after)
+            if block.after is not None:
+                block.after.before = left
+            block.after, block.size = left, wanted
+            self._put(left)
+        block.free = False
+        self.allocated += block.size
+        return block
+
+    def give(self, block: _Block) -> None:
+        """Take a block back."""
+        self.allocated -= block.size
+        block.free = True
+        for other in (block.before, block.after):
+            if other is not None and other.free:
+                self._free[block.small].remove(other)
+        if block.before is not None and block.before.free:
+            block = self._merge(block.before, block)
+        if block.after is not None and block.after.free:
+            block = self._merge(block, block.after)
+        self._put(block)
+
+    def _merge(self, first: _Block, second: _Block) -> _Block:
+        first.size += second.size
+        first.after = second.after
+        if second.after is not None:
+            second.after.before = first
+        return first
+
+    def _put(self, block: _Block) -> None:
+        bisect.insort(self._free[block.small], block, key=lambda each: each.key)
+
+    def _segment(self, wanted: int, small: bool) -> _Block:
+        size = SMALL_SEGMENT if small else LARGE_SEGMENT if wanted < OWN_SEGMENT else _up(wanted, ROUND_LARGE)
+        block = _Block(self._next, size, small)
+        self._next += size
+        self.reserved += size
+        return block
+
+
+def rounded(size: int) -> int:
+    """Return the bytes of the block that a tensor of `size` bytes asks for."""
+    return max(SMALLEST, _up(size, SMALLEST))
+
+
+def held(trace: Trace, at_start: Mapping[Category, Sequence[int]] | None = None) -> Held:
+    """Return the peaks of a trace under the allocator, from an empty cache on.
+
+    Args:
+        at_start: sizes of the single tensors of a category that the trace begins with, where it has them as one lump.
+    """
+    allocator = Allocator()
+    blocks: dict[int, list[tuple[int, _Block]]] = defaultdict(list)
+    tensors = most_tensors = most_allocated = most_reserved = 0
+    lumps = at_start or {}
+    for event in trace.events:
+        if event.storage is None or event.delta_bytes == 0:
+            continue
+        tensors += event.delta_bytes
+        mine = blocks[event.storage]
+        if event.delta_bytes > 0:
+            sizes = [event.delta_bytes]
+            if event.phase == "start" and trace.categories[event.storage] in lumps:
+                sizes = list(lumps[trace.categories[event.storage]])
+            mine.extend((size, allocator.take(size)) for size in sizes if size)
+        else:
+            _give_back(allocator, mine, -event.delta_bytes)
+        most_tensors, most_allocated = max(most_tensors, tensors), max(most_allocated, allocator.allocated)
+        most_reserved = max(most_reserved, allocator.reserved)
+    return Held(most_tensors, most_allocated, most_reserved)
+
+
+def _give_back(allocator: Allocator, mine: list[tuple[int, _Block]], size: int) -> None:
+    """Free the newest blocks of a storage: one that a trace says again for many layers has one a layer."""
+    left = size
+    while left > 0 and mine:
+        freed, block = mine.pop()
+        allocator.give(block)
+        left -= freed
+    if left < 0:
+        # Part of a storage that shrank: the rest of it lives on, in a block of its own.
+        mine.append((-left, allocator.take(-left)))
+
+
+def _up(size: int, unit: int) -> int:
+    return -(-size // unit) * unit

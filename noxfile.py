@@ -217,6 +217,15 @@ def bench(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def gpu_check(session: nox.Session) -> None:
+    """What a CUDA device does with this code, in ten minutes, offline; `-- --device cpu` rehearses it without one."""
+    # Its exit code tells a failed answer (1) from a missing device (2).
+    code = exact(shared_python(session, small=True), "-m", "suites", "gpu-check", *session.posargs)
+    if code:
+        session.error("the check answered no somewhere")
+
+
+@nox.session(venv_backend="none")
 def regression(session: nox.Session) -> None:
     """The gate: micro GLUE and C4 against results/reference/gate; `-- --only galore`, `-- --update`, `-- --help`."""
     arguments = list(session.posargs)

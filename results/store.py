@@ -20,6 +20,8 @@ SINGLE: frozenset[str] = frozenset(
 """Files of another kind, see `read_single`, that may lie among the records of runs."""
 MEMORY = "memory"
 """Folder of the memory lab below a folder of records; it holds no runs."""
+GPU = "gpu"
+"""Folder of device checks below a folder of records; it holds no runs."""
 GATE = "gate"
 """Folder of the gate: records of a reference right in it, below it those of one state of the code each."""
 
@@ -157,7 +159,7 @@ def record_paths(roots: Iterable[Path]) -> Iterator[Path]:
 
 def _of_another_command(path: Path) -> bool:
     place, *below = path.parts
-    return path.name in SINGLE or (place == MEMORY and bool(below)) or (place == GATE and len(below) > 1)
+    return path.name in SINGLE or (place in (MEMORY, GPU) and bool(below)) or (place == GATE and len(below) > 1)
 
 
 def read_records(roots: Iterable[Path]) -> list[Record]:

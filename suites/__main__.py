@@ -16,6 +16,7 @@ from rich.console import Console
 from results import ending
 from suites.bf16_study import register as register_bf16_study
 from suites.gate.command import register as register_gate
+from suites.gpu.command import register as register_gpu_check
 from suites.lab.command import register as register_memory
 from suites.options import (
     RUNS,
@@ -428,6 +429,7 @@ def begin_anew(plans: list[Plan], out: Path) -> None:
 
 register_memory(app, console, one_line_errors)
 register_gate(app, console, one_line_errors, start)
+register_gpu_check(app, console, one_line_errors)
 register_bf16_study(app, console, one_line_errors, prepare, start)
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from results.capabilities import Answer
-from suites.capabilities.networks import make_batch, make_network
+from suites.capabilities.networks import DEVICE, make_batch, make_network
 from suites.capabilities.subject import Refused, Subject, Trained, made
 from suites.measure import live
 from suites.run.per_layer import PerLayer
@@ -317,7 +317,7 @@ def _loaded_again(model: nn.Module) -> nn.Module:
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)  # type: ignore[operator]
         loaded: nn.Module = type(model).from_pretrained(folder)  # type: ignore[attr-defined]
-    return loaded.eval()
+    return loaded.eval().to(DEVICE.get())
 
 
 def _parts(batch: dict[str, Tensor], count: int) -> list[dict[str, Tensor]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,13 +22,24 @@ SIZES: dict[str, Any] = {
     "num_labels": 3,
     "initializer_range": 0.05,
 }
+DEVICE: ContextVar[str] = ContextVar("device", default="cpu")
 LANGUAGE_MODELS = ("llama-lm", "llama-tied", "llama-one")
+
+
+@contextmanager
+def on_device(device: torch.device) -> Iterator[None]:
+    """Make networks and batches on a device inside the context."""
+    token = DEVICE.set(str(device))
+    try:
+        yield
+    finally:
+        DEVICE.reset(token)
 
 
 def make_network(name: str) -> nn.Module:
     """Return a fresh network, always the same one, in training mode: a key of `BUILDERS`."""
     torch.manual_seed(11)
-    return BUILDERS[name]().train()
+    return BUILDERS[name]().train().to(DEVICE.get())
 
 
 def make_batch(name: str) -> dict[str, Tensor]:
@@ -38,7 +51,8 @@ def make_batch(name: str) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(5)
     tokens = torch.randint(3, VOCABULARY, (12, 10), generator=generator)
     classes = torch.arange(12) % 3
-    return {"input_ids": tokens, "labels": tokens if name in LANGUAGE_MODELS else classes}
+    labels = tokens if name in LANGUAGE_MODELS else classes
+    return {"input_ids": tokens.to(DEVICE.get()), "labels": labels.to(DEVICE.get())}
 
 
 def _bert() -> nn.Module:

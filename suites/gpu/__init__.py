@@ -1,0 +1,1 @@
+"""The device check: what a CUDA device does with this code, in ten minutes, without the network."""

@@ -57,6 +57,9 @@ class DataPlan(Strict):
     tokenizer_digest: str | None = Field(default=None, description="sha256 of its file; None where a revision names it")
     layout: Literal["packed", "padded"] | None = Field(default=None, description="how documents become sequences")
     eval_tokens: int | None = Field(default=None, gt=0, description="budget of predicted tokens; None = all")
+    length_grouping: int = Field(
+        default=0, ge=0, description="batches at a time whose rows are sorted by length; 0: rows meet at random"
+    )
 
 
 class TrainingPlan(Strict):
@@ -90,6 +93,8 @@ class TrainingPlan(Strict):
     recompute: tuple[Literal["norms", "mlp", "loss"], ...] = Field(
         default=(), description="parts of the model made again in backward, exactly"
     )
+    tf32: bool = Field(default=False, description="matrix products of fp32 numbers in TF32, on a device that has it")
+    compile: bool = Field(default=False, description="the model through torch.compile")
     evaluations: int = Field(default=1, ge=1, description="evaluations spread over the run, the last at its end")
     max_skipped: int = Field(default=20, ge=1, description="non-finite steps in a row that end the run as diverged")
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from results import ending
 from suites.bf16_study import register as register_bf16_study
 from suites.gate.command import register as register_gate
+from suites.glue.padding import register as register_padding
 from suites.gpu.command import register as register_gpu_check
 from suites.lab.command import register as register_memory
 from suites.options import (
@@ -137,6 +138,11 @@ def plan(options: Options) -> None:
             console.print(line, markup=False)
         if parts:
             console.print(parts_table(todo, parts))
+        if prepared.runtime.device.type == "cuda":
+            from suites.console import hours_lines
+
+            for line in hours_lines(todo, prepared.runtime):
+                console.print(line, markup=False)
 
 
 @app.command()
@@ -282,7 +288,7 @@ def prepare(options: Options, plans: bool = True, dry: bool = False) -> Prepared
     group = joined_group()
     errors.quiet = not group.leads
     console.quiet = options.quiet or errors.quiet
-    device = resolve_device(options.device)
+    device = resolve_device(options.device, dry)
     name, why = resolve_profile(options.profile, device, insisted=options.device == "cpu")
     console.print(f"profile {name} ({why}), device {device.type}", style="bold")
     from suites.config import default_rank
@@ -430,6 +436,7 @@ def begin_anew(plans: list[Plan], out: Path) -> None:
 register_memory(app, console, one_line_errors)
 register_gate(app, console, one_line_errors, start)
 register_gpu_check(app, console, one_line_errors)
+register_padding(app, console, one_line_errors, prepare)
 register_bf16_study(app, console, one_line_errors, prepare, start)
 
 if __name__ == "__main__":

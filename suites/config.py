@@ -82,6 +82,8 @@ class Settings(BaseModel):
     recompute: Annotated[tuple[Part, ...], BeforeValidator(parts)] = Field(
         default=(), description="made again in backward, exactly: some of norms, mlp, loss (comma-joined or a list)"
     )
+    tf32: bool = Field(default=False, description="fp32 products with 10 bits of mantissa, on a device that has them")
+    compile: bool = Field(default=False, description="the model through torch.compile; measured bytes stay eager's")
     evaluations: int = Field(default=1, ge=1)
     equal: Literal["tokens", "memory"] = Field(
         default="tokens", description="tokens: one batch for all; memory: the largest within the smallest method's peak"

@@ -136,6 +136,22 @@ def parts_table(plans: Sequence[Plan], parts: Mapping[str, Peak]) -> Table:
     return table
 
 
+def hours_lines(plans: Sequence[Plan], runtime: Runtime) -> list[str]:
+    """Return what the plans take on named devices, a line a device, and on disk."""
+    from results.devices import read_devices
+    from suites.measure.roofline import WORDS, hours, record_bytes
+    from suites.run.loop import CURVE_POINTS
+
+    found = [f"GPU hours of all missing runs, low to high ({WORDS}):"]
+    for device in read_devices():
+        span = hours(plans, runtime, device)
+        found.append(f"  {device.name}: {span['low']:,.1f}, expected {span['expected']:,.1f}, to {span['high']:,.1f}")
+    return [
+        *found,
+        f"disk: records about {bytes_text(record_bytes(plans, CURVE_POINTS))}; checkpoints as above, one run",
+    ]
+
+
 def result_line(record: Record) -> str:
     """Return one line about a finished run."""
     plan = record.plan

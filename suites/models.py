@@ -131,13 +131,29 @@ def classifier_skeleton(plan: ModelPlan, runtime: Runtime, num_labels: int) -> n
 
     where, options = location(plan, runtime)
     try:
-        config = AutoConfig.from_pretrained(where, num_labels=num_labels, **options)
+        config = known_config(plan, num_labels) if runtime.dry else None
+        config = config or AutoConfig.from_pretrained(where, num_labels=num_labels, **options)
     except (OSError, ValueError) as error:
         raise ValueError(unreachable("model", plan, error)) from error
     config.problem_type = "regression" if num_labels == 1 else "single_label_classification"
     model = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     assert isinstance(model, nn.Module)
     return model.train()
+
+
+def known_config(plan: ModelPlan, num_labels: int) -> Any | None:
+    """Return the configuration of a pinned hub model as this repository has it, None where it has none.
+
+    Shapes alone: where nothing is to be run, nothing need be downloaded.
+    """
+    from suites.lab.networks import BUILT_IN
+
+    short = plan.name.rpartition("/")[2]
+    if plan.source != "hub" or short not in PINNED:
+        return None
+    config = BUILT_IN[short]()
+    config.num_labels = num_labels
+    return config
 
 
 def checkpoint_activations(model: nn.Module) -> None:

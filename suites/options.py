@@ -181,8 +181,8 @@ def sweep_of(options: Options, suite: TrainingSuite[Any]) -> tuple[Sweep, ...]:
     return found
 
 
-def resolve_device(name: str) -> torch.device:
-    """Return the torch device that `name` stands for.
+def resolve_device(name: str, dry: bool = False) -> torch.device:
+    """Return the torch device that `name` stands for; `dry`: nothing will run, so that it need not be here.
 
     Raises:
         ValueError: unknown, or CUDA asked for where there is none.
@@ -192,6 +192,8 @@ def resolve_device(name: str) -> torch.device:
     from baselines.registry import checked_name
 
     checked_name(name, ("auto", "cpu", "cuda"), "device")
+    if name == "cuda" and dry:
+        return torch.device("cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda': no CUDA device is here (nearest allowed value: cpu)")
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")

@@ -206,6 +206,8 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
         per_layer=settings.per_layer,
         checkpointing=settings.checkpointing,
         recompute=settings.recompute,
+        tf32=settings.tf32,
+        compile=settings.compile,
         evaluations=min(settings.evaluations, steps),
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -34,6 +35,9 @@ class GlueSettings(Settings):
     """What a GLUE run can be told."""
 
     eval_rows: int | None = Field(default=None, gt=0, description="cap on the rows of each evaluated split")
+    length_grouping: int = Field(
+        default=0, ge=0, description="sort rows by length within so many batches, so that little is padding; 0: not"
+    )
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class GlueSuite:
             max_length=settings.max_length,
             train_rows=settings.train_rows,
             eval_rows=settings.eval_rows,
+            length_grouping=settings.length_grouping,
         )
 
     def model(self, settings: GlueSettings, runtime: Runtime) -> ModelPlan:
@@ -77,7 +82,9 @@ class GlueSuite:
         return min(rows, settings.train_rows or rows)
 
     def verify(self, plan: Plan, runtime: Runtime) -> None:
-        """Load the plan's task, so that a fault in the data is found before the first run."""
+        """Load the plan's task, so that a fault in the data is found before the first run; not the hub's if none is."""
+        if runtime.dry and plan.data.source == "hub":
+            return
         _load(plan.task, plan.data.source, runtime.data_dir, runtime.offline)
 
     def skeleton(self, plan: Plan, runtime: Runtime) -> nn.Module:
@@ -107,8 +114,11 @@ class GlueSuite:
         return loaded, tokenised(train), {name: tokenised(rows) for name, rows in evaluated.items()}
 
     def outline(self, plan: Plan, runtime: Runtime) -> Job:
-        """Return the whole job: the shape of its largest batch depends on the rows."""
-        return self.job(plan, runtime)
+        """Return the whole job: the shape of its largest batch depends on the rows.
+
+        Where nothing is to be run, nothing is downloaded for it: the largest batch is then one of full rows.
+        """
+        return _bounded(self, plan, runtime) if runtime.dry and plan.data.source == "hub" else self.job(plan, runtime)
 
     def job(self, plan: Plan, runtime: Runtime) -> Job:
         """Make one run ready."""
@@ -122,7 +132,7 @@ class GlueSuite:
             return models.classifier(plan.model, runtime, task.num_labels, head)
 
         def batches(start: int) -> Iterator[Batch]:
-            return encode.batches(encoded, micro_batch, order, start)
+            return encode.batches(encoded, micro_batch, order, start, plan.data.length_grouping)
 
         return Job(
             model=model,
@@ -146,6 +156,29 @@ class GlueSuite:
             main_metric=main_metric(task, plan.data.held_out),
             evaluation=_largest_evaluation(validation),
         )
+
+
+def _bounded(suite: GlueSuite, plan: Plan, runtime: Runtime) -> Job:
+    """Return a job of full rows alone, an upper bound on what any batch can be."""
+
+    def missing(*_: object) -> Any:
+        raise RuntimeError("a bound has no rows: make the job")
+
+    rows, length = plan.training.batch_size // plan.training.accumulation, plan.data.max_length
+    task = get_task(plan.task)
+    ids = torch.full((rows, length), 5)
+    kind = torch.float32 if task.num_labels == 1 else torch.int64
+    return Job(
+        model=missing,
+        placement=suite.placement(plan, runtime),
+        batches=missing,
+        loss=_loss,
+        tokens=_tokens,
+        largest={"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": torch.zeros(rows, dtype=kind)},
+        evaluate=missing,
+        facts=DataFacts(train_rows=0, eval_rows={}, official=False),
+        main_metric=main_metric(task, plan.data.held_out),
+    )
 
 
 def main_metric(task: GlueTask, held_out: bool) -> str:

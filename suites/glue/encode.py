@@ -125,10 +125,7 @@ def collate(rows: Sequence[EncodedRow], pad_id: int, max_length: int | None = No
         input_ids, attention_mask and, where there are any, token_type_ids: (B, T) int64; labels: (B,) int64, or
         float32 where a label is not an int.
     """
-    longest = max(len(row.tokens) for row in rows)
-    width = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
-    if max_length is not None:
-        width = max(longest, min(width, max_length))
+    width = padded_width(max(len(row.tokens) for row in rows), max_length)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     types = torch.zeros_like(ids)
@@ -154,11 +151,13 @@ def batches_per_epoch(rows: int, batch_size: int) -> int:
     return -(-rows // batch_size)
 
 
-def batches(encoded: Encoded, batch_size: int, seed: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
+def batches(
+    encoded: Encoded, batch_size: int, seed: int, start: int = 0, grouping: int = 0
+) -> Iterator[dict[str, Tensor]]:
     """Endless batches from the start-th on, without building those before it.
 
     Epoch e is cut from one permutation that depends on (seed, e) alone, so the stream does not depend on the method
-    or on where it was resumed.
+    or on where it was resumed. With `grouping` rows of like length go together: see `epoch_rows`.
 
     Raises:
         ValueError: batch size below 1, negative start, no rows.
@@ -166,17 +165,50 @@ def batches(encoded: Encoded, batch_size: int, seed: int, start: int = 0) -> Ite
     _check(encoded, batch_size)
     if start < 0:
         raise ValueError(f"start {start}: must be at least 0")
-    return _endless(encoded, batch_size, seed, start)
+    return _endless(encoded, batch_size, seed, start, grouping)
 
 
-def _endless(encoded: Encoded, batch_size: int, seed: int, start: int) -> Iterator[dict[str, Tensor]]:
+def _endless(encoded: Encoded, batch_size: int, seed: int, start: int, grouping: int) -> Iterator[dict[str, Tensor]]:
     epoch, skip = divmod(start, batches_per_epoch(len(encoded), batch_size))
     while True:
-        # RandomState's stream is frozen across numpy versions, the one of numpy's default generator is not.
-        order = np.random.RandomState([seed, epoch]).permutation(len(encoded))
-        for first in range(skip * batch_size, len(encoded), batch_size):
-            yield encoded.batch(order[first : first + batch_size])
+        for rows in epoch_rows(encoded.lengths, batch_size, seed, epoch, grouping)[skip:]:
+            yield encoded.batch(rows)
         epoch, skip = epoch + 1, 0
+
+
+def epoch_rows(
+    lengths: npt.NDArray[np.int64], batch_size: int, seed: int, epoch: int, grouping: int = 0
+) -> list[npt.NDArray[np.int64]]:
+    """Return the rows of each batch of an epoch, every row once; the smaller batch of the rest is among them.
+
+    With `grouping` the permuted rows are taken `grouping` batches at a time, each such part sorted by length and cut
+    into batches, and all batches of the epoch put into a seeded order: which rows meet is nearly as random as before,
+    but within a batch they are about as long, so that little of it is padding.
+    """
+    # RandomState's stream is frozen across numpy versions, the one of numpy's default generator is not.
+    random = np.random.RandomState([seed, epoch])
+    order = random.permutation(len(lengths))
+    if grouping:
+        pieces = [order[first : first + grouping * batch_size] for first in range(0, len(order), grouping * batch_size)]
+        order = np.concatenate([piece[np.argsort(-lengths[piece], kind="stable")] for piece in pieces])
+    found = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    return [found[index] for index in random.permutation(len(found))] if grouping else found
+
+
+def padding_share(
+    lengths: npt.NDArray[np.int64], batch_size: int, max_length: int, seed: int = 0, grouping: int = 0
+) -> float:
+    """Return the part of the tokens of one epoch's batches that is padding."""
+    held = 0
+    for rows in epoch_rows(lengths, batch_size, seed, 0, grouping):
+        held += len(rows) * padded_width(int(lengths[rows].max()), max_length)
+    return 1.0 - int(lengths.sum()) / held
+
+
+def padded_width(longest: int, max_length: int | None) -> int:
+    """Return the tokens of a row of a batch whose longest row has `longest`."""
+    width = -(-longest // PAD_MULTIPLE) * PAD_MULTIPLE
+    return width if max_length is None else max(longest, min(width, max_length))
 
 
 def evaluation_batches(encoded: Encoded, batch_size: int) -> tuple[Iterator[dict[str, Tensor]], Tensor]:

@@ -67,7 +67,7 @@ def _layer_gap(where: Where, rule: Any) -> float:
     """Return the largest relative difference of outputs and gradients between the layer and its formed weight."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(48, 64, bias=False))
-    weight = model[0].weight.detach().clone()
+    weight = next(model.parameters()).detach().clone()
     attach(model, ["0"], 8, 16.0, 0.0, rule)
     layer: Any = model[0]
     with torch.no_grad():
@@ -75,7 +75,7 @@ def _layer_gap(where: Where, rule: Any) -> float:
     parts = [layer.factor_out, layer.factor_in, layer.magnitude]
     copies = [part.detach().clone().requires_grad_() for part in parts]
     x = torch.randn(20, 48, generator=torch.Generator().manual_seed(2))
-    formed = reference_weight(weight, *copies, scaling=2.0, through_norm=rule == "full")
+    formed = reference_weight(weight, copies[0], copies[1], copies[2], 2.0, rule == "full")
     want = x @ formed.T
     want.square().sum().backward()
     model.to(where.device)

@@ -81,7 +81,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **given: Any)
     if torch.is_autocast_enabled("cpu"):
         low = torch.get_autocast_dtype("cpu")
         query, key, value = query.to(low), key.to(low), value.to(low)
-    found: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
+    found: Tensor = _Attention.apply(query, key, value)
     return found
 
 

@@ -319,8 +319,8 @@ def hook_first(parameter: Tensor, arrived: Callable[[Tensor], None]) -> torch.ut
 
     One that steps the optimizer inside backward would free the gradient unseen.
     """
-    handle = parameter.register_post_accumulate_grad_hook(arrived)
-    hooks: dict[int, Any] = parameter._post_accumulate_grad_hooks  # type: ignore[assignment]
+    handle: torch.utils.hooks.RemovableHandle = parameter.register_post_accumulate_grad_hook(arrived)
+    hooks: dict[int, Any] = parameter._post_accumulate_grad_hooks
     earlier = {key: hook for key, hook in hooks.items() if key != handle.id}
     for key in earlier:
         del hooks[key]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import time
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,8 @@ from suites.run.build import Built, build
 from suites.run.loop import DivergedError, Hooks, Outcome, Progress, timing, train
 from suites.run.tracked import Tracked, tracked_pass
 from suites.suite import Job, Runtime
+
+COMPILE_BACKEND = "inductor"
 
 
 def execute(
@@ -107,6 +111,17 @@ def measured(job: Job, case: Resolved) -> tuple[Peak | None, Tracked | None, str
     return found
 
 
+@contextmanager
+def products(tf32: bool) -> Iterator[None]:
+    """Let matrix products of fp32 numbers be TF32's, or not, inside the context, whatever was set before."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 class _Run:
     """A run in hand: `out` and `parts` hold what its record will say, as far as it has come when it ends."""
 
@@ -136,7 +151,9 @@ class _Run:
         saver.load()
 
         # 3. Training, with the certificate early in it.
-        with devices.phase("train"):
+        if case.training.compile:
+            built.model.compile(backend=COMPILE_BACKEND)
+        with devices.phase("train"), products(case.training.tf32):
             hooks = self._hooks(built, case, saver, devices)
             train(built.model, built.optimizer, job, case.training, self.out, hooks, case.runtime.group)
 

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from baselines.method import refreshed
 from results.schema import CurvePoint, Evaluation, Timing, TrainingPlan
+from suites.run.clock import Clock, Timed, read_together, reads_late
 from suites.run.distributed import Group
+from suites.run.feed import ahead, to_device
 from suites.run.per_layer import PerLayer, clip_alone_
 from suites.run.rounding import take_step
 from suites.suite import Batch, Job, Scores
 
 UNTIMED_STEPS = 2
+CURVE_POINTS, CURVE_START = 5000, 500
 ALONE = Group()
 Progress = Callable[[int, float], None]
 
@@ -49,24 +52,15 @@ def evaluation_steps(plan: TrainingPlan) -> frozenset[int]:
     return frozenset(math.ceil(plan.steps * (index + 1) / count) for index in range(count))
 
 
-class Clock:
-    """Sums seconds by phase; waits for the device so that a phase pays for its own work."""
+def in_curve(step: int, steps: int) -> bool:
+    """Whether a step (from 1) is in the curve of a run of `steps`: all of a run up to `CURVE_POINTS`.
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time what runs inside the context under `name`."""
-        start = self._now()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + self._now() - start
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()
+    Of a longer one the first `CURVE_START`, and evenly spread ones of the rest with the last among them: a record stays
+    under a megabyte.
+    """
+    if steps <= CURVE_POINTS or step <= CURVE_START or step == steps:
+        return True
+    return step % math.ceil((steps - CURVE_START) / (CURVE_POINTS - CURVE_START)) == 0
 
 
 @dataclass
@@ -115,32 +109,44 @@ def train_step(
     clock: Clock,
     group: Group = ALONE,
     per_layer: PerLayer | None = None,
+    weights: Sequence[int] | None = None,
 ) -> tuple[float, float | None, bool]:
     """Do one optimizer step over `micro_batches` and return (mean loss, gradient norm before clipping, applied).
 
     The loss of each micro-batch counts by `job.weight`, so that k micro-batches give the gradient of one batch. Each
     process of `group` works on every `group.size`-th of them. A step whose loss or gradient norm is not finite changes
     nothing: it is not applied. With `per_layer` only parameters whose own gradient is not finite stay unchanged; the
-    norm is None where whole gradients were never there.
+    norm is None where whole gradients were never there. `weights`: of the micro-batches, where they are known already.
+
+    A device is waited for once, when losses and norm are read together (an optimizer may wait for reasons of its own).
     """
-    weights = [job.weight(batch) for batch in micro_batches]
+    weights = weights or [job.weight(batch) for batch in micro_batches]
     device = next(model.parameters()).device
     mine = slice(group.rank, None, group.size)
-    loss = 0.0
-    for batch, weight in zip(micro_batches[mine], weights[mine], strict=True):
-        share = weight / sum(weights)
+    losses: list[float | Tensor] = []
+    shares = [weight / sum(weights) for weight in weights[mine]]
+    for batch, share in zip(micro_batches[mine], shares, strict=True):
         with clock.phase("forward"), autocast(model, plan):
             value = job.loss(model, batch)
         with clock.phase("backward"):
             (value * share).backward()
-        loss += float(value.detach()) * share
+        losses.append(value.detach() if reads_late(device) else float(value.detach()))
     with clock.phase("optimizer"):
-        loss = group.total(loss, device)
         if per_layer is not None:
             norm, applied = per_layer.finish()
-            return loss, norm, applied
-        norm, applied = apply_gradients(optimizer, plan.clip_norm, math.isfinite(loss), group, plan.clip_scope)
-    return loss, norm, applied
+            return group.total(_weighted(read_together(losses), shares), device), norm, applied
+        total = _gradient_norm(optimizer, group)
+        *found, size = read_together([*losses, total])
+        loss = group.total(_weighted(found, shares), device)
+        applied = _apply(optimizer, total, size, plan.clip_norm, math.isfinite(loss), plan.clip_scope)
+    return loss, size, applied
+
+
+def _weighted(losses: Sequence[float], shares: Sequence[float]) -> float:
+    total = 0.0
+    for loss, share in zip(losses, shares, strict=True):
+        total += loss * share
+    return total
 
 
 def apply_gradients(
@@ -154,10 +160,22 @@ def apply_gradients(
 
     Returns the norm before clipping, and whether the step was taken.
     """
-    parameters = [parameter for each in optimizer.param_groups for parameter in each["params"]]
-    group.sum_(parameter.grad for parameter in parameters if parameter.grad is not None)
-    total = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    total = _gradient_norm(optimizer, group)
     norm = float(total)
+    return norm, _apply(optimizer, total, norm, clip_norm, wanted, clip_scope)
+
+
+def _gradient_norm(optimizer: Optimizer, group: Group) -> Tensor:
+    """Sum gradients over the processes and return the norm over all of them."""
+    held = [each.grad for part in optimizer.param_groups for each in part["params"] if each.grad is not None]
+    group.sum_(held)
+    return nn.utils.get_total_norm(held)
+
+
+def _apply(
+    optimizer: Optimizer, total: Tensor, norm: float, clip_norm: float | None, wanted: bool, clip_scope: str
+) -> bool:
+    parameters = [parameter for each in optimizer.param_groups for parameter in each["params"]]
     applied = wanted and math.isfinite(norm)
     if applied:
         if clip_norm is not None and clip_scope == "all":
@@ -168,7 +186,7 @@ def apply_gradients(
                     clip_alone_(parameter, clip_norm)
         take_step(optimizer)
     optimizer.zero_grad(set_to_none=True)
-    return norm, applied
+    return applied
 
 
 def train(
@@ -194,24 +212,33 @@ def train(
         each.setdefault("initial_lr", each["lr"])
     per_layer = per_layer_of(optimizer, plan, group)
     stream = job.batches(out.steps_done * plan.accumulation)
+    if reads_late(device):
+        stream = ahead(stream)
     evaluate_after = evaluation_steps(plan)
     untimed = out.steps_done + UNTIMED_STEPS
+    timed: list[Timed] = []
     for step in range(out.steps_done + 1, plan.steps + 1):
         factor = rate_factor(step - 1, plan) * hooks.rate(step)
         for each in optimizer.param_groups:
             each["lr"] = each["initial_lr"] * factor
-        batches = [_to(next(stream), device) for _ in range(plan.accumulation)]
+        # What is counted of a batch is counted before it goes to the device.
+        given = [next(stream) for _ in range(plan.accumulation)]
+        weights, tokens = [job.weight(batch) for batch in given], sum(job.tokens(batch) for batch in given)
+        batches = [to_device(batch, device) for batch in given]
         clock = Clock(device)
-        loss, norm, applied = train_step(model, optimizer, batches, job, plan, clock, group, per_layer)
+        loss, norm, applied = train_step(model, optimizer, batches, job, plan, clock, group, per_layer, weights)
         fitted = applied and refreshed(optimizer)
         rest = None if plan.rest_learning_rate is None else plan.rest_learning_rate * factor
         rate = plan.learning_rate * factor
-        out.curve.append(
-            CurvePoint(step=step, loss=loss, learning_rate=rate, rest_learning_rate=rest, gradient_norm=norm)
-        )
+        if in_curve(step, plan.steps):
+            out.curve.append(
+                CurvePoint(step=step, loss=loss, learning_rate=rate, rest_learning_rate=rest, gradient_norm=norm)
+            )
         out.refreshes += fitted
         if step > untimed:
-            _add_times(out, clock, fitted, sum(job.tokens(batch) for batch in batches))
+            timed.append((clock, fitted, tokens))
+        # The times of a step on a device are read after the next one has waited for it.
+        _add_times(out, timed, keep=1 if reads_late(device) and step < plan.steps else 0)
         out.skipped_in_a_row = 0 if applied else out.skipped_in_a_row + 1
         out.skipped_steps += not applied
         if out.skipped_in_a_row >= plan.max_skipped:
@@ -282,15 +309,14 @@ def _cuda_devices(model: nn.Module) -> list[torch.device]:
     return [device] if device.type == "cuda" else []
 
 
-def _add_times(out: Outcome, clock: Clock, refreshed: bool, tokens: int) -> None:
-    for name, seconds in clock.seconds.items():
-        out.timed[name] = out.timed.get(name, 0.0) + seconds
-    if refreshed:
-        out.timed["refresh"] = out.timed.get("refresh", 0.0) + clock.seconds["optimizer"]
-    out.refresh_steps += refreshed
-    out.timed_steps += 1
-    out.tokens += tokens
-
-
-def _to(batch: Batch, device: torch.device) -> Batch:
-    return {name: tensor.to(device) for name, tensor in batch.items()}
+def _add_times(out: Outcome, timed: list[Timed], keep: int) -> None:
+    """Add the times of all but the last `keep` steps, and forget these."""
+    while len(timed) > keep:
+        clock, fitted, tokens = timed.pop(0)
+        for name, seconds in clock.seconds.items():
+            out.timed[name] = out.timed.get(name, 0.0) + seconds
+        if fitted:
+            out.timed["refresh"] = out.timed.get("refresh", 0.0) + clock.seconds["optimizer"]
+        out.refresh_steps += fitted
+        out.timed_steps += 1
+        out.tokens += tokens

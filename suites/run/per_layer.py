@@ -44,7 +44,7 @@ def check_per_layer(accumulation: int, clip_norm: float | None, clip_scope: str 
 def clip_alone_(parameter: Tensor, clip_norm: float) -> Tensor:
     """Clip one parameter's gradient by its own norm, as torch's clipping does; return the norm before."""
     assert parameter.grad is not None
-    norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
     nn.utils.clip_grads_with_norm_([parameter], clip_norm, norm)
     return norm
 
@@ -74,8 +74,9 @@ class PerLayer:
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._start()
         self._rule = rule_of(optimizer)
-        own = isinstance(optimizer, UpdatesInBackward) and optimizer.supports_per_layer and self._rule is None
-        self._own = optimizer if own else None
+        self._own: UpdatesInBackward | None = None
+        if isinstance(optimizer, UpdatesInBackward) and optimizer.supports_per_layer and self._rule is None:
+            self._own = optimizer
         if self._own is None or clip_norm:
             for index, group in enumerate(optimizer.param_groups):
                 for parameter in group["params"]:

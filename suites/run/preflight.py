@@ -60,8 +60,10 @@ def memory_warnings(
     Raises:
         ValueError: its tensors alone are more than there is.
     """
-    found = []
-    for name in dict.fromkeys(plan.method for plan in plans) if device_bytes is not None else ():
+    found: list[str] = []
+    if device_bytes is None:
+        return found
+    for name in dict.fromkeys(plan.method for plan in plans):
         own = [(predictions[plan.hash()].held, plan) for plan in plans if plan.method == name]
         held, plan = max(own, key=lambda pair: pair[0].reserved_bytes)
         sizes = {estimate: estimated(held, estimate) for estimate in ESTIMATES}

@@ -17,7 +17,8 @@ from suites.measure.cuda import cuda_rules
 from suites.measure.ledger import evaluation_peak, phase_peaks
 from suites.resolved import Resolved
 from suites.run.build import Built, build
-from suites.run.loop import Clock, per_layer_of, train_step
+from suites.run.clock import Clock
+from suites.run.loop import per_layer_of, train_step
 from suites.run.per_layer import PerLayer
 from suites.suite import Batch, Job
 

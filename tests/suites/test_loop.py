@@ -18,9 +18,9 @@ from suites.measure.environment import derived_seed
 from suites.registry import get_suite
 from suites.resolved import resolved
 from suites.run.build import build
+from suites.run.clock import Clock
 from suites.run.loop import (
     UNTIMED_STEPS,
-    Clock,
     DivergedError,
     Hooks,
     Outcome,

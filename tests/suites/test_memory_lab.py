@@ -25,7 +25,8 @@ from suites.measure.ledger import cell_ledger
 from suites.measure.tracker import Event, Mark, Trace, peak_of, track
 from suites.models import checkpoint_activations
 from suites.recompute import PARTS, Part, recompute
-from suites.run.loop import Clock, train_step
+from suites.run.clock import Clock
+from suites.run.loop import train_step
 from suites.run.per_layer import PerLayer
 from suites.suite import rows
 

@@ -16,7 +16,6 @@ from rich.console import Console
 from results import ending
 from suites.bf16_study import register as register_bf16_study
 from suites.gate.command import register as register_gate
-from suites.glue.padding import register as register_padding
 from suites.gpu.command import register as register_gpu_check
 from suites.lab.command import register as register_memory
 from suites.options import (
@@ -33,6 +32,7 @@ from suites.options import (
     sweep_of,
     takes_options,
 )
+from suites.padding import register as register_padding
 from suites.sweep import variants
 from suites.typed import check_methods, check_suite, check_typed
 

@@ -54,7 +54,7 @@ def padding_of(plan: Plan, runtime: Runtime, steps: int, grouping: int = GROUPIN
 
 
 def _timed(plan: Plan, runtime: Runtime, steps: int, grouping: int) -> dict[str, Any]:
-    """Return tokens a second each way and their ratios: one model, steps in turns, so that both meet the same machine."""
+    """Return tokens a second each way and their ratios: one model, steps in turns, so both meet the same machine."""
     from suites.resolved import resolved
     from suites.run.build import build
 

@@ -228,12 +228,8 @@ def train(
         clock = Clock(device)
         loss, norm, applied = train_step(model, optimizer, batches, job, plan, clock, group, per_layer, weights)
         fitted = applied and refreshed(optimizer)
-        rest = None if plan.rest_learning_rate is None else plan.rest_learning_rate * factor
-        rate = plan.learning_rate * factor
         if in_curve(step, plan.steps):
-            out.curve.append(
-                CurvePoint(step=step, loss=loss, learning_rate=rate, rest_learning_rate=rest, gradient_norm=norm)
-            )
+            out.curve.append(_point(plan, step, loss, norm, factor))
         out.refreshes += fitted
         if step > untimed:
             timed.append((clock, fitted, tokens))
@@ -253,6 +249,12 @@ def train(
         hooks.save(step)
     if out.skipped_steps == plan.steps:
         raise DivergedError(f"none of the {plan.steps} steps was finite")
+
+
+def _point(plan: TrainingPlan, step: int, loss: float, norm: float | None, factor: float) -> CurvePoint:
+    rest = None if plan.rest_learning_rate is None else plan.rest_learning_rate * factor
+    rate = plan.learning_rate * factor
+    return CurvePoint(step=step, loss=loss, learning_rate=rate, rest_learning_rate=rest, gradient_norm=norm)
 
 
 def per_layer_of(optimizer: Optimizer, plan: TrainingPlan, group: Group = ALONE) -> PerLayer | None:

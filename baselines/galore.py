@@ -15,8 +15,8 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Part, Placement, Rates, trainable
-from baselines.shared.projected import check_projection, projected_adamw
+from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Part, Placement, Rates
+from baselines.shared.projected import check_projection, projected_adamw, split
 from baselines.shared.targets import shapes
 
 
@@ -41,10 +41,7 @@ def attach(model: nn.Module, placement: Placement, config: GaloreConfig) -> None
 
 def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: GaloreConfig) -> Optimizer:
     """Return AdamW, projected on the target weights."""
-    targets = {f"{name}.weight" for name in placement.targets}
-    projected = [parameter for name, parameter in trainable(model).items() if name in targets]
-    plain = [parameter for name, parameter in trainable(model).items() if name not in targets]
-    return projected_adamw(projected, plain, adam, config)
+    return projected_adamw(*split(model, placement), adam, config)
 
 
 METHOD = Method(

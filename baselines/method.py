@@ -268,6 +268,7 @@ class Method(Generic[C]):
         control: whether it is no contender, but shows what is reached without training a matrix.
         bases: whether it keeps bases that gradients are projected on.
         factors: whether it trains factors beside a frozen weight.
+        drawn: whether gradients are projected on what is drawn at a rank, with no basis to keep.
         rates: its learning rates by kind of work, for profiles that give none.
         variants: settings that the memory lab shows as rows of their own, by what sets them apart; "": itself.
         settles: whether a first step finds out what later ones keep for backward.
@@ -295,6 +296,7 @@ class Method(Generic[C]):
     control: bool = False
     bases: bool = False
     factors: bool = False
+    drawn: bool = False
     rates: Mapping[Work, Rates] = field(default_factory=dict, hash=False)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}}, hash=False)
     settles: bool = False
@@ -336,8 +338,8 @@ class Refreshing(Protocol):
 
     Attributes:
         last_refreshed: whether its last step fitted one.
-        refresh_gap: steps between new bases; None where nothing is projected.
-        set_refresh_gap: gap -> whether there is a basis; counts from the next step on.
+        refresh_gap: steps between new bases; None where nothing is projected, or every step fits one.
+        set_refresh_gap: gap -> whether there is a basis with a gap to set; counts from the next step on.
     """
 
     last_refreshed: bool

@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import math
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
-from gnlorp.moments import MomentRule, load_bitsandbytes, state_layout
+from gnlorp.moments import Layout, MomentRule, load_bitsandbytes, state_layout
 from gnlorp.projection import BasisKind, Side, check_projection_rank
 
 OPTIONS = (
@@ -29,17 +29,17 @@ NAMES_ELSEWHERE = {
 }  # fmt: skip
 
 
-def check_names(given: Iterable[str]) -> None:
+def check_names(given: Iterable[str], options: Sequence[str] = OPTIONS) -> None:
     """Refuse a key that a parameter group does not know, which would be kept there and do nothing.
 
     Raises: ValueError naming the key, the nearest option and all of them.
     """
     for name in given:
-        if name not in OPTIONS and name not in BESIDE:
-            near = difflib.get_close_matches(str(name), OPTIONS, n=1, cutoff=0.0)
+        if name not in options and name not in BESIDE:
+            near = difflib.get_close_matches(str(name), options, n=1, cutoff=0.0)
             raise ValueError(
                 f"{name!r} is no option of a parameter group; nearest: {NAMES_ELSEWHERE.get(name, near[0])!r}; "
-                f"options: {', '.join(OPTIONS)}"
+                f"options: {', '.join(options)}"
             )
 
 
@@ -87,8 +87,20 @@ def whole(name: str, value: Any, also: str = "") -> int:
     return int(value)
 
 
-def check_state(groups: list[dict[str, Any]], given: Any) -> None:
+def needed_layout(weight: Tensor, group: dict[str, Any]) -> Layout:
+    """Return name -> (shape, dtype) of the tensors in a parameter's state under the options of its group."""
+    return state_layout(weight.shape, weight.dtype, group["projection_rank"], group["side"], group["state_bits"])
+
+
+def check_state(
+    groups: list[dict[str, Any]],
+    given: Any,
+    options: Sequence[str] = OPTIONS,
+    layout: Callable[[Tensor, dict[str, Any]], Layout] = needed_layout,
+) -> None:
     """Refuse a state dict whose groups, or tensors under the options it was saved with, do not fit the parameters.
+
+    `options` are those that every group has, `layout` says which tensors a parameter needs.
 
     Raises: ValueError in one line, naming what differs.
     """
@@ -97,9 +109,9 @@ def check_state(groups: list[dict[str, Any]], given: Any) -> None:
             has = sorted(map(str, given)) if isinstance(given, dict) else type(given).__name__
             raise ValueError(f"state dict is {has}: must be a dict with {name!r}, a {kind.__name__}")
     for index, saved in enumerate(given["param_groups"]):
-        missing = [name for name in ("params", *OPTIONS) if name not in saved]
+        missing = [name for name in ("params", *options) if name not in saved]
         if missing:
-            foreign = [name for name in saved if name not in OPTIONS and name not in BESIDE]
+            foreign = [name for name in saved if name not in options and name not in BESIDE]
             raise ValueError(
                 f"parameter group {index} of the state dict is another optimizer's: it has no {', '.join(missing)}"
                 + (f", but {', '.join(foreign)}" if foreign else "")
@@ -110,14 +122,12 @@ def check_state(groups: list[dict[str, Any]], given: Any) -> None:
     for group, saved in zip(groups, given["param_groups"], strict=True):
         check_group({**saved, "params": group["params"]})
         for number, weight in zip(saved["params"], group["params"], strict=True):
-            _check_tensors(number, weight, given["state"].get(number), saved)
+            _check_tensors(number, weight, given["state"].get(number), layout(weight, saved))
 
 
-def _check_tensors(number: Any, weight: Tensor, state: Any, saved: dict[str, Any]) -> None:
+def _check_tensors(number: Any, weight: Tensor, state: Any, needed: Layout) -> None:
     if not state:
         return
-    options = (saved["projection_rank"], saved["side"], saved["state_bits"])
-    needed = state_layout(weight.shape, weight.dtype, *options)
     has = {name: (tuple(value.shape), value.dtype) for name, value in state.items() if isinstance(value, Tensor)}
     if has != needed:
         raise ValueError(f"state of parameter {number} of shape {tuple(weight.shape)} holds {has}: must hold {needed}")

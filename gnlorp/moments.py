@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -18,27 +19,24 @@ from gnlorp.projection import Bases, Side, projected_shape, projected_sides
 
 MomentRule = Literal["keep", "rotate", "reset"]
 State = dict[str, Any]
+Layout = dict[str, tuple[tuple[int, ...], torch.dtype]]
 
 SMALLEST_8BIT = 4096
 BLOCK = 256
 
 
-def moment_layout(
-    shape: Sequence[int], dtype: torch.dtype, state_bits: int
-) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def moment_layout(shape: Sequence[int], dtype: torch.dtype, state_bits: int) -> Layout:
     """Return name -> (shape, dtype) of the tensors that hold both moments of one parameter.
 
     8 bit: two uint8 tensors and one float32 maximum per 256 values for each; under 4,096 values float32, as in
     bitsandbytes.
     """
-    elements = 1
-    for length in shape:
-        elements *= length
+    elements = math.prod(shape)
     if state_bits == 32:
         return {name: (tuple(shape), dtype) for name in ("exp_avg", "exp_avg_sq")}
     if elements < SMALLEST_8BIT:
         return {name: (tuple(shape), torch.float32) for name in ("exp_avg", "exp_avg_sq")}
-    layout: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+    layout: Layout = {}
     for name in ("exp_avg", "exp_avg_sq"):
         layout[name] = (tuple(shape), torch.uint8)
         layout[f"{name}_absmax"] = ((-(-elements // BLOCK),), torch.float32)
@@ -47,7 +45,7 @@ def moment_layout(
 
 def state_layout(
     shape: Sequence[int], dtype: torch.dtype, projection_rank: int | None, side: Side, state_bits: int
-) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+) -> Layout:
     """Return name -> (shape, dtype) of every tensor in one parameter's state.
 
     Projected moments and bases are in at least float32; those of a plain parameter have its dtype, as in
@@ -80,13 +78,12 @@ def optimizer_state_bytes(
 
     The step counter is a plain number; the two 8-bit code tables (1 KiB each) exist once for all parameters.
     """
-    total = 0
-    for lengths, kind in state_layout(shape, dtype, projection_rank, side, state_bits).values():
-        elements = 1
-        for length in lengths:
-            elements *= length
-        total += elements * kind.itemsize
-    return total
+    return layout_bytes(state_layout(shape, dtype, projection_rank, side, state_bits))
+
+
+def layout_bytes(layout: Layout) -> int:
+    """Return the bytes of the tensors of a layout."""
+    return sum(math.prod(lengths) * kind.itemsize for lengths, kind in layout.values())
 
 
 def new_moments(shape: Sequence[int], dtype: torch.dtype, device: torch.device, state_bits: int) -> dict[str, Tensor]:
@@ -94,7 +91,7 @@ def new_moments(shape: Sequence[int], dtype: torch.dtype, device: torch.device, 
     return zeros(moment_layout(shape, dtype, state_bits), device)
 
 
-def zeros(layout: dict[str, tuple[tuple[int, ...], torch.dtype]], device: torch.device) -> dict[str, Tensor]:
+def zeros(layout: Layout, device: torch.device) -> dict[str, Tensor]:
     """Return tensors of zero, contiguous, for a layout of (shape, dtype)."""
     return {name: torch.zeros(lengths, dtype=kind, device=device) for name, (lengths, kind) in layout.items()}
 
@@ -170,13 +167,53 @@ def carry_moments_(state: State, old: Bases, new: Bases, rule: MomentRule) -> No
                 state[name].zero_()
         return
     for name, squared in (("exp_avg", False), ("exp_avg_sq", True)):
-        value = _read(state, name)
-        for before, after, rows in ((old.left, new.left, True), (old.right, new.right, False)):
-            if before is not None and after is not None:
-                turn = after.T @ before
-                turn = turn.square_() if squared else turn
-                value = turn @ value if rows else value @ turn.T
-        _write(state, name, value)
+        write_moment(state, name, turned(read_moment(state, name), old, new, squared))
+
+
+def turned(value: Tensor, old: Bases, new: Bases, squared: bool = False) -> Tensor:
+    """Return a projected tensor in the coordinates of the new bases; `squared` takes T * T for T = Q_new^T Q_old."""
+    for before, after, rows in ((old.left, new.left, True), (old.right, new.right, False)):
+        if before is not None and after is not None:
+            turn = after.T @ before
+            turn = turn.square_() if squared else turn
+            value = turn @ value if rows else value @ turn.T
+    return value
+
+
+def carry_statistics_(state: State, old: Bases, new: Bases, betas: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Carry the moments over as estimates of mean and variance; return the first moment before and after.
+
+        m <- T m,   v <- c2 |(T * T) (v / c2 - (m / c1)^2) + (T m / c1)^2|,   T = Q_new^T Q_old,   c = 1 - b^t
+
+    The variance around the mean turns as that of uncorrelated coordinates (LDAdam, arXiv 2410.16103, projection-aware
+    update rule). Before the first step there is nothing to carry.
+    """
+    mean, square = read_moment(state, "exp_avg"), read_moment(state, "exp_avg_sq")
+    step = state["step"]
+    if not step:
+        return mean, mean
+    first, second = 1.0 - betas[0] ** step, 1.0 - betas[1] ** step
+    after = turned(mean, old, new)
+    variance = turned(square / second - (mean / first).square(), old, new, squared=True)
+    before = mean.clone() if mean is state["exp_avg"] else mean
+    write_moment(state, "exp_avg", after)
+    write_moment(state, "exp_avg_sq", variance.add_((after / first).square()).abs_().mul_(second))
+    return before, after
+
+
+def adam_directions(lows: Sequence[Tensor], states: Sequence[State], group: Any) -> list[Tensor]:
+    """Take one step of the moments of each projected gradient; return -N, Adam's direction downhill."""
+    for state in states:
+        state["step"] += 1
+    # Adam's own kernel, run on weights of 0 at learning rate 1, leaves -N there.
+    updates = [torch.zeros_like(low) for low in lows]
+    settings = (1.0, group["betas"], group["eps"], 0.0)
+    if group["state_bits"] == 32:
+        adamw_(updates, lows, states, *settings)
+    else:
+        for update, low, state in zip(updates, lows, states, strict=True):
+            adamw_8bit_(update, low, state, *settings)
+    return updates
 
 
 def load_bitsandbytes() -> Any:
@@ -196,7 +233,8 @@ def _code_tables(device: torch.device) -> tuple[Tensor, Tensor]:
     return kernels.create_dynamic_map(signed=True).to(device), kernels.create_dynamic_map(signed=False).to(device)
 
 
-def _read(state: State, name: str) -> Tensor:
+def read_moment(state: State, name: str) -> Tensor:
+    """Return a moment as numbers, read out of its 8 bits where it is kept so."""
     value: Tensor = state[name]
     if value.dtype != torch.uint8:
         return value
@@ -206,7 +244,8 @@ def _read(state: State, name: str) -> Tensor:
     return read
 
 
-def _write(state: State, name: str, value: Tensor) -> None:
+def write_moment(state: State, name: str, value: Tensor) -> None:
+    """Set a moment in place, in 8 bits where it is kept so."""
     if state[name].dtype != torch.uint8:
         state[name].copy_(value)
         return

@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import weakref
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gnlorp.checks import check_group, check_names, check_state, whole
+from gnlorp.checks import OPTIONS, check_group, check_names, check_state, needed_layout, whole
 from gnlorp.layer import NormLowRankLinear
-from gnlorp.moments import MomentRule, State
+from gnlorp.moments import Layout, MomentRule, State
 from gnlorp.projection import BasisKind, Side
 from gnlorp.update import (
     accumulate_projected_,
@@ -83,6 +83,8 @@ class GradNormLoRPAdamW(Optimizer):
         sharded (DTensor) or cannot be projected; RuntimeError where bitsandbytes is needed and missing.
     """
 
+    options: ClassVar[tuple[str, ...]] = OPTIONS
+
     def __init__(
         self,
         params: Any,
@@ -119,7 +121,7 @@ class GradNormLoRPAdamW(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as `torch.optim.Optimizer` does, and check its options and shapes."""
-        check_names(param_group)
+        check_names(param_group, self.options)
         super().add_param_group(param_group)
         try:
             check_group(self.param_groups[-1])
@@ -146,7 +148,7 @@ class GradNormLoRPAdamW(Optimizer):
         work = [[weight for weight in group["params"] if weight.grad is not None] for group in self.param_groups]
         norms = iter(gradient_norms([weight.grad for weights in work for weight in weights]))
         grouped = [[next(norms) for _ in weights] for weights in work]
-        skipped = not all(map(usable, grouped, work, self.param_groups))
+        skipped = not all(map(self._usable, grouped, work, self.param_groups))
         refreshed = False
         if not skipped:
             for group, weights, each in zip(self.param_groups, work, grouped, strict=True):
@@ -223,12 +225,12 @@ class GradNormLoRPAdamW(Optimizer):
             what its parameter needs; nothing is loaded then.
         """
         if not isinstance(state_dict, dict):
-            check_state(self.param_groups, state_dict)
+            self._check_state(state_dict)
         taken: dict[str, Any] = {}
 
         # The base class casts every state tensor to its parameter's dtype: moments must keep their own.
         def take(_: Optimizer, given: dict[str, Any]) -> dict[str, Any]:
-            check_state(self.param_groups, given)
+            self._check_state(given)
             taken.update(given)
             return {**given, "state": {}}
 
@@ -269,6 +271,17 @@ class GradNormLoRPAdamW(Optimizer):
                 "train in bfloat16 without a scaler, or call per_layer(False)"
             )
         return False
+
+    # What another rule for the projected parameters has its own of: which gradients it can use, the tensors of a state,
+    # and `_update`; its options stand in `options`.
+    def _usable(self, norms: Sequence[float], weights: Sequence[Tensor], group: dict[str, Any]) -> bool:
+        return usable(norms, weights, group)
+
+    def _layout(self, weight: Tensor, group: dict[str, Any]) -> Layout:
+        return needed_layout(weight, group)
+
+    def _check_state(self, given: Any) -> None:
+        check_state(self.param_groups, given, self.options, self._layout)
 
     def _projected(self) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["projection_rank"] is not None]
@@ -340,7 +353,7 @@ class GradNormLoRPAdamW(Optimizer):
     def _update_alone(self, group: dict[str, Any], weight: Tensor) -> None:
         norm = gradient_norms([weight.grad])[0]
         self._pass.add(norm)
-        if usable([norm], [weight], group):
+        if self._usable([norm], [weight], group):
             self._pass.refreshed |= self._update(group, [weight], [norm])
         else:
             self._pass.skipped = True
@@ -351,7 +364,7 @@ class GradNormLoRPAdamW(Optimizer):
         assert grad is not None
         norm = gradient_norms([grad])[0]
         done.norm = None
-        if not usable([norm], [weight], group):
+        if not self._usable([norm], [weight], group):
             done.spoilt.add(id(weight))
         elif id(weight) not in done.spoilt:
             sums = done.sums

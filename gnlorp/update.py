@@ -9,7 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnlorp.moments import State, adamw_, adamw_8bit_, carry_moments_, new_moments, state_layout, zeros
+from gnlorp.moments import (
+    State,
+    adam_directions,
+    adamw_,
+    adamw_8bit_,
+    carry_moments_,
+    new_moments,
+    state_layout,
+    zeros,
+)
 from gnlorp.projection import Bases, add_up_, damp_noise_, down, fit, projected_shape
 
 # Projected gradients and updates of at most this many values are alive at once.
@@ -105,7 +114,7 @@ def update_projected_(
         else:
             _only_decay_(weight, state, decay, group)
     due = [i for i in live if norms[i] > 0 and states[i].get("step", 0) % group["refresh_gap"] == 0]
-    _refresh([weights[i] for i in due], [_moderate(grads[i], norms[i]) for i in due], [states[i] for i in due], group)
+    refresh_([weights[i] for i in due], [moderate(grads[i], norms[i]) for i in due], [states[i] for i in due], group)
     for chunk in _chunks(live, weights, group):
         _step_projected_(
             [weights[i] for i in chunk], [grads[i] for i in chunk], [states[i] for i in chunk], decay, group
@@ -122,10 +131,10 @@ def accumulate_projected_(
     """
     due = total is None and norm > 0 and state.get("step", 0) % group["refresh_gap"] == 0
     if due:
-        _refresh([weight], [_moderate(grad, norm)], [state], group)
+        refresh_([weight], [moderate(grad, norm)], [state], group)
     if not due and total is None and (norm == 0 or not state.get("step")):
         return None, False
-    projected = down(grad, _bases_of(state))
+    projected = down(grad, bases_of(state))
     return (projected if total is None else total.add_(projected)), due
 
 
@@ -153,36 +162,28 @@ def _only_decay_(weight: Tensor, state: State, decay: float, group: Any) -> None
 def _step_projected_(
     weights: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], decay: float, group: Any
 ) -> None:
-    projected = [down(grad, _bases_of(state)) for grad, state in zip(grads, states, strict=True)]
+    projected = [down(grad, bases_of(state)) for grad, state in zip(grads, states, strict=True)]
     _apply_projected_(weights, projected, states, decay, group)
 
 
 def _apply_projected_(
     weights: Sequence[Tensor], projected: Sequence[Tensor], states: Sequence[State], decay: float, group: Any
 ) -> None:
-    bases = [_bases_of(state) for state in states]
+    bases = [bases_of(state) for state in states]
     if group["side"] == "both":
         for low in projected:
             damp_noise_(low, max(group["noise_floor"], torch.finfo(low.dtype).eps))
-    for state in states:
-        state["step"] += 1
-    # Adam's own kernel, run on weights of 0 at learning rate 1, leaves -N there.
-    updates = [torch.zeros_like(low) for low in projected]
-    settings = (1.0, group["betas"], group["eps"], 0.0)
-    if group["state_bits"] == 32:
-        adamw_(updates, projected, states, *settings)
-    else:
-        for update, low, state in zip(updates, projected, states, strict=True):
-            adamw_8bit_(update, low, state, *settings)
+    updates = adam_directions(projected, states, group)
     scale = float(group["lr"]) * group["scale"]
     for weight, update, each in zip(weights, updates, bases, strict=True):
         add_up_(weight, update, each, decay, scale)
 
 
-def _refresh(weights: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], group: Any) -> None:
+def refresh_(weights: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], group: Any) -> None:
+    """Fit new bases to the gradients and carry the moments over by the group's rule."""
     if not weights:
         return
-    old = [_bases_of(state) if state.get("step") else None for state in states]
+    old = [bases_of(state) if state.get("step") else None for state in states]
     fitted = fit(grads, old, group["projection_rank"], group["side"], group["basis"])
     for weight, state, before, after in zip(weights, states, old, fitted, strict=True):
         if before is not None:
@@ -196,12 +197,13 @@ def _refresh(weights: Sequence[Tensor], grads: Sequence[Tensor], states: Sequenc
                 state[name] = basis
 
 
-def _moderate(grad: Tensor, norm: float) -> Tensor:
+def moderate(grad: Tensor, norm: float) -> Tensor:
     """Return the gradient, scaled by a power of two where the products that bases come from would leave the range."""
     return grad if MODERATE[0] <= norm <= MODERATE[1] else grad * 2.0 ** -round(math.log2(norm))
 
 
-def _bases_of(state: State) -> Bases:
+def bases_of(state: State) -> Bases:
+    """Return the bases in a parameter's state."""
     return Bases(state.get("basis_left"), state.get("basis_right"))
 
 

@@ -41,11 +41,12 @@ class MethodEntry(Strict):
     control: bool = Field(default=False, description="no contender: shows what is reached without training a matrix")
     bases: bool = Field(default=False, description="keeps bases that gradients are projected on")
     factors: bool = Field(default=False, description="trains factors beside a frozen weight")
+    drawn: bool = Field(default=False, description="projects gradients on what is drawn at a rank, and keeps no basis")
 
     @property
     def ranked(self) -> bool:
         """Whether it has a rank at all; a method without one belongs to the tables of every rank."""
-        return self.bases or self.factors
+        return self.bases or self.factors or self.drawn
 
 
 class MetricEntry(Strict):

@@ -8,22 +8,27 @@ from typing import Literal, Protocol
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings
+from baselines.method import AdamSettings, Placement, trainable
 from gnlorp import GradNormLoRPAdamW
 from gnlorp.projection import projected_sides
 
 
-class ProjectionSettings(Protocol):
-    """The settings of a projection, as both configs hold them."""
+class Projection(Protocol):
+    """What of a projection a matrix must allow."""
 
     @property
     def projection_rank(self) -> int: ...
     @property
+    def side(self) -> Literal["small", "large", "both"]: ...
+
+
+class ProjectionSettings(Projection, Protocol):
+    """The settings of a projection, as both configs hold them."""
+
+    @property
     def refresh_gap(self) -> int: ...
     @property
     def scale(self) -> float: ...
-    @property
-    def side(self) -> Literal["small", "large", "both"]: ...
     @property
     def basis(self) -> Literal["exact", "warm"]: ...
     @property
@@ -31,7 +36,7 @@ class ProjectionSettings(Protocol):
 
 
 def check_projection(
-    matrices: Mapping[str, tuple[int, int]], config: ProjectionSettings, allow_full_rank: bool = False
+    matrices: Mapping[str, tuple[int, int]], config: Projection, allow_full_rank: bool = False
 ) -> None:
     """Raise ValueError if the projection rank does not fit one of the named matrices, naming the nearest allowed value.
 
@@ -49,6 +54,14 @@ def check_projection(
                 f"projection_rank {rank}: larger than {name} of shape {shape[0]}x{shape[1]} allows with side "
                 f"{config.side!r} (nearest allowed value: {largest})"
             )
+
+
+def split(model: nn.Module, placement: Placement) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the trainable parameters as the target layers' weights, and all others."""
+    targets = {f"{name}.weight" for name in placement.targets}
+    named = trainable(model)
+    inside = [parameter for name, parameter in named.items() if name in targets]
+    return inside, [parameter for name, parameter in named.items() if name not in targets]
 
 
 def projected_adamw(

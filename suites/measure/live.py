@@ -181,13 +181,18 @@ def engagement(
 
 
 def check_engagement(
-    certificate: Engagement, model: nn.Module, title: str, saves_state: bool, trains_layers: bool = True
+    certificate: Engagement,
+    model: nn.Module,
+    title: str,
+    saves_state: bool,
+    trains_layers: bool = True,
+    keeps_bases: bool = True,
 ) -> None:
     """Raise RuntimeError unless the method took effect; call it after the first optimizer step.
 
     Rules: a layer matched; every matched layer holds something trainable (nothing, unless `trains_layers`); the
-    optimizer has state; where a layer has a projection rank there are bases; where the method saves state, it has less
-    than dense AdamW.
+    optimizer has state; where a layer has a projection rank there are bases, if the method keeps them (one that draws
+    its projection need not); where the method saves state, it has less than dense AdamW.
     """
     if not certificate.layers:
         raise RuntimeError(f"{title}: no layer was matched, so the method changed nothing")
@@ -200,7 +205,8 @@ def check_engagement(
             raise RuntimeError(f"{title}: {found} is trainable in the matched layer {layer.name}")
     if certificate.state_bytes == 0:
         raise RuntimeError(f"{title}: the optimizer has no state (a certificate needs at least one step)")
-    if certificate.basis_bytes == 0 and any(layer.projection_rank is not None for layer in certificate.layers):
+    projected = any(layer.projection_rank is not None for layer in certificate.layers)
+    if keeps_bases and projected and certificate.basis_bytes == 0:
         raise RuntimeError(f"{title}: layers have a projection rank, but the optimizer holds no basis")
     if saves_state and certificate.state_bytes >= certificate.dense_state_bytes:
         raise RuntimeError(

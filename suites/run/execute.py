@@ -194,7 +194,7 @@ class _Run:
         self.parts["engagement"] = certificate
         method, shape = case.method, built.layers[0].shape if built.layers else (1, 1)
         trains_layers = method.trains_layers(shape, case.config)
-        live.check_engagement(certificate, built.model, method.title, method.saves_state, trains_layers)
+        live.check_engagement(certificate, built.model, method.title, method.saves_state, trains_layers, method.bases)
 
     def _memory(
         self, built: Built, tracked: Tracked | None, untracked: str | None, devices: live.DevicePeaks

@@ -226,7 +226,8 @@ def test_state_bytes_follow_the_formula(
     assert all(left_out.get(table, [1024]) == [1024] for table in ("qmap1", "qmap2"))
     walked = live.state_bytes(built.optimizer, built.model)
     assert walked - sum(map(sum, left_out.values())) == built.formula_state_bytes
-    kinds = {shape.split()[-1] for shape in live.state_shapes(built.optimizer)}
+    # A basis may be in few bits at any width of the moments.
+    kinds = {shape.split()[-1] for shape in live.state_shapes(built.optimizer) if "basis" not in shape}
     assert ("uint8" in kinds) == (bits == 8 or has_its_own_width(method_name))
 
 
@@ -285,17 +286,21 @@ def test_bases_and_factors_are_as_it_says(
     assert method.factors == any(
         part.added and part.trained and min(part.shape) > 1 for part in parts if len(part.shape) == 2
     )
-    assert method.bases == set_refresh_gap(built.optimizer, 2)
+    ranked = method.configure(4) != method.configure(5)
+    assert method.drawn == (ranked and not method.bases and not method.factors)
+    settable = set_refresh_gap(built.optimizer, 2)
+    assert method.bases or not settable
     if not method.bases:
         assert not refreshed(built.optimizer)
         return
     assert isinstance(built.optimizer, Refreshing)
-    assert built.optimizer.refresh_gap == 2
+    # A basis of every step has no gap to set.
+    assert built.optimizer.refresh_gap == (2 if settable else None)
     fitted = []
     for step in range(4):
         train(built.model, built.optimizer, make_batch(network), range(step, step + 1))
         fitted.append(refreshed(built.optimizer))
-    assert fitted in ([True, False, True, False], [True, True, True, True])
+    assert fitted == ([True, False, True, False] if settable else [True, True, True, True])
 
 
 @pytest.mark.parametrize("side", ["small", "large", "both"])

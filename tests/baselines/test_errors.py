@@ -16,11 +16,9 @@ from baselines.shared.adamw import adamw
 from baselines.shared.targets import place
 
 Make = Callable[[str], nn.Module]
-RANKED = tuple(
-    name for name, method in methods().items() if any(vars(method.ranks((9, 9), method.configure(4))).values())
-)
+RANKED = tuple(name for name, method in methods().items() if method.configure(4) != method.configure(5))
 PROJECTING = tuple(
-    name for name, method in methods().items() if method.ranks((9, 9), method.configure(4)).projection_rank is not None
+    name for name in RANKED if methods()[name].ranks((9, 9), methods()[name].configure(4)).projection_rank is not None
 )
 
 

@@ -261,3 +261,13 @@ run()
 grown = live.rss_peak_bytes() - before
 print(grown, peak_of(track(model, optimizer, run)).total_bytes)
 """
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", NAMES)
+@pytest.mark.parametrize("model", ["roberta-base", "60m"])
+def test_at_published_sizes_the_count_is_the_formula(model: str, method: str) -> None:
+    lab = Lab(find_network(model), method, 8)
+    cell = lab.cell(Setting(model=model, method=method, rank=8, batch=1, sequence=8))
+    assert [gap.unexplained_bytes for gap in cell_ledger(cell).gaps] == [0] * len(cell_ledger(cell).gaps)
+    assert cell.count.state_bytes - cell.formula.state_bytes == sum(cell.state_outside.values())

@@ -96,7 +96,7 @@ METHOD = Method(
     config_type=ApolloConfig,
     configure=lambda rank: ApolloConfig(projection_rank=rank),
     attach=attach,
-    optimizer=optimizer_of(ApolloAdamW, "scale", "growth"),
+    optimizer=optimizer_of(ApolloAdamW, "refresh_gap", "scale", "growth"),
     merge=lambda model: model,
     ranks=ranks,
     layer_parts=parts_of(moments, last_norm),

@@ -10,21 +10,26 @@ there is no rank to choose, so that a comparison at a rank has it as it is.
 from __future__ import annotations
 
 import math
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from pydantic import Field
 
 from baselines.apollo import ApolloAdamW
 from baselines.method import Method, Rates
-from baselines.shared.rules import ProjectionConfig, attach, last_norm, moments, optimizer_of, parts_of, ranks
+from baselines.shared.rules import SmallSide, attach, last_norm, moments, optimizer_of, parts_of, ranks
 
 
-class ApolloMiniConfig(ProjectionConfig):
+class ApolloMiniConfig(SmallSide):
     """APOLLO's settings at rank one."""
 
-    projection_rank: Literal[1] = Field(default=1, description="rank of the gradient's projection (paper: 1)")
+    refresh_gap: int = Field(default=200, ge=1, description="steps between new projections (paper: 200)")
     scale: float = Field(default=math.sqrt(128), gt=0, description="factor on the update (paper: sqrt(128))")
     growth: float = Field(default=1.01, gt=1, description="largest growth of the update's norm a step (paper: 1.01)")
+
+    @property
+    def projection_rank(self) -> int:
+        """The rank of the gradient's projection (paper: 1)."""
+        return 1
 
 
 class ApolloMiniAdamW(ApolloAdamW):
@@ -40,7 +45,7 @@ METHOD = Method(
     config_type=ApolloMiniConfig,
     configure=lambda rank: ApolloMiniConfig(),
     attach=attach,
-    optimizer=optimizer_of(ApolloMiniAdamW, "scale", "growth"),
+    optimizer=optimizer_of(ApolloMiniAdamW, "refresh_gap", "scale", "growth"),
     merge=lambda model: model,
     ranks=ranks,
     layer_parts=parts_of(moments, last_norm),

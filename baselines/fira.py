@@ -103,7 +103,7 @@ METHOD = Method(
     config_type=FiraConfig,
     configure=lambda rank: FiraConfig(projection_rank=rank),
     attach=attach,
-    optimizer=optimizer_of(FiraAdamW, "scale", "growth"),
+    optimizer=optimizer_of(FiraAdamW, "refresh_gap", "scale", "growth"),
     merge=lambda model: model,
     ranks=ranks,
     layer_parts=parts_of(moments, basis, last_norm),

@@ -93,7 +93,7 @@ METHOD = Method(
     config_type=FrugalConfig,
     configure=lambda rank: FrugalConfig(projection_rank=rank),
     attach=attach,
-    optimizer=optimizer_of(FrugalAdamW, "free_scale"),
+    optimizer=optimizer_of(FrugalAdamW, "refresh_gap", "free_scale"),
     merge=lambda model: model,
     ranks=ranks,
     layer_parts=parts_of(moments),

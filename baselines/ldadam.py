@@ -15,7 +15,7 @@ leaves it in the gradient, where clipping would scale it and no memory is counte
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -24,8 +24,8 @@ from torch import Tensor
 from baselines.method import Kept, Method, Rates
 from baselines.shared.rules import (
     SIDE,
-    ProjectionConfig,
     RuleAdamW,
+    SmallSide,
     attach,
     basis,
     keep,
@@ -43,10 +43,10 @@ from gnlorp.projection import Bases, add_up_, down, fit
 from gnlorp.update import bases_of
 
 
-class LdadamConfig(ProjectionConfig):
+class LdadamConfig(SmallSide):
     """Settings of the subspace, which turns at every step."""
 
-    refresh_gap: Literal[1] = Field(default=1, description="steps between new bases (paper: 1)")
+    projection_rank: int = Field(default=8, description="rank of the gradient's projection (paper's GLUE: 8)")
     rho: float = Field(
         default=0.908, ge=0, lt=1, description="share of the momentum in what the basis is fitted to (release: 0.908)"
     )

@@ -151,7 +151,7 @@ METHOD = Method(
     config_type=QgaloreConfig,
     configure=lambda rank: QgaloreConfig(projection_rank=rank),
     attach=attach,
-    optimizer=optimizer_of(QgaloreAdamW, "scale", "likeness", "window"),
+    optimizer=optimizer_of(QgaloreAdamW, "refresh_gap", "scale", "likeness", "window"),
     merge=lambda model: model,
     ranks=ranks,
     layer_parts=parts_of(moments, codes, groups, groups),

@@ -95,7 +95,7 @@ METHOD = Method(
     config_type=SubtrackConfig,
     configure=lambda rank: SubtrackConfig(projection_rank=rank),
     attach=attach,
-    optimizer=optimizer_of(SubtrackAdamW, "scale", "growth", "basis_step"),
+    optimizer=optimizer_of(SubtrackAdamW, "refresh_gap", "scale", "growth", "basis_step"),
     merge=lambda model: model,
     ranks=ranks,
     layer_parts=parts_of(moments, basis, last_norm),

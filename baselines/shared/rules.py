@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from baselines.method import AdamSettings, Kept, LayerRanks, MethodConfig, Part, Placement
-from baselines.shared.projected import check_projection, split
+from baselines.shared.projected import Projection, check_projection, split
 from baselines.shared.targets import shapes
 from gnlorp import GradNormLoRPAdamW
 from gnlorp.checks import OPTIONS, check_names
@@ -26,16 +26,20 @@ from gnlorp.update import MODERATE, usable
 SIDE: Literal["small"] = "small"
 
 
-class ProjectionConfig(MethodConfig):
+class SmallSide(MethodConfig):
     """Settings of a projection of dense weights' gradients on their smaller side."""
-
-    projection_rank: int = Field(default=8, description="rank of the gradient's projection (GaLore's GLUE: 4, 8)")
-    refresh_gap: int = Field(default=200, ge=1, description="steps between new projections (paper: 200)")
 
     @property
     def side(self) -> Literal["small"]:
         """The side that the projection spans."""
         return SIDE
+
+
+class ProjectionConfig(SmallSide):
+    """Settings of a projection at a rank, anew every so often."""
+
+    projection_rank: int = Field(default=8, description="rank of the gradient's projection (GaLore's GLUE: 4, 8)")
+    refresh_gap: int = Field(default=200, ge=1, description="steps between new projections (paper: 200)")
 
 
 class RuleAdamW(GradNormLoRPAdamW):
@@ -210,7 +214,7 @@ def set_bases(state: State, bases: Bases) -> None:
     state["basis_right" if bases.left is None else "basis_left"] = the_basis(bases)
 
 
-def attach(model: nn.Module, placement: Placement, config: ProjectionConfig) -> None:
+def attach(model: nn.Module, placement: Placement, config: Projection) -> None:
     """Make every parameter trainable; nothing else changes in the model."""
     check_projection({f"layer {name}": shape for name, shape in shapes(model, placement.targets).items()}, config)
     model.requires_grad_(True)
@@ -219,7 +223,7 @@ def attach(model: nn.Module, placement: Placement, config: ProjectionConfig) -> 
 def optimizer_of(rule: type[RuleAdamW], *names: str) -> Callable[..., Optimizer]:
     """Return a method's `optimizer`: `rule` on the targets, with these of its settings, and AdamW on all else."""
 
-    def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: ProjectionConfig) -> Optimizer:
+    def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: Projection) -> Optimizer:
         projected, plain = split(model, placement)
         groups: list[dict[str, Any]] = [{"params": projected, "projection_rank": config.projection_rank}]
         groups += [{"params": plain, "projection_rank": None}] if plain else []
@@ -230,7 +234,6 @@ def optimizer_of(rule: type[RuleAdamW], *names: str) -> Callable[..., Optimizer]
             eps=adam.eps,
             weight_decay=adam.weight_decay,
             state_bits=adam.state_bits,
-            refresh_gap=config.refresh_gap,
             side=config.side,
             **{name: getattr(config, name) for name in names},
         )
@@ -241,7 +244,7 @@ def optimizer_of(rule: type[RuleAdamW], *names: str) -> Callable[..., Optimizer]
 def parts_of(*kept: Callable[[tuple[int, int], int], Kept]) -> Callable[..., tuple[Part, ...]]:
     """Return a method's `layer_parts`: the weight itself, with what is kept for it by its shape and rank."""
 
-    def layer_parts(shape: tuple[int, int], config: ProjectionConfig) -> tuple[Part, ...]:
+    def layer_parts(shape: tuple[int, int], config: Projection) -> tuple[Part, ...]:
         rank = config.projection_rank
         return (Part("weight", shape, True, False, rank, SIDE, kept=tuple(each(shape, rank) for each in kept)),)
 
@@ -263,6 +266,6 @@ def last_norm(shape: tuple[int, int], rank: int) -> Kept:
     return Kept((), high=True)
 
 
-def ranks(shape: tuple[int, int], config: ProjectionConfig) -> LayerRanks:
+def ranks(shape: tuple[int, int], config: Projection) -> LayerRanks:
     """Return the projection rank; there are no factors."""
     return LayerRanks(rank=None, projection_rank=config.projection_rank)

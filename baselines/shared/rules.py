@@ -87,6 +87,21 @@ class RuleAdamW(GradNormLoRPAdamW):
         """Fit new bases every `gap` steps from now on; return False where that cannot be set."""
         return self.fits and super().set_refresh_gap(gap)
 
+    def per_layer(
+        self, enable: bool = True, reduce: Callable[[Tensor], Any] | None = None, accumulation: int = 1
+    ) -> None:
+        """Update each parameter inside backward, as `GradNormLoRPAdamW` does.
+
+        Raises:
+            ValueError: with accumulation, since these rules need the whole gradient of a step.
+        """
+        if enable and accumulation > 1:
+            raise ValueError(
+                f"per-layer updates with accumulation {accumulation}: the rule of {type(self).__name__} needs the whole "
+                "gradient of a step (nearest allowed value: 1)"
+            )
+        super().per_layer(enable, reduce, accumulation)
+
     def _usable(self, norms: Sequence[float], weights: Sequence[Tensor], group: dict[str, Any]) -> bool:
         if group["projection_rank"] is not None:
             return all(norm < MODERATE[1] for norm in norms)

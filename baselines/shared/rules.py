@@ -97,8 +97,8 @@ class RuleAdamW(GradNormLoRPAdamW):
         """
         if enable and accumulation > 1:
             raise ValueError(
-                f"per-layer updates with accumulation {accumulation}: the rule of {type(self).__name__} needs the whole "
-                "gradient of a step (nearest allowed value: 1)"
+                f"per-layer updates with accumulation {accumulation}: the rule of {type(self).__name__} needs the "
+                "whole gradient of a step (nearest allowed value: 1)"
             )
         super().per_layer(enable, reduce, accumulation)
 

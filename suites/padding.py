@@ -44,7 +44,8 @@ class Padding:
 
 def padding_of(plan: Plan, runtime: Runtime, steps: int, grouping: int = GROUPING) -> Padding:
     """Return the padding of a plan's task; `steps` optimizer steps are timed each way, in turns, none for 0."""
-    from suites.glue import SUITE, encode
+    from suites.glue import SUITE
+    from suites.text import encode
 
     _, train, _ = SUITE.encoded(plan, runtime)
     size = plan.training.batch_size // plan.training.accumulation

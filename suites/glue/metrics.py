@@ -128,7 +128,7 @@ def compute(task: str, predictions: Values, references: Values) -> dict[str, flo
             f"{task}: predictions of shape {guess.shape} for references of shape {truth.shape}; "
             "both need the same number of rows, at least one"
         )
-    guess = _decided(row, guess)
+    guess = decided(row, guess)
     if not np.isfinite(guess).all():
         return dict.fromkeys(row.metrics)
     if row.labels is not None:
@@ -157,7 +157,7 @@ def majority(task: str, references: Values) -> dict[str, float | None]:
     return compute(task, np.full_like(truth, guess), truth)
 
 
-def _decided(task: GlueTask, guess: Floats) -> Floats:
+def decided(task: Any, guess: Floats) -> Floats:
     """Classes (N,) from classes or logits, or numbers (N,); not finite where any logit of the row is not."""
     if guess.ndim == 1:
         return guess

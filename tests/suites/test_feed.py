@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from suites.glue import encode
+from suites.text import encode
 from suites.run import clock, loop
 from suites.run.clock import read_together
 from suites.run.execute import execute, products

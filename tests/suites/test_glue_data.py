@@ -15,8 +15,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 import suites.generated
 from suites.glue import data
-from suites.glue.data import GlueData, digest_of, load
+from suites.glue.data import digest_of, load
 from suites.glue.tasks import TASKS, GlueTask
+from suites.text.rows import Loaded
 
 MNLI_HEAD = [
     *("index promptID pairID genre sentence1_binary_parse sentence2_binary_parse".split()),
@@ -312,7 +313,7 @@ def test_micro_is_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suites.generated, "tasks", generated, raising=False)
     loaded = load("mnli", "micro")
     assert list(loaded.splits) == list(TASKS["mnli"].splits)
-    assert loaded == GlueData(loaded.splits, "digest of mnli", None, [suites.generated.NOTICE], False)
+    assert loaded == Loaded(loaded.splits, "digest of mnli", None, [suites.generated.NOTICE], False)
     assert "generated language" in loaded.notes[0]
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from suites.glue.encode import (
+from suites.text.encode import (
     Encoded,
     EncodedRow,
     batches,
@@ -96,7 +96,7 @@ def test_chunks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [words(*random.randint(0, 100, size=random.randint(1, 12))) for _ in range(50)]
     rows = Dataset.from_dict({"a": texts, "label": [0] * 50, "idx": list(range(50))})
     whole = encode(rows, tokenizer(typed=True), ("a",), 16)
-    monkeypatch.setattr("suites.glue.encode.CHUNK_ROWS", 7)
+    monkeypatch.setattr("suites.text.encode.CHUNK_ROWS", 7)
     parts = encode(rows, tokenizer(typed=True), ("a",), 16)
     assert same(whole.batch(range(50)), parts.batch(range(50)))
     alone = [tokenizer()(text, truncation=True, max_length=16)["input_ids"] for text in texts]

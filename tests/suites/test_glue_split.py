@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from datasets import Dataset
 
-from suites.glue.data import cap, hold_out
+from suites.text.rows import cap, hold_out
 
 
 def rows_of(labels: list[Any], texts: list[str] | None = None) -> Dataset:

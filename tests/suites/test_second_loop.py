@@ -17,10 +17,11 @@ from transformers import PrinterCallback, ProgressCallback, Trainer, TrainingArg
 
 from results.schema import Plan
 from results.store import read_records
-from suites.glue import SUITE, encode
+from suites.glue import SUITE
 from suites.measure.environment import derived_seed
 from suites.run.loop import autocast
 from suites.suite import Runtime
+from suites.text import encode
 
 RECORDS = Path(__file__).resolve().parents[2] / "results" / "reference" / "glue-micro-r8"
 

@@ -118,6 +118,20 @@ def encode(
     )
 
 
+UNKNOWN_SAMPLE = 200
+
+
+def unknown_share(rows: Dataset, tokenizer: PreTrainedTokenizerBase, text_columns: tuple[str, ...]) -> float:
+    """Return the share of unknown tokens in the first `UNKNOWN_SAMPLE` rows, special tokens left out."""
+    if tokenizer.unk_token_id is None:
+        return 0.0
+    sample: dict[str, list[Any]] = rows[:UNKNOWN_SAMPLE]
+    coded = [tokenizer(sample[name], add_special_tokens=False, verbose=False)["input_ids"] for name in text_columns]
+    tokens = [token for texts in coded for ids in texts for token in ids]
+    # A tokenizer may use one token for what is unknown and for the end of a text.
+    return tokens.count(tokenizer.unk_token_id) / max(1, len(tokens))
+
+
 def collate(rows: Sequence[EncodedRow], pad_id: int, max_length: int | None = None) -> dict[str, Tensor]:
     """One batch, padded on the right to the longest row, rounded up to a multiple of 8 but not over `max_length`.
 

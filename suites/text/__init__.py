@@ -1,0 +1,1 @@
+"""What suites of classified text share: their rows, batches of tokens, and one job made of them."""

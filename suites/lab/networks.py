@@ -13,6 +13,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, RobertaConfig
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from baselines.registry import checked_name
@@ -129,7 +130,7 @@ def find_network(name: str, offline: bool = False) -> Network:
     if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or "/" not in name or offline):
         checked_name(name, BUILT_IN, "model (neither built in nor a folder with config.json; a hub name has a slash)")
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=offline)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:
         raise ValueError(f"model {name!r}: transformers rejects its configuration: {_line(error)}") from error
     return _network(Path(name).name, config)
@@ -138,8 +139,14 @@ def find_network(name: str, offline: bool = False) -> Network:
 def _network(name: str, config: Any) -> Network:
     _check_heads(name, config)
     kinds = " ".join(config.architectures or [])
-    encoder = config.model_type in ("bert", "roberta", "distilbert", "electra", "deberta", "deberta-v2")
-    return Network(name, config, "CausalLM" in kinds or not (encoder or "Classification" in kinds))
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"model {name!r}: {config.model_type} is an encoder with a decoder; allowed are encoders and causal models"
+        )
+    if any(word in kinds for word in ("CausalLM", "LMHeadModel")):
+        return Network(name, config, language_model=True)
+    encoder = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return Network(name, config, not (encoder or any(word in kinds for word in ("Classification", "MaskedLM"))))
 
 
 def _check_heads(name: str, config: Any) -> None:

@@ -28,7 +28,8 @@ def test_a_folder_is_named_without_its_path_and_by_the_same_digest(runtime: Runt
     shutil.copytree(models.micro_folder(), folder)
     plan = models.resolve_model(str(folder), runtime)
     assert (plan.name, plan.source) == ("encoder", "directory")
-    assert plan.digest == models.resolve_model("micro", runtime).digest
+    again = shutil.copytree(folder, tmp_path / "elsewhere" / "encoder")
+    assert plan.digest == models.resolve_model(str(again), runtime).digest
 
 
 def test_weights_that_changed_since_the_plan_are_refused(runtime: Runtime, tmp_path: Path) -> None:
@@ -36,7 +37,7 @@ def test_weights_that_changed_since_the_plan_are_refused(runtime: Runtime, tmp_p
     shutil.copytree(models.micro_folder(), folder)
     plan = models.resolve_model(str(folder), runtime)
     here = Runtime(CPU, model_dir=folder)
-    assert models.location(plan, here) == (str(folder), {})
+    assert models.location(plan, here) == (str(folder), {"trust_remote_code": False})
     with (folder / "model.safetensors").open("ab") as stream:
         stream.write(b"\0")
     with pytest.raises(ValueError, match="changed since the plan was made"):
@@ -46,7 +47,7 @@ def test_weights_that_changed_since_the_plan_are_refused(runtime: Runtime, tmp_p
 def test_roberta_base_is_pinned_and_needs_no_network_to_be_planned(runtime: Runtime) -> None:
     plan = models.resolve_model("roberta-base", Runtime(CPU, offline=True))
     assert (plan.name, plan.source) == ("FacebookAI/roberta-base", "hub")
-    assert models.location(plan, runtime) == (plan.name, {"revision": plan.revision})
+    assert models.location(plan, runtime) == (plan.name, {"revision": plan.revision, "trust_remote_code": False})
     assert len(plan.revision or "") == 40
 
 

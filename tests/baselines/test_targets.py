@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 from torch import nn
 
-from baselines.shared.targets import SETS, linear_layers, match_layers, place, shapes
+from baselines.shared.targets import SETS, left_out, linear_layers, match_layers, place, shapes
 
 Make = Callable[[str], nn.Module]
 ENCODERS = ("bert", "roberta")
@@ -133,3 +133,61 @@ def test_shapes_are_outputs_by_inputs(make_network: Make) -> None:
     model = make_network("bert")
     names = ("bert.encoder.layer.0.intermediate.dense", "bert.encoder.layer.0.output.dense")
     assert shapes(model, names) == {names[0]: (1024, 64), names[1]: (64, 1024)}
+
+
+def tiny(architecture: str) -> nn.Module:
+    """Return a network of an architecture from transformers, without weights."""
+    import torch
+    import transformers
+
+    sizes = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64,
+        "ffn_dim": 64, "word_embed_proj_dim": 32, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
+        "num_local_experts": 2, "n_embd": 32, "n_layer": 2, "n_head": 4, "dim": 32, "hidden_dim": 64, "n_heads": 4,
+        "num_key_value_heads": 2, "pad_token_id": 0, "n_layers": 2,
+    }  # fmt: skip
+    kind = getattr(transformers, f"{architecture}Config")
+    known = {name: value for name, value in sizes.items() if name in kind().to_dict()}
+    with torch.device("meta"):
+        made: nn.Module = transformers.AutoModelForSequenceClassification.from_config(kind(**known))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("architecture", "layers"),
+    [("DebertaV2", 12), ("DistilBert", 12), ("ModernBert", 8), ("OPT", 12), ("Phi", 12), ("Phi3", 8), ("Bart", 32)],
+)
+def test_a_set_finds_every_linear_layer_under_other_names(architecture: str, layers: int) -> None:
+    model = tiny(architecture)
+    known = linear_layers(model)
+    assert len(match_layers(model, "attention+mlp")) == len(known) == layers
+    assert left_out(model, "attention+mlp") == ()
+    assert set(match_layers(model, "attention")) | set(match_layers(model, "mlp")) == set(known)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "targets", "names"),
+    [
+        ("Mixtral", "attention+mlp", ("experts.down_proj", "experts.gate_up_proj")),
+        ("Mixtral", "attention", ()),
+        ("MPNet", "attention+mlp", ("attn.k", "attn.o", "attn.q", "attn.v")),
+        ("MPNet", "intermediate.dense", ()),
+    ],
+)
+def test_what_a_set_leaves_out_is_named(architecture: str, targets: str, names: tuple[str, ...]) -> None:
+    assert left_out(tiny(architecture), targets) == names
+
+
+@pytest.mark.parametrize("network", ["bert", "roberta", "llama", "llama-lm", "llama-tied"])
+def test_nothing_is_left_out_of_the_networks_of_the_suites(network: str, make_network: Make) -> None:
+    assert left_out(make_network(network), "attention+mlp") == ()
+
+
+@pytest.mark.parametrize(("architecture", "named"), [("GPT2", "Conv1D"), ("T5", "DenseReluDense.wi")])
+def test_a_model_without_a_layer_for_a_set_is_refused_with_what_it_has(architecture: str, named: str) -> None:
+    with pytest.raises(ValueError, match=named):
+        match_layers(tiny(architecture), "attention+mlp")
+
+
+def test_fine_tuning_may_leave_the_head_of_a_language_model_alone(make_network: Make) -> None:
+    assert place(make_network("llama-lm"), "attention", train_rest=False, train_head=False).trained == ()

@@ -8,12 +8,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library that the hub client uses
 
@@ -25,6 +26,7 @@ HUB_NAME, HUB_CONFIG = "allenai/c4", "en"
 HUB_REVISION = "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"
 OFFICIAL_ROWS = {"train": 364_868_892, "validation": 364_608}
 SPLITS = ("train", "validation")
+BOM = b"\xef\xbb\xbf"
 ENDINGS = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 MICRO_ROWS = {"train": 10_000, "validation": 400}
 # Protocol: the validation split is shuffled with this seed, and its first documents up to the budget are evaluated.
@@ -94,7 +96,8 @@ def content_hash(text: str) -> bytes:
 
 
 def files(data_dir: Path | None) -> dict[str, list[Path]]:
-    """Return the files of each split: names with "train" or "validation" in them, in the folder or its folder `en`.
+    """Return the files of each split, in the folder or its folder `en`: the first whole word of a name that is
+    "train" or "validation" decides, as in `c4-train.00000-of-01024.json.gz`.
 
     Raises:
         ValueError: no folder given, or none there; a split without a file.
@@ -106,12 +109,19 @@ def files(data_dir: Path | None) -> dict[str, list[Path]]:
     root = data_dir / HUB_CONFIG if (data_dir / HUB_CONFIG).is_dir() else data_dir
     found: dict[str, list[Path]] = {}
     for split in SPLITS:
-        found[split] = sorted(path for path in root.iterdir() if split in path.name and path.name.endswith(ENDINGS))
+        found[split] = sorted(path for path in root.iterdir() if _split_of(path) == split)
         if not found[split]:
             raise ValueError(
-                f"data folder {root}: has no file for {split}; a name holds {split!r} and ends in {', '.join(ENDINGS)}"
+                f"data folder {root}: has no file for {split}; a name holds {split!r} as a word and ends in "
+                f"{', '.join(ENDINGS)}"
             )
     return found
+
+
+def _split_of(path: Path) -> str | None:
+    if not path.name.endswith(ENDINGS):
+        return None
+    return next((word for word in re.split(r"[^a-z0-9]+", path.name.lower()) if word in SPLITS), None)
 
 
 @lru_cache(maxsize=4)
@@ -133,36 +143,54 @@ def directory_digest(data_dir: Path | None) -> str:
 
 
 def read(paths: Iterable[Path]) -> Iterator[str]:
-    """Yield the text of every line of JSON-lines files, plain or gzip.
+    """Yield the text of every line of JSON-lines files, plain or gzip; a byte order mark and blank last lines are fine.
 
     Raises:
         ValueError: an empty file, or a line that is not a JSON object with a non-empty `text`; names file and line.
     """
     for path in paths:
-        number = 0
+        number, blank = 0, 0
         try:
             with _opened(path) as stream:
                 for number, line in enumerate(stream, start=1):
-                    yield _text(line, f"{path}: line {number}")
-        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+                    if not line.strip():
+                        blank = blank or number
+                        continue
+                    if blank:
+                        raise ValueError(f"{path}: line {blank}: is blank; every line must be a JSON object")
+                    yield _text(line.removeprefix(BOM) if number == 1 else line, f"{path}: line {number}")
+        except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path}: cannot be read after line {number}: {error}") from error
-        if not number:
+        if not number or blank == 1:
             raise ValueError(f"{path}: is empty; every line must be a JSON object with a field 'text'")
 
 
-def _opened(path: Path) -> TextIO:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
+def _opened(path: Path) -> IO[bytes]:
+    # Lines are decoded one by one, so that what is wrong in one is said with its number.
+    return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 
 
-def _text(line: str, where: str) -> str:
+def _text(line: bytes, where: str) -> str:
     try:
-        row: Any = json.loads(line)
+        row: Any = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        value = line[error.start : error.end].hex(" ")
+        raise ValueError(f"{where}, byte {error.start + 1}: not UTF-8: {value}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: no JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError(f"{where}: JSON nested too deep to read") from error
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str) or not text.strip():
         given = f"the fields are {', '.join(row) or 'none'}" if isinstance(row, dict) else "the line is no object"
         raise ValueError(f"{where}: has no 'text' that is a string with something in it; {given}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: half a surrogate pair, {text[error.start : error.end]!a}, at character {error.start + 1} of "
+            "'text': no character"
+        ) from error
     return text
 
 

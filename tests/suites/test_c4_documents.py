@@ -74,13 +74,16 @@ def test_held_out_documents_come_from_train_alone(tmp_path: Path) -> None:
     ("content", "parts"),
     [
         (b'{"text": "good"}\n{"text": "torn', ("train.jsonl: line 2", "no JSON")),
-        (b'{"text": "good"}\n\n', ("train.jsonl: line 2", "no JSON")),
+        (b'{"text": "good"}\n\n{"text": "more"}\n', ("train.jsonl: line 2", "is blank")),
+        (b"\n\n", ("train.jsonl: is empty",)),
         (b'{"text": "good"}\n{"body": "x", "url": "y"}\n', ("train.jsonl: line 2", "no 'text'", "body, url")),
         (b'{"text": 3}\n', ("train.jsonl: line 1", "no 'text' that is a string")),
         (b'{"text": "  "}\n', ("train.jsonl: line 1", "something in it")),
         (b'["text"]\n', ("train.jsonl: line 1", "the line is no object")),
         (b"", ("train.jsonl: is empty",)),
-        (b'{"text": "\xff"}\n', ("train.jsonl: cannot be read after line 0",)),
+        (b'{"text": "a"}\n{"text": "b"}\n{"text": "caf\xe9"}\n', ("train.jsonl: line 3, byte 14: not UTF-8: e9",)),
+        (b'{"text": "a"}\n{"text": "half \\ud800 pair"}\n', ("train.jsonl: line 2", "surrogate", "character 6")),
+        (b'{"text": ' + b"[" * 100_000 + b"\n", ("train.jsonl: line 1", "nested too deep")),
     ],
 )
 def test_a_faulty_line_is_named_with_file_and_number(content: bytes, parts: tuple[str, ...], tmp_path: Path) -> None:
@@ -89,6 +92,28 @@ def test_a_faulty_line_is_named_with_file_and_number(content: bytes, parts: tupl
         list(read([tmp_path / "train.jsonl"]))
     assert all(part in str(caught.value) for part in parts)
     assert "\n" not in str(caught.value)
+
+
+def test_a_byte_order_mark_and_blank_last_lines_are_fine(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n{"text": "two"}\n\n \n')
+    assert list(read([path])) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train_without_validation.jsonl", "train"),
+        ("validation_of_train.jsonl", "validation"),
+        ("c4-train.00000-of-01024.json.gz", "train"),
+        ("C4_Validation.json", "validation"),
+        ("constrained.jsonl", None),
+        ("invalidation.jsonl", None),
+        ("train.txt", None),
+    ],
+)
+def test_the_first_whole_word_of_a_name_decides(name: str, split: str | None) -> None:
+    assert documents._split_of(Path(name)) == split
 
 
 def test_a_torn_archive_is_named(tmp_path: Path) -> None:
@@ -104,7 +129,9 @@ def test_folders_that_do_not_fit_are_refused(folder: Path, tmp_path: Path) -> No
     with pytest.raises(ValueError, match="is not there"):
         files(tmp_path / "nowhere")
     (folder / "validation.jsonl").unlink()
-    with pytest.raises(ValueError, match="no file for validation; a name holds 'validation' and ends in .jsonl"):
+    with pytest.raises(
+        ValueError, match="no file for validation; a name holds 'validation' as a word and ends in .jsonl"
+    ):
         files(folder)
 
 

@@ -204,7 +204,7 @@ def train(
     is the one the step used.
 
     Raises:
-        DivergedError: `plan.max_skipped` steps in a row were not finite, or none at all was.
+        DivergedError: `plan.max_skipped` steps in a row were not finite, or none at the end of the run was.
         ValueError: per-layer updates with clipping by the common norm or several processes.
     """
     device = next(model.parameters()).device
@@ -247,8 +247,9 @@ def train(
         out.steps_done = step
         hooks.report(step, loss)
         hooks.save(step)
-    if out.skipped_steps == plan.steps:
-        raise DivergedError(f"none of the {plan.steps} steps was finite")
+    if out.skipped_in_a_row:
+        first = plan.steps - out.skipped_in_a_row + 1
+        raise DivergedError(f"no step from step {first} to the last one, step {plan.steps}, was finite")
 
 
 def _point(plan: TrainingPlan, step: int, loss: float, norm: float | None, factor: float) -> CurvePoint:

@@ -322,8 +322,14 @@ def test_too_many_skipped_steps_in_a_row_end_the_run_as_diverged() -> None:
 
 
 def test_a_run_without_one_finite_step_has_diverged_however_short_it_is() -> None:
-    with pytest.raises(DivergedError, match="none of the 2 steps was finite"):
+    with pytest.raises(DivergedError, match="no step from step 1 to the last one, step 2, was finite"):
         trained([bad_rows(), bad_rows()], max_skipped=20)
+
+
+@pytest.mark.parametrize("bad", [1, 2, 18])
+def test_a_run_that_ends_in_steps_that_are_not_finite_has_diverged(bad: int) -> None:
+    with pytest.raises(DivergedError, match=f"no step from step 3 to the last one, step {bad + 2}, was finite"):
+        trained([rows(4, 0), rows(4, 1), *[bad_rows()] * bad], max_skipped=20)
 
 
 def test_the_curve_holds_the_learning_rate_that_the_step_used() -> None:

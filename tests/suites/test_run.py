@@ -295,7 +295,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch, first_steps: int) -> None:
             return value * math.nan if calls <= first_steps else value
         return value
 
-    monkeypatch.setattr("suites.glue._loss", loss)
+    monkeypatch.setattr("suites.text.classification._loss", loss)
 
 
 def test_a_skipped_first_step_is_no_failure(make_plan: Any, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -312,7 +312,7 @@ def test_a_short_run_of_skipped_steps_alone_is_diverged(
     spoil(monkeypatch, first_steps=3)
     record = execute(make_plan(), runtime, None, quiet)
     assert record.status == "diverged"
-    assert record.error == "none of the 3 steps was finite"
+    assert record.error == "no step from step 1 to the last one, step 3, was finite"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -262,6 +262,8 @@ def attach(
     modules = dict(model.named_modules(remove_duplicate=False))
     linears = {name: module for name, module in modules.items() if name and type(module) is nn.Linear}
     chosen: set[str] = set()
+    if targets is None:
+        raise ValueError("targets None: must name at least one linear layer")
     for target in [targets] if isinstance(targets, str) else targets:
         found = [name for name in linears if _matches(name, target)]
         if not found:
@@ -350,6 +352,11 @@ def _check_layer(name: str, linear: nn.Linear, rank: int) -> None:
     if rank > largest:
         shape = (linear.out_features, linear.in_features)
         raise ValueError(f"rank {rank} for layer {name!r} of shape {shape}: must be at most {largest}")
+    if linear._parameters.get("weight") is None:
+        raise ValueError(
+            f"layer {name!r} has no weight of its own, it is made from other tensors by pruning or a weight norm: make "
+            "it permanent first (torch.nn.utils.prune.remove, remove_weight_norm)"
+        )
     if linear.weight.is_meta and hasattr(linear, "_hf_hook"):
         raise ValueError(
             f"layer {name!r} has no weight, accelerate has offloaded it: attach before the model is dispatched"

@@ -44,13 +44,15 @@ def gnlorp_gate(request: pytest.FixtureRequest) -> Callable[[str, Callable[[int]
     if folder is None:
         pytest.skip("no --gnlorp-reference DIR: nothing to compare with")
     from results.gate.comparable import Refusal
-    from results.gate.observed import check
+    from results.gate.observed import NoReference, check
 
     def gate(name: str, run: Callable[[int], Any]) -> None:
         try:
             found = check(name, run, Path(folder), _stack(), bool(request.config.getoption("--gnlorp-update")))
         except Refusal as problem:
             pytest.fail(f"cannot be compared: {problem}", pytrace=False)
+        except NoReference as problem:
+            pytest.fail(f"no reference was written: {problem}", pytrace=False)
         if found:
             pytest.fail("\n".join([f"{name} is not as in the reference:", *found]), pytrace=False)
 

@@ -19,6 +19,10 @@ REPLICATES = 5
 Run = Callable[[int], Mapping[str, Any]]
 
 
+class NoReference(ValueError):
+    """What a function returns cannot be a reference: it is not finite, or not the same in its replicates."""
+
+
 class Observed(Strict):
     """What a function returned the first time, and how far it moved in its replicates."""
 
@@ -38,16 +42,23 @@ def observe(run: Run, stack: Mapping[str, str], replicates: int = REPLICATES) ->
     lists of them (curves), which get a band.
 
     Raises:
-        ValueError: fewer than 2 replicates; something exact differs between two of them, or a name is missing.
+        ValueError: fewer than 2 replicates; a number that is not finite; something exact differs between two of them,
+            or a name is missing.
     """
     if replicates < 2:
         raise ValueError(f"replicates {replicates}: must be at least 2 (usual: {REPLICATES})")
     sides = [_split(run(number)) for number in range(replicates)]
+    for number, (_, values) in enumerate(sides):
+        wrong = next((name for name, value in values.items() if not math.isfinite(value)), None)
+        if wrong is not None:
+            raise NoReference(
+                f"{wrong}: {values[wrong]} in replicate {number}: nothing compares with it, so it is no reference"
+            )
     exact, real = sides[0]
     for number, (other, _) in enumerate(sides[1:], 1):
         for name in exact.keys() | other.keys():
             if exact.get(name) != other.get(name):
-                raise ValueError(f"{name}: {exact.get(name)!r} in replicate 0, {other.get(name)!r} in {number}")
+                raise NoReference(f"{name}: {exact.get(name)!r} in replicate 0, {other.get(name)!r} in {number}")
     bounds = {}
     for name, value in real.items():
         moved = [deviation("loss", value, other.get(name, math.nan)) for _, other in sides[1:]]

@@ -8,6 +8,7 @@ often each was used.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,8 @@ Build = Callable[[], tuple[nn.Module, Optimizer, Callable[[], object]]]
 Phase = Literal["forward", "backward", "optimizer"]
 
 NO_REDUCTION = 0
+DRAWING = ("trunc_normal_", "_no_grad_trunc_normal_")
+MOST_SCALARS = 100_000
 SEQUENCES = frozenset({torch.ops.aten.arange, torch.ops.aten.linspace})
 PHASES: tuple[Phase, ...] = ("forward", "backward", "optimizer")
 SCALAR_RULE = "a number read from a tensor without values is taken as 1, a truth value as True"
@@ -85,8 +88,25 @@ def without_values() -> Iterator[Counter[str]]:
     # Otherwise a compiled kernel that is handed a tensor without values reads address zero and ends the process.
     fakes._allow_unsafe_data_ptr_access = False
     rules = _Rules(fakes)
-    with torch.random.fork_rng(devices=[]), fakes, rules:
+    with torch.random.fork_rng(devices=[]), _nothing_to_draw(), fakes, rules:
         yield rules.used
+
+
+@contextmanager
+def _nothing_to_draw() -> Iterator[None]:
+    """Let `trunc_normal_` return its tensor as it is: torch draws until no value lies outside, which nothing here says.
+
+    It is taken from where torch has it, and from where libraries keep it under a name of their own.
+    """
+    places = [torch.nn.init, sys.modules.get("transformers.initialization")]
+    kept = [(place, name, getattr(place, name)) for place in places for name in DRAWING if hasattr(place, name)]
+    for place, name, _ in kept:
+        setattr(place, name, lambda tensor, *details, **options: tensor)
+    try:
+        yield
+    finally:
+        for place, name, function in kept:
+            setattr(place, name, function)
 
 
 class _Rules(TorchDispatchMode):
@@ -108,6 +128,8 @@ class _Rules(TorchDispatchMode):
                 return func(*args, **kwargs)
         if func is torch.ops.aten._local_scalar_dense.default:
             self.used[SCALAR_RULE] += 1
+            if self.used[SCALAR_RULE] > MOST_SCALARS:
+                raise RuntimeError("a loop waits for a value that is not there: its end cannot be predicted")
             return _one(tensors[0].dtype)
         if func.namespace not in NATIVE_NAMESPACES:
             self.used[FOREIGN_RULE.format(name=func.name())] += 1

@@ -209,3 +209,21 @@ def test_importing_needs_torch_alone():
     code = "import sys, gnlorp; print([n for n in ('transformers', 'peft', 'bitsandbytes') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_weight_that_is_made_from_other_tensors_is_refused_in_words() -> None:
+    from torch.nn.utils import prune
+
+    pruned = nn.Sequential(nn.Linear(8, 8))
+    prune.l1_unstructured(pruned[0], "weight", 0.5)
+    normed = nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(8, 8)))
+    for model in (pruned, normed):
+        with pytest.raises(ValueError, match="layer '0' has no weight of its own"):
+            attach(model, ["0"], 2, 4)
+    prune.remove(pruned[0], "weight")
+    assert attach(pruned, ["0"], 2, 4) == ["0"]
+
+
+def test_no_targets_at_all_are_refused_in_words() -> None:
+    with pytest.raises(ValueError, match="targets None"):
+        attach(nn.Sequential(nn.Linear(8, 8)), None, 2, 4)  # type: ignore[arg-type]

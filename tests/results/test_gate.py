@@ -12,7 +12,7 @@ import pytest
 
 from results.gate import Refusal, Tolerances, check, compare, derive, load, observe
 from results.gate.accept import add_to_changelog, changelog_entry, replace_reference
-from results.gate.observed import differences
+from results.gate.observed import NoReference, differences
 from results.gate.quantities import quantities, window_name, windows
 from results.gate.tolerances import EVERY, Replicate, log_normal_bound, of_mean
 from results.schema import Record
@@ -356,6 +356,10 @@ def test_any_function_can_be_gated(tmp_path: Path) -> None:
         check("mine", lambda _: _numbers(), tmp_path, {"torch": "2.14.0"})
     with pytest.raises(Refusal, match="--gnlorp-update"):
         check("other", lambda _: _numbers(), tmp_path, stack)
+    for broken in (math.nan, math.inf):
+        with pytest.raises(NoReference, match=r"loss.*(nan|inf) in replicate 2: nothing compares with it"):
+            check("mine", lambda n, b=broken: {"loss": b if n == 2 else 1.0}, tmp_path, stack, update=True)
+    assert check("mine", lambda _: _numbers(2e-7), tmp_path, stack) == []
     (tmp_path / "mine.observed").write_text("{")
     with pytest.raises(Refusal, match=r"mine\.observed"):
         check("mine", lambda _: _numbers(), tmp_path, stack)

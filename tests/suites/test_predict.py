@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gnlorp import GradNormLoRPAdamW, attach, param_groups
-from suites.measure.predict import MEAN_RULE, PHASES, SCALAR_RULE, Prediction, predict_step_peak
+from suites.measure.predict import MEAN_RULE, PHASES, SCALAR_RULE, Prediction, predict_step_peak, without_values
 from suites.measure.tracker import peak_of, track
 
 transformers = pytest.importorskip("transformers")
@@ -240,3 +240,33 @@ def test_squared_errors_keep_the_bytes_they_really_keep(reduction: str) -> None:
 def test_negative_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="steps_before -1"):
         predict_step_peak(builder("roberta", full), steps_before=-1)
+
+
+@pytest.mark.parametrize("bounds", [(-2.0, 2.0), (-0.1, 0.1)])
+def test_a_draw_until_no_value_lies_outside_ends_without_values(bounds: tuple[float, float]) -> None:
+    weight = torch.empty(8, 8)
+    with without_values():
+        shapes = torch.nn.init.trunc_normal_(torch.empty(8, 8), 0.0, 1.0, *bounds).shape
+    assert shapes == weight.shape
+    torch.nn.init.trunc_normal_(weight, 0.0, 1.0, *bounds)
+    assert bool((weight.abs() <= bounds[1]).all()), "the function is back"
+
+
+def test_a_loop_that_waits_for_a_value_ends_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suites.measure.predict.MOST_SCALARS", 50)
+
+    def wait() -> None:
+        weight = torch.empty(4)
+        while (weight > 0).any():
+            weight = weight - 1
+
+    with without_values(), pytest.raises(RuntimeError, match="a loop waits for a value that is not there"):
+        wait()
+
+
+def test_modernbert_is_made_without_values() -> None:
+    sizes = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0}
+    config = transformers.ModernBertConfig(**sizes, intermediate_size=64)
+    with without_values():
+        model = transformers.AutoModelForSequenceClassification.from_config(config)
+    assert model.config.model_type == "modernbert"

@@ -234,6 +234,11 @@ class Part:
         return sum(each.bytes(state_bits, dtype) for each in self.state if bases or not each.basis)
 
 
+def nothing_kept(model: nn.Module, placement: Placement, config: MethodConfig) -> Mapping[str, tuple[Kept, ...]]:
+    """Return `Method.rest_kept` of an optimizer without state, such as plain gradient descent: nothing for anything."""
+    return {name: () for name, _ in model.named_parameters()}
+
+
 @dataclass(frozen=True)
 class Method(Generic[C]):
     """One training method.
@@ -273,6 +278,7 @@ class Method(Generic[C]):
         variants: settings that the memory lab shows as rows of their own, by what sets them apart; "": itself.
         settles: whether a first step finds out what later ones keep for backward.
         default: whether a comparison that names no methods has it.
+        pack_rate: learning rate at which it trains the tiny networks of the capability checks; None: AdamW's.
     """
 
     name: str
@@ -301,6 +307,7 @@ class Method(Generic[C]):
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}}, hash=False)
     settles: bool = False
     default: bool = True
+    pack_rate: float | None = None
 
     def layer_state_bytes(self, shape: tuple[int, int], config: C, state_bits: int) -> int:
         """Return the bytes of optimizer state, bases included, that one target weight of an fp32 model costs."""

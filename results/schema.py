@@ -60,6 +60,8 @@ class DataPlan(Strict):
     length_grouping: int = Field(
         default=0, ge=0, description="batches at a time whose rows are sorted by length; 0: rows meet at random"
     )
+    prompt: str | None = Field(default=None, description="what a language model is asked, with {question} in it")
+    new_tokens: int | None = Field(default=None, gt=0, description="longest generated answer")
 
 
 class TrainingPlan(Strict):
@@ -114,6 +116,9 @@ class Plan(Strict):
     training: TrainingPlan
     purpose: Literal["result", "tuning", "gate"] = "result"
     variant: str = Field(default="", description="what sets the run apart from its profile, as the gate calls it")
+    method_digest: str | None = Field(
+        default=None, description="sha256 of the source of a method from outside the repository; None: one of its own"
+    )
 
     def hash(self) -> str:
         """First 12 hex digits of sha256 over the canonical JSON (sorted keys, no spaces, defaults left out).

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from baselines.method import Rates
-from baselines.registry import checked_name, default_methods, get_method, methods
+from baselines.registry import checked_name, default_methods, get_method, methods, source_digest
 from results.schema import Plan, Record, TrainingPlan
 from results.store import FINAL
 from suites.config import Layer, Settings, check_table, listed, load_profile, method_config, profile_path, resolve
@@ -78,6 +78,7 @@ class Comparison:
             model=self.suite.model(settings, runtime),
             data=self.suite.data(task, settings, runtime),
             training=training_plan(settings, self.suite.train_rows(task, settings, runtime)),
+            method_digest=source_digest(method),
         )
 
     def rates(self, method: str, missing: str = "learning_rate = ...") -> Rates:
@@ -121,6 +122,8 @@ def comparison(request: Request, tuned: bool = True) -> Comparison:
     suite = get_suite(request.suite)
     for task in request.tasks:
         checked_name(task, suite.tasks, "task")
+    if not request.tasks and not suite.tasks:
+        raise ValueError(f"suite {suite.name!r} has no task of its own: give one with --task path/to/task.toml")
     for name in request.methods:
         checked_name(name, methods(), "method")
     if request.rank < 1:

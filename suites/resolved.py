@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from baselines.method import AdamSettings, Method, MethodConfig, Placement
-from baselines.registry import get_method
+from baselines.registry import get_method, source_digest
 from results.schema import Plan, TrainingPlan
+from suites import outside
 from suites.config import config_of
 from suites.registry import get_suite
 from suites.suite import HELD_OUT, Job, Runtime, Suite
@@ -73,9 +74,13 @@ def resolved(plan: Plan, runtime: Runtime) -> Resolved:
     """Look up what a plan names.
 
     Raises:
-        ValueError: an unknown suite, method or setting of the method; a search's plan that does not hold rows out.
+        ValueError: an unknown suite, method or setting of the method; a method from outside that has changed since; a
+            search's plan that does not hold rows out.
     """
     if plan.purpose == "tuning" and not plan.data.held_out:
         raise ValueError(f"{plan.label}: a search looks at held-out train rows alone: held_out must be true")
+    outside.register(runtime.outside)
     method = get_method(plan.method)
+    if source_digest(plan.method) != plan.method_digest:
+        raise ValueError(f"method {plan.method!r}: its source changed since the plan was made; plan again")
     return Resolved(plan, runtime, get_suite(plan.suite), method, config_of(method, plan.method_config))

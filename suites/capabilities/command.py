@@ -12,6 +12,7 @@ from results.store import check_writable, write_single
 from suites.capabilities.checks import checks
 from suites.capabilities.pack import matrix, matrix_table, reasons
 from suites.capabilities.subject import checked_rate
+from suites.outside import named_methods
 
 BACKENDS = ("inductor", "aot_eager", "eager")
 
@@ -25,7 +26,7 @@ def print_matrix(
         ValueError: an unknown method or backend, a learning rate that is not above 0, a file that cannot be written.
     """
     checked_name(backend, BACKENDS, "backend")
-    chosen = [get_method(name).name for name in names] or list(methods())
+    chosen = [get_method(name).name for name in named_methods(names)[0]] or list(methods())
     if learning_rate is not None:
         checked_rate(learning_rate)
     if out is not None:

@@ -79,10 +79,12 @@ def is_adapter(method: Method[Any]) -> bool:
 
 
 def pack_rate(method: Method[Any]) -> float:
-    """Return a learning rate: factors start at zero and take larger steps than whole weights bear.
+    """Return the method's own, else AdamW's: factors start at zero and take larger steps than whole weights bear.
 
     Ten times an adapter's usual one, which is low where a part of it moves at a multiple of the rate.
     """
+    if method.pack_rate is not None:
+        return method.pack_rate
     usual = method.rates.get("fine-tuning")
     return (min(5e-3, 10 * usual.usual) if usual else 5e-3) if is_adapter(method) else 2e-3
 

@@ -187,12 +187,13 @@ def check_engagement(
     saves_state: bool,
     trains_layers: bool = True,
     keeps_bases: bool = True,
+    keeps_state: bool = True,
 ) -> None:
     """Raise RuntimeError unless the method took effect; call it after the first optimizer step.
 
     Rules: a layer matched; every matched layer holds something trainable (nothing, unless `trains_layers`); the
-    optimizer has state; where a layer has a projection rank there are bases, if the method keeps them (one that draws
-    its projection need not); where the method saves state, it has less than dense AdamW.
+    optimizer has state (unless not `keeps_state`); where a layer has a projection rank there are bases, if the method keeps
+    them (one that draws its projection need not); where the method saves state, it has less than dense AdamW.
     """
     if not certificate.layers:
         raise RuntimeError(f"{title}: no layer was matched, so the method changed nothing")
@@ -203,7 +204,7 @@ def check_engagement(
         if any(parameter.requires_grad for parameter in modules[layer.name].parameters()) != trains_layers:
             found = "nothing" if trains_layers else "something"
             raise RuntimeError(f"{title}: {found} is trainable in the matched layer {layer.name}")
-    if certificate.state_bytes == 0:
+    if certificate.state_bytes == 0 and keeps_state:
         raise RuntimeError(f"{title}: the optimizer has no state (a certificate needs at least one step)")
     projected = any(layer.projection_rank is not None for layer in certificate.layers)
     if keeps_bases and projected and certificate.basis_bytes == 0:

@@ -24,6 +24,7 @@ from suites.options import (
     Options,
     Profile,
     Suite,
+    beside_of,
     overrides_of,
     parse_seeds,
     resolve_device,
@@ -37,10 +38,13 @@ from suites.sweep import variants
 from suites.typed import check_methods, check_suite, check_typed
 
 if TYPE_CHECKING:
+    import torch
+
     from results.schema import Plan, Record
     from suites.measure.predict import Prediction
     from suites.plan import Request
-    from suites.suite import Runtime
+    from suites.run.distributed import Group
+    from suites.suite import Outside, Runtime
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -146,7 +150,9 @@ def plan(options: Options) -> None:
 
 
 @app.command()
-@takes_options(fixed={"seeds": "0", "sweep": None}, defaults={"profile": "small"})
+@takes_options(
+    fixed={"seeds": "0", "sweep": None, "save_model": "", "push_to_hub": ""}, defaults={"profile": "small"}
+)
 def tune(
     options: Options,
     trials: Annotated[
@@ -238,7 +244,7 @@ def tasks(suite: Suite = "glue") -> None:
         check_suite(suite)
         from suites.registry import get_suite
 
-        console.print(", ".join(get_suite(suite).tasks))
+        console.print(", ".join(get_suite(suite).tasks) or "none: files bring them, --task path/to/task.toml")
 
 
 @app.command()
@@ -285,19 +291,53 @@ def prepare(options: Options, plans: bool = True, dry: bool = False) -> Prepared
     check_typed(options)
     from suites.run.distributed import joined_group
 
+    if options.offline:
+        from suites.offline import go_offline
+
+        go_offline()
     group = joined_group()
     errors.quiet = not group.leads
     console.quiet = options.quiet or errors.quiet
     device = resolve_device(options.device, dry)
     name, why = resolve_profile(options.profile, device, insisted=options.device == "cpu")
     console.print(f"profile {name} ({why}), device {device.type}", style="bold")
+    from suites import outside
     from suites.config import default_rank
     from suites.plan import Request, comparison, make_plans
     from suites.registry import get_suite
+    from suites.suite import Outside
+
+    suite = get_suite(options.suite)
+    names, method_files = outside.named_methods(split(options.method))
+    tasks, task_files = outside.named_tasks(split(options.task), suite)
+    runtime = runtime_of(options, device, group, Outside(method_files, task_files), dry)
+    rank = options.rank if options.rank is not None else default_rank(name, options.suite, options.model or None)
+    request = Request(
+        suite=options.suite,
+        profile=name,
+        rank=rank,
+        tasks=tuple(tasks),
+        methods=tuple(names),
+        seeds=tuple(parse_seeds(options.seeds)),
+        overrides=tuple(overrides_of(options, suite).items()),
+        sweep=sweep_of(options, suite),
+    )
+    if not plans:
+        return Prepared(request, runtime, [])
+    for line in dict.fromkeys(line for each in variants(request) for line in comparison(each).notes()):
+        console.print(line, style="yellow", markup=False)
+    return Prepared(request, runtime, make_plans(request, runtime))
+
+
+def runtime_of(options: Options, device: torch.device, group: Group, outside: Outside, dry: bool) -> Runtime:
+    """Return what runs need to know of this machine.
+
+    Raises:
+        ValueError: an option outside its rule.
+    """
     from suites.run.processes import shared_out
     from suites.suite import Runtime
 
-    suite = get_suite(options.suite)
     folder = Path(options.model) if options.model and Path(options.model).is_dir() else None
     data_dir = options.data_dir.resolve() if options.data_dir is not None else None
     if options.checkpoint_every is not None and options.checkpoint_every < 1:
@@ -312,24 +352,10 @@ def prepare(options: Options, plans: bool = True, dry: bool = False) -> Prepared
         dry=dry,
         group=group,
         checkpoint_steps=options.checkpoint_every,
+        outside=outside,
+        beside=beside_of(options),
     )
-    runtime = shared_out(runtime, options.workers)
-    rank = options.rank if options.rank is not None else default_rank(name, options.suite, options.model or None)
-    request = Request(
-        suite=options.suite,
-        profile=name,
-        rank=rank,
-        tasks=tuple(split(options.task)),
-        methods=tuple(split(options.method)),
-        seeds=tuple(parse_seeds(options.seeds)),
-        overrides=tuple(overrides_of(options, suite).items()),
-        sweep=sweep_of(options, suite),
-    )
-    if not plans:
-        return Prepared(request, runtime, [])
-    for line in dict.fromkeys(line for each in variants(request) for line in comparison(each).notes()):
-        console.print(line, style="yellow", markup=False)
-    return Prepared(request, runtime, make_plans(request, runtime))
+    return shared_out(runtime, options.workers)
 
 
 def missing_runs(plans: list[Plan], runtime: Runtime, out: Path) -> tuple[list[Plan], list[Record]]:
@@ -344,7 +370,8 @@ def missing_runs(plans: list[Plan], runtime: Runtime, out: Path) -> tuple[list[P
 
     known = read_records([out]) if out.exists() else []
     todo = missing(plans, known)
-    check(todo, runtime)
+    for line in check(todo, runtime):
+        console.print(line, style="yellow", markup=False)
     return todo, known
 
 
@@ -380,7 +407,7 @@ def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False) -
     from results.store import check_writable
     from suites.console import ProgressListener
     from suites.console import result_line as view_of
-    from suites.run import checkpoint, distributed
+    from suites.run import checkpoint, distributed, saved
     from suites.run.launch import launch, launch_here
     from suites.run.preflight import predict
 
@@ -395,7 +422,10 @@ def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False) -
         check_writable(out)
         begin_anew(todo, out) if fresh else checkpoint.check_unchanged(out, todo)
     show(plans, runtime, todo, known, predicted, out)
+    if line := saved.without_model(plans, todo, out) if runtime.beside.model else None:
+        console.print(line, style="yellow", markup=False)
     if not todo:
+        publish(plans, runtime, out)
         return 0
     if going_on := checkpoint.unfinished(out, todo):
         console.print(f"{going_on} of them go on from a checkpoint in {out / checkpoint.FOLDER}", markup=False)
@@ -406,6 +436,7 @@ def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False) -
     console.print(f"{len(records) - len(bad)} runs ok" + (f", {len(bad)} not" if bad else ""))
     for record in bad if console.quiet and group.leads else ():
         errors.print(view_of(record), markup=False)
+    publish(plans, runtime, out)
     return len(bad)
 
 
@@ -423,6 +454,15 @@ def reserved_bytes(plans: list[Plan], predictions: Mapping[str, Prediction], run
     for line in memory_warnings(plans, predictions, device_memory_bytes(runtime.device)):
         console.print(line, style="yellow", markup=False)
     return {key: found.held.reserved_bytes for key, found in predictions.items()}
+
+
+def publish(plans: list[Plan], runtime: Runtime, out: Path) -> None:
+    """Put the models of these plans into the hub's repository, where one is named, and say where each stands."""
+    from suites.run.saved import push
+
+    if runtime.beside.repository and runtime.group.leads:
+        for line in push(plans, out, runtime.beside.repository):
+            console.print(line, markup=False)
 
 
 def begin_anew(plans: list[Plan], out: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from suites.measure.environment import bf16_slowdown
 from suites.run.worker import Event
 from suites.suite import Runtime
 
+LINE_EVERY_S = 30.0
 SIGNS = {
     "ok": "ok",
     "diverged": "DIVERGED",
@@ -194,7 +196,10 @@ def precision_warning(plans: Sequence[Plan], runtime: Runtime) -> str | None:
 
 
 class ProgressListener:
-    """Shows all steps of a launch as one bar with remaining time, a bar a run in hand, and a line a finished run."""
+    """Shows all steps of a launch as one bar with remaining time, a bar a run in hand, and a line a finished run.
+
+    Where nobody looks (a file, a pipe) a line every `LINE_EVERY_S` seconds stands for the bars.
+    """
 
     def __init__(self, console: Console, plans: Sequence[Plan]) -> None:
         self._console = console
@@ -215,6 +220,9 @@ class ProgressListener:
         self._ended = 0
         self._overall = self._progress.add_task("all runs", total=sum(plan.training.steps for plan in plans))
         self._bars: dict[str, tuple[TaskID, int]] = {}
+        self._started = self._said = time.monotonic()
+        self._steps = sum(plan.training.steps for plan in plans)
+        self._done = 0
 
     def __enter__(self) -> ProgressListener:
         self._progress.start()
@@ -235,10 +243,25 @@ class ProgressListener:
         self._progress.update(bar, completed=event.step)
         self._progress.advance(self._overall, event.step - before)
         self._bars[key] = (bar, event.step)
+        self._done += event.step - before
+        if not self._console.is_terminal and time.monotonic() - self._said >= LINE_EVERY_S:
+            self._said = time.monotonic()
+            self._console.print(self._line(event), markup=False, highlight=False)
+
+    def _line(self, event: Event) -> str:
+        plan, spent = event.plan, time.monotonic() - self._started
+        left = spent * (self._steps - self._done) / max(1, self._done)
+        loss = "" if event.loss is None else f", loss {event.loss:.4g}"
+        return (
+            f"[{self._ended:>3}/{self._runs}] {plan.task} {plan.method} seed {plan.seed}: step {event.step:,} of "
+            f"{plan.training.steps:,}{loss}; {self._done / self._steps:.0%} of all steps, about "
+            f"{duration_text(left)} left"
+        )
 
     def _end(self, key: str, event: Event) -> None:
         assert event.record is not None
         bar, before = self._bars.pop(key)
+        self._done += event.plan.training.steps - before
         self._progress.advance(self._overall, event.plan.training.steps - before)
         self._progress.remove_task(bar)
         self._ended += 1

@@ -22,6 +22,7 @@ from suites.typed import complete_device, complete_methods, complete_profile, co
 if TYPE_CHECKING:
     import torch
 
+    from suites.suite import Beside
     from suites.suite import Suite as TrainingSuite
 
 RUNS = Path("results") / "runs"
@@ -52,16 +53,25 @@ class Options:
         ),
     ] = None
     task: Annotated[
-        str, typer.Option(help="comma-joined tasks; default: all (see `tasks`)", autocompletion=complete_tasks)
+        str,
+        typer.Option(
+            help="comma-joined tasks (see `tasks`), in suite `own` files (.toml, .py); default: all",
+            autocompletion=complete_tasks,
+        ),
     ] = ""
     method: Annotated[
-        str, typer.Option(help="comma-joined methods; default: all (see `methods`)", autocompletion=complete_methods)
+        str,
+        typer.Option(
+            help="comma-joined methods (see `methods`), or files `path.py:METHOD`; default: all",
+            autocompletion=complete_methods,
+        ),
     ] = ""
     seeds: Annotated[str, typer.Option(help="comma-joined seeds")] = "0,1,2"
     model: Annotated[
         str,
         typer.Option(
-            help="glue: `micro`, `minilm`, a folder, or a hub name; c4: a size such as `60m`; default: the profile's"
+            help="glue, own: `micro`, `minilm`, a folder, or a hub name; instruct: `micro-decoder`, a folder, or a hub "
+            "name; c4: a size such as `60m`; default: the profile's"
         ),
     ] = ""
     data_dir: Annotated[
@@ -103,6 +113,17 @@ class Options:
         bool, typer.Option("--quiet", "-q", help="print errors and runs that did not end well, nothing else")
     ] = False
     offline: Annotated[bool, typer.Option("--offline", help="never use the network")] = False
+    tracker: Annotated[
+        str,
+        typer.Option(help="comma-joined: tensorboard, wandb, trackio, mlflow; files go to OUT/trackers; default: none"),
+    ] = ""
+    save_model: Annotated[
+        str,
+        typer.Option(help="keep each run's model in OUT/models: `merged` (an ordinary one) or `adapters` alone"),
+    ] = ""
+    push_to_hub: Annotated[
+        str, typer.Option(help="owner/name: put the models that --save-model keeps into this private repository")
+    ] = ""
 
 
 def takes_options(
@@ -164,6 +185,26 @@ def overrides_of(options: Options, suite: TrainingSuite[Any]) -> dict[str, Any]:
     overrides |= {"steps": options.steps} if options.steps is not None else {}
     check_table(overrides, suite.settings, suite.tasks, "--set")
     return overrides
+
+
+def beside_of(options: Options) -> Beside:
+    """Return what the runs leave beside their records.
+
+    Raises:
+        ValueError: an unknown tracker or form of a model; a repository without models, or without the network.
+    """
+    from baselines.registry import checked_name
+    from suites.run.follow import check_trackers
+    from suites.suite import Beside
+
+    if options.save_model:
+        checked_name(options.save_model, ("merged", "adapters"), "form of a saved model")
+    if options.push_to_hub and not options.save_model:
+        raise ValueError(f"push-to-hub {options.push_to_hub!r}: needs --save-model merged, or adapters")
+    if options.push_to_hub and options.offline:
+        raise ValueError(f"push-to-hub {options.push_to_hub!r}: needs the network, which --offline forbids")
+    form: Any = options.save_model or None
+    return Beside(options.out, check_trackers(split(options.tracker)), form, options.push_to_hub or None)
 
 
 def sweep_of(options: Options, suite: TrainingSuite[Any]) -> tuple[Sweep, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +23,33 @@ S = TypeVar("S", bound=Settings)
 
 
 @dataclass(frozen=True)
+class Outside:
+    """Files that bring methods, as `path.py:NAME`, and tasks."""
+
+    methods: tuple[str, ...] = ()
+    tasks: tuple[Path, ...] = ()
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a run leaves beside its record, in `folder`: what trackers keep, and its model merged or as adapters.
+
+    `repository`: of the hub, for the models of a whole launch.
+    """
+
+    folder: Path | None = None
+    trackers: tuple[str, ...] = ()
+    model: Literal["merged", "adapters"] | None = None
+    repository: str | None = None
+
+
+@dataclass(frozen=True)
 class Runtime:
     """What a run needs to know of its machine; nothing here changes a result, so nothing here is in the plan.
 
     `checkpoint_steps`: optimizer steps between checkpoints; None: one every `checkpoint_s` seconds.
     `dry`: nothing will be run, so nothing is downloaded to check it.
+    `outside`: files of methods and tasks that are no part of the repository, for processes to know them by name.
     """
 
     device: torch.device
@@ -41,6 +63,8 @@ class Runtime:
     checkpoint_s: float = 300.0
     tokenizer: Path | None = None
     dry: bool = False
+    outside: Outside = Outside()
+    beside: Beside = Beside()
 
 
 @dataclass(frozen=True)
@@ -93,6 +117,7 @@ class Job:
         main_metric: the key of `Scores.metrics` that stands for the task.
         weight: batch -> how much its mean loss counts among the micro-batches of a step.
         evaluation: the largest batch that `evaluate` gives the model (for memory tracking); None: not said.
+        beside: folder -> None. Writes what a saved model needs beside its weights, such as its tokenizer.
     """
 
     model: Callable[[], nn.Module]
@@ -106,6 +131,7 @@ class Job:
     main_metric: str
     weight: Callable[[Batch], int] = rows
     evaluation: Batch | None = None
+    beside: Callable[[Path], object] = lambda folder: None
 
 
 class Suite(Protocol[S]):
@@ -117,7 +143,8 @@ class Suite(Protocol[S]):
         settings: what a run of it can be told; profiles and command line are checked against it.
         data: names what a task's rows are, for the plan.
         train_rows: counts them.
-        verify: loads the data of a plan and checks it, so that bad input is found before the first run.
+        verify: loads the data of a plan and checks it, so that bad input is found before the first run; returns what
+            should be known of it, a line each.
         model: names the network that settings ask for, without loading it.
         outline: the job with placement, loss, token count and largest batch alone, for what needs no data; a suite
             whose batches vary in shape makes the whole job.
@@ -141,7 +168,7 @@ class Suite(Protocol[S]):
 
     def model(self, settings: S, runtime: Runtime) -> ModelPlan: ...
 
-    def verify(self, plan: Plan, runtime: Runtime) -> None: ...
+    def verify(self, plan: Plan, runtime: Runtime) -> list[str]: ...
 
     def skeleton(self, plan: Plan, runtime: Runtime) -> nn.Module: ...
 

@@ -106,7 +106,7 @@ class C4Suite:
         tokenizer = data.tokenizer_of(plan.tokenizer, plan.source, runtime)
         return len(data.finite(plan, tokenizer, runtime.data_dir)[0])
 
-    def verify(self, plan: Plan, runtime: Runtime) -> None:
+    def verify(self, plan: Plan, runtime: Runtime) -> list[str]:
         """Load a finite source whole; read a first document of the hub's, unless nothing is to be run."""
         if plan.data.source != "hub":
             data.prepare(plan.data, _vocabulary(plan), runtime)
@@ -115,6 +115,7 @@ class C4Suite:
             tokenizer = data.tokenizer_of(plan.data.tokenizer, plan.data.source, runtime)
             data.check_vocabulary(tokenizer, plan.data.tokenizer, _vocabulary(plan))
             next(documents.hub_validation(runtime.offline))
+        return []
 
     def skeleton(self, plan: Plan, runtime: Runtime) -> nn.Module:
         """Return the plan's network from its numbers alone."""
@@ -165,6 +166,7 @@ class C4Suite:
             main_metric=outline.main_metric,
             weight=outline.weight,
             evaluation=largest_batch(prepared.evaluated),
+            beside=prepared.tokenizer.save,
         )
 
 

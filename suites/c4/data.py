@@ -33,6 +33,7 @@ class Prepared:
     batches: Callable[[int, int, int], Iterator[Batch]]
     evaluated: Evaluated
     facts: DataFacts
+    tokenizer: tokens.Tokenizer
 
 
 def tokenizer_of(name: str, source: str, runtime: Runtime) -> tokens.Tokenizer:
@@ -89,7 +90,7 @@ def prepare(plan: DataPlan, vocabulary: int, runtime: Runtime) -> Prepared:
         bound = [] if plan.layout == "padded" else [BOUND]
         facts = facts.model_copy(update={"notes": [NOTICE, *facts.notes, *bound]})
     facts = facts.model_copy(update={"constant_scores": unigram(train, evaluated, vocabulary)})
-    return Prepared(lambda size, seed, start: batches(train, size, seed, start), evaluated, facts)
+    return Prepared(lambda size, seed, start: batches(train, size, seed, start), evaluated, facts, tokenizer)
 
 
 def check_vocabulary(tokenizer: tokens.Tokenizer, name: str, vocabulary: int) -> None:
@@ -175,7 +176,7 @@ def _streamed(plan: DataPlan, tokenizer: tokens.Tokenizer, offline: bool) -> Pre
             yield lay_out(encoded, "padded", plan.max_length, tokenizer.end).batch(np.arange(size))
 
     facts = _facts(documents.OFFICIAL_ROWS["train"], evaluated, tokenizer, True, None)
-    return Prepared(stream, evaluated, facts)
+    return Prepared(stream, evaluated, facts, tokenizer)
 
 
 def _endless_train(offline: bool, seed: int, keep: Callable[[str], bool]) -> Iterator[str]:

@@ -65,6 +65,13 @@ class Tokenizer:
             raise ValueError(f"token {largest}: the tokenizer gives it, but its vocabulary ends at {self.size - 1}")
         return found
 
+    def save(self, folder: Path) -> None:
+        """Write the files that transformers' `AutoTokenizer` reads."""
+        from transformers import PreTrainedTokenizerFast
+
+        wrapped = PreTrainedTokenizerFast(tokenizer_object=self.core, eos_token=self.core.id_to_token(self.end))
+        wrapped.save_pretrained(str(folder))
+
     def covered_bytes(self, texts: Sequence[str]) -> list[npt.NDArray[np.int64]]:
         """Return for each token of `encode` the bytes of the raw text between the token before it and its own end.
 

@@ -21,11 +21,12 @@ from suites.measure import live, tracker
 from suites.measure.environment import derived_seed, environment
 from suites.measure.ledger import with_ledger
 from suites.resolved import Resolved, resolved
-from suites.run import resume
+from suites.run import resume, saved
 from suites.run.build import Built, build
+from suites.run.follow import Followed
 from suites.run.loop import DivergedError, Hooks, Outcome, Progress, timing, train
 from suites.run.tracked import Tracked, tracked_pass
-from suites.suite import Job, Runtime
+from suites.suite import Beside, Job, Runtime
 
 COMPILE_BACKEND = "inductor"
 
@@ -153,9 +154,13 @@ class _Run:
         # 3. Training, with the certificate early in it.
         if case.training.compile:
             built.model.compile(backend=COMPILE_BACKEND)
-        with devices.phase("train"), products(case.training.tf32):
-            hooks = self._hooks(built, case, saver, devices)
-            train(built.model, built.optimizer, job, case.training, self.out, hooks, case.runtime.group)
+        followed = Followed(case.plan, case.runtime.beside if case.runtime.group.leads else Beside())
+        try:
+            with devices.phase("train"), products(case.training.tf32):
+                hooks = self._hooks(built, case, saver, devices, followed)
+                train(built.model, built.optimizer, job, case.training, self.out, hooks, case.runtime.group)
+        finally:
+            followed.finish()
 
         # 4. What is left to say of it.
         self.parts["final_digest"] = resume.digest(built.model, built.optimizer)
@@ -165,12 +170,19 @@ class _Run:
         if tracked is not None and load is not None:
             self.parts["memory"] = with_ledger(memory, built, job, case, {"load": load, **tracked.phases})
 
-    def _hooks(self, built: Built, case: Resolved, saver: resume.Saver, devices: live.DevicePeaks) -> Hooks:
+        # 5. The model itself, last, since merging uses it up.
+        if case.runtime.beside.model is not None and case.runtime.group.leads:
+            saved.save(built, job, case, case.runtime.beside)
+
+    def _hooks(
+        self, built: Built, case: Resolved, saver: resume.Saver, devices: live.DevicePeaks, followed: Followed
+    ) -> Hooks:
         def report(step: int, loss: float) -> None:
             # Early, so that no time goes into a method without effect. A skipped step has no state yet to certify, and
             # a factor that starts at zero gives its partner state only in the second one.
             if 1 <= step - self.out.skipped_steps <= 2:
                 self._certify(built, case)
+            followed.step(self.out)
             self._report(step, loss)
 
         def restart(step: int) -> None:
@@ -194,7 +206,10 @@ class _Run:
         self.parts["engagement"] = certificate
         method, shape = case.method, built.layers[0].shape if built.layers else (1, 1)
         trains_layers = method.trains_layers(shape, case.config)
-        live.check_engagement(certificate, built.model, method.title, method.saves_state, trains_layers, method.bases)
+        keeps_state = built.formula_state_bytes > 0
+        live.check_engagement(
+            certificate, built.model, method.title, method.saves_state, trains_layers, method.bases, keeps_state
+        )
 
     def _memory(
         self, built: Built, tracked: Tracked | None, untracked: str | None, devices: live.DevicePeaks

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from baselines.shared import targets
 from results.schema import Plan
 from suites.measure.estimate import ESTIMATES, estimated
 from suites.measure.predict import Prediction, predict_step_peak
@@ -20,16 +21,31 @@ from suites.suite import Job, Runtime
 ALIKE_FROM = 2
 
 
-def check(plans: Sequence[Plan], runtime: Runtime) -> None:
-    """Check every plan against its data and its model, each different case once.
+def check(plans: Sequence[Plan], runtime: Runtime) -> list[str]:
+    """Check every plan against its data and its model, each different case once; return what should be known of them.
 
     Raises:
         ValueError: the first thing that does not fit.
     """
-    for plan in {(plan.task, plan.data): plan for plan in plans}.values():
-        get_suite(plan.suite).verify(plan, runtime)
+    notes: list[str] = []
+    for plan in {(plan.task, plan.data, plan.model): plan for plan in plans}.values():
+        notes += get_suite(plan.suite).verify(plan, runtime)
+    for plan in {(plan.model, plan.targets): plan for plan in plans}.values():
+        notes += _left_out(plan, runtime)
     for plan in {(plan.model, plan.targets, plan.method, str(plan.method_config)): plan for plan in plans}.values():
         check_fit(resolved(plan, runtime))
+    return list(dict.fromkeys(notes))
+
+
+def _left_out(plan: Plan, runtime: Runtime) -> list[str]:
+    with torch.device("meta"):
+        names = targets.left_out(resolved(plan, runtime).skeleton(), plan.targets)
+    if not names:
+        return []
+    return [
+        f"warning: targets {plan.targets!r} leaves out matrices of model {plan.model.name}: {', '.join(names)}; "
+        "methods work on the others alone (--set targets=... takes endings of linear layers, comma-joined)"
+    ]
 
 
 def predict(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Prediction]:

@@ -20,7 +20,7 @@ from results.schema import Plan, Record, Status
 from results.store import FINAL, StoreError, read_record, write_record
 from suites.catalogue import catalogue_for
 from suites.measure.environment import environment
-from suites.run import checkpoint
+from suites.run import checkpoint, saved
 from suites.suite import Runtime
 
 GRACE_S = 10.0
@@ -119,8 +119,10 @@ def now_and_then(plan: Plan, tell: Callable[[int, float], None]) -> Callable[[in
 
 
 def keep(store: Path, record: Record) -> None:
-    """Write a record; with a final one the run's checkpoints have done their work."""
+    """Write a record, and its numbers beside the run's model; with a final one its checkpoints have done their work."""
     write_record(store, record)
+    if record.status == "ok":
+        saved.describe(store, record)
     if record.status in FINAL:
         checkpoint.remove(checkpoint.folder_of(store, record.plan))
 

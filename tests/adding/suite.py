@@ -44,8 +44,8 @@ class CycleSuite:
     def model(self, settings: Settings, runtime: Runtime) -> ModelPlan:
         return ModelPlan(name=settings.model, source="config", vocabulary=WORDS)
 
-    def verify(self, plan: Plan, runtime: Runtime) -> None:
-        pass
+    def verify(self, plan: Plan, runtime: Runtime) -> list[str]:
+        return []
 
     def skeleton(self, plan: Plan, runtime: Runtime) -> nn.Module:
         return llama.network(plan.model)

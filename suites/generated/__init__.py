@@ -1,4 +1,4 @@
-"""A generated language, nine GLUE-shaped tasks in it, and a small encoder pre-trained on it.
+"""A generated language, tasks in it, and a small encoder and decoder pre-trained on it.
 
 The `micro` profile checks the pipeline and the ordering of methods on a machine without GPU or network. Its scores are
 about this generated language: they are never the paper's numbers, and never comparable with real GLUE.
@@ -14,3 +14,8 @@ NOTICE = "micro: generated language; checks pipeline and ordering, never the pap
 def encoder_path() -> pathlib.Path:
     """Folder of the committed encoder and its tokenizer, for `from_pretrained`."""
     return pathlib.Path(__file__).resolve().parent / "encoder"
+
+
+def decoder_path() -> pathlib.Path:
+    """Folder of the committed decoder and its tokenizer, for `from_pretrained`."""
+    return pathlib.Path(__file__).resolve().parent / "decoder"

@@ -170,6 +170,18 @@ def c4(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def instruct(session: nox.Session) -> None:
+    """Instruction tuning, generated answers and multiple choice: `-- --data-dir DIR --model DIR` for real ones."""
+    compare(session, "instruct", _option(list(session.posargs), "--rank"))
+
+
+@nox.session(venv_backend="none")
+def own(session: nox.Session) -> None:
+    """A task of one's own: `-- --task reviews.toml --model DIR`; what the file says: docs/own.md."""
+    compare(session, "own", _option(list(session.posargs), "--rank"))
+
+
+@nox.session(venv_backend="none")
 def paper_tables(session: nox.Session) -> None:
     """The papers' tables cell by cell and the HTML page, from records alone: `-- --records results/runs`."""
     must(session, shared_python(session), "-m", "reports", "paper", *session.posargs)

@@ -150,9 +150,7 @@ def plan(options: Options) -> None:
 
 
 @app.command()
-@takes_options(
-    fixed={"seeds": "0", "sweep": None, "save_model": "", "push_to_hub": ""}, defaults={"profile": "small"}
-)
+@takes_options(fixed={"seeds": "0", "sweep": None, "save_model": "", "push_to_hub": ""}, defaults={"profile": "small"})
 def tune(
     options: Options,
     trials: Annotated[

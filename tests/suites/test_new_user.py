@@ -40,7 +40,7 @@ from dataclasses import replace
 import torch
 
 from baselines.frozen import METHOD as FROZEN
-from baselines.method import Rates, no_state, trainable
+from baselines.method import Rates, nothing_kept, trainable
 
 
 def optimizer(model, placement, adam, config):
@@ -48,8 +48,8 @@ def optimizer(model, placement, adam, config):
 
 
 METHOD = replace(
-    FROZEN, name="head_sgd", title="SGD on the head", optimizer=optimizer, part_state=no_state, bits=(32,),
-    pack_rate=0.2, order=60, rates={"fine-tuning": Rates.around(0.05, "own choice")},
+    FROZEN, name="head_sgd", title="SGD on the head", optimizer=optimizer, rest_kept=nothing_kept, widths=(32,),
+    control=False, pack_rate=0.2, order=60, rates={"fine-tuning": Rates.around(0.05, "own choice")},
 )
 '''
 

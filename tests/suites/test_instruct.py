@@ -86,7 +86,7 @@ def test_a_choice_is_named_by_place_letter_or_text(row: dict[str, Any], label: i
     [
         (b'{"question": "q"}', False, "line 1: has no 'answer' that is a text; the fields are question"),
         (b'{"question": "q", "answer": "1"}\n{"answer": "1"}', False, "line 2: has no 'question'"),
-        (b'{"question": "q", "answer": "caf\xe9"}', False, "line 1, byte 32: not UTF-8"),
+        (b'{"question": "q", "answer": "caf\xe9"}', False, "line 1, byte 33: not UTF-8"),
         (b'{"question": "q", "choices": ["x"], "label": 0}', True, "line 1: choices .*at least two texts"),
         (b'{"question": "q", "choices": ["x", "y"], "label": 2}', True, "line 1: label 2: must be 0 to 1, one of A, B"),
         (b"[1]", False, "line 1: is no object"),

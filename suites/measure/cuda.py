@@ -81,7 +81,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **given: Any)
     if torch.is_autocast_enabled("cpu"):
         low = torch.get_autocast_dtype("cpu")
         query, key, value = query.to(low), key.to(low), value.to(low)
-    found: Tensor = _Attention.apply(query, key, value)
+    found: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
     return found
 
 
@@ -98,7 +98,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value, _, kept = ctx.saved_tensors
         # The sum of output times its gradient, a number a query.
         sums = torch.empty_like(kept)

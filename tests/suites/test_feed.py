@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from suites.text import encode
 from suites.run import clock, loop
 from suites.run.clock import read_together
 from suites.run.execute import execute, products
 from suites.run.feed import ahead, to_device
 from suites.run.loop import CURVE_POINTS, CURVE_START, in_curve
 from suites.suite import Runtime
+from suites.text import encode
 
 
 def quiet(step: int, loss: float) -> None:

@@ -192,8 +192,8 @@ def check_engagement(
     """Raise RuntimeError unless the method took effect; call it after the first optimizer step.
 
     Rules: a layer matched; every matched layer holds something trainable (nothing, unless `trains_layers`); the
-    optimizer has state (unless not `keeps_state`); where a layer has a projection rank there are bases, if the method keeps
-    them (one that draws its projection need not); where the method saves state, it has less than dense AdamW.
+    optimizer has state (unless not `keeps_state`); where a layer has a projection rank there are bases, if the method
+    keeps them (one that draws its projection need not); where the method saves state, it has less than dense AdamW.
     """
     if not certificate.layers:
         raise RuntimeError(f"{title}: no layer was matched, so the method changed nothing")

@@ -130,8 +130,8 @@ def comparison(request: Request, tuned: bool = True) -> Comparison:
         raise ValueError(f"rank {request.rank}: must be at least 1 (nearest allowed value: 1)")
     for seed in request.seeds:
         if not 0 <= seed <= LARGEST_SEED:
-            near = 0 if seed < 0 else LARGEST_SEED
-            raise ValueError(f"seed {seed}: must lie between 0 and {LARGEST_SEED} (nearest allowed value: {near})")
+            rule, near = ("least", 0) if seed < 0 else ("most", LARGEST_SEED)
+            raise ValueError(f"seed {seed}: must be at {rule} {near} (nearest allowed value: {near})")
     layers = load_profile(request.profile, request.suite, request.rank, tuned)
     try:
         for layer in layers:

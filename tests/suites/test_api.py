@@ -31,7 +31,7 @@ def test_arguments_are_the_options_of_the_command_line() -> None:
     [
         ({"task": ["rte"], "stepz": 3}, "unknown argument 'stepz'.*nearest: steps"),
         ({"methods": ["lorra"]}, "unknown method 'lorra'.*nearest: lora"),
-        ({"seeds": [2**63]}, "seed 9223372036854775808: must lie between 0 and 9223372036854775807"),
+        ({"seeds": [2**63]}, "seed 9223372036854775808: must be at most 9223372036854775807"),
         ({"settings": {"batchsize": 3}}, "unknown setting 'batchsize'.*nearest: batch_size"),
     ],
 )

@@ -84,8 +84,7 @@ def check_refused(result: Any, *parts: str) -> None:
         (("--set", "batch_size=8", "--set", "batch_size=4"), ("batch_size=8", "batch_size=4", "together")),
         (("--set", "max_length=2"), ("max_length 2", "at least 3")),
         (("--steps", "0"), ("steps = 0", "greater than 0")),
-        (("--seeds", "9223372036854775808"), ("seed 9223372036854775808", "between 0 and 9223372036854775807")),
-        (("--seeds", "-1"), ("seed -1", "nearest allowed value: 0")),
+        (("--seeds", "9223372036854775808"), ("seed 9223372036854775808", "at most 9223372036854775807")),
     ],
 )
 def test_bad_input_is_refused_in_one_line(

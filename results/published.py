@@ -18,7 +18,7 @@ from results.schema import Strict
 
 FOLDER = Path(__file__).parent / "published"
 # Claims recomputed under several accountings, and protocols: other schemas, read by their own functions.
-OTHER_SCHEMAS = frozenset({"memory_claims.json", "protocols.json"})
+OTHER_SCHEMAS = frozenset({"devices.json", "memory_claims.json", "protocols.json"})
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 Benchmark = Literal["glue", "c4", "c4-7b", "commonsense", "metamathqa", "alpaca", "claims"]

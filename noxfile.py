@@ -17,7 +17,8 @@ import nox
 
 ROOT = Path(__file__).parent
 SHARED = ROOT / ".nox" / f"shared-{sys.version_info.major}.{sys.version_info.minor}"
-GALORE_TORCH = "galore-torch==1.0"
+PEERS = ("galore-torch==1.0", "pytorch-optimizer==4.1.0")
+"""Packages that tests compare with; their own requirements are left out, since what is compared needs torch alone."""
 nox.options.sessions = ["tests"]
 nox.needs_version = ">=2024.10"
 
@@ -31,7 +32,7 @@ def shared_python(session: nox.Session, small: bool = False) -> str:
     for extra in ("suites,dev", *(["small"] if small else [])):
         stamp = SHARED / f"{extra}.stamp"
         content = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
-        digest = hashlib.sha256(content + GALORE_TORCH.encode()).hexdigest()
+        digest = hashlib.sha256(content + " ".join(PEERS).encode()).hexdigest()
         if stamp.exists() and stamp.read_text() == digest:
             continue
         session.log(f"setting up the shared environment ({extra}) in {SHARED.relative_to(ROOT)}: a minute or two")
@@ -41,8 +42,7 @@ def shared_python(session: nox.Session, small: bool = False) -> str:
         install = (str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-compile")
         session.run(*install, "-c", "constraints.txt", "-e", f".[{extra}]", external=True)
         if "dev" in extra:
-            # A peer that tests compare with; its own requirements are left out, since its code needs torch alone.
-            session.run(*install, "--no-deps", GALORE_TORCH, external=True)
+            session.run(*install, "--no-deps", *PEERS, external=True)
         stamp.write_text(digest)
     return str(python)
 

@@ -13,8 +13,9 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library that the hub client uses
 
@@ -165,7 +166,7 @@ def read(paths: Iterable[Path]) -> Iterator[str]:
             raise ValueError(f"{path}: is empty; every line must be a JSON object with a field 'text'")
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> gzip.GzipFile | BufferedReader:
     # Lines are decoded one by one, so that what is wrong in one is said with its number.
     return gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb")
 

@@ -84,6 +84,8 @@ class GradNormLoRPAdamW(Optimizer):
     """
 
     options: ClassVar[tuple[str, ...]] = OPTIONS
+    # Whether a step needs no more than the sum of projected gradients; a rule that needs whole ones sums those.
+    sums_projected: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -323,6 +325,9 @@ class GradNormLoRPAdamW(Optimizer):
         for weight in self.param_groups[index]["params"]:
             self._hooks.append(weight.register_post_accumulate_grad_hook(run))
 
+    def _sums(self, group: dict[str, Any]) -> bool:
+        return self.sums_projected and group["projection_rank"] is not None
+
     @torch.no_grad()
     def _update_in_backward(self, group: dict[str, Any], weight: Tensor) -> None:
         seen = self._pass.seen
@@ -337,11 +342,11 @@ class GradNormLoRPAdamW(Optimizer):
         last = count == self._accumulation
         if self._accumulation > 1:
             self._pass.open[id(weight)] = (group, weight)
-        if group["projection_rank"] is None and not last:
+        if not self._sums(group) and not last:
             return
         if self._reduce is not None and weight.grad is not None:
             self._reduce(weight.grad)
-        if self._accumulation == 1 or group["projection_rank"] is None:
+        if self._accumulation == 1 or not self._sums(group):
             self._update_alone(group, weight)
         else:
             self._add_projected(group, weight)
@@ -385,7 +390,7 @@ class GradNormLoRPAdamW(Optimizer):
     def _close_pass(self) -> None:
         # Parameters that not every backward pass reached have been waiting for a gradient that never came.
         for group, weight in list(self._pass.open.values()):
-            if group["projection_rank"] is None:
+            if not self._sums(group):
                 self._update_alone(group, weight)
             else:
                 self._step_sum(group, weight)

@@ -22,6 +22,8 @@ MEMORY = "memory"
 """Folder of the memory lab below a folder of records; it holds no runs."""
 GPU = "gpu"
 """Folder of device checks below a folder of records; it holds no runs."""
+MODELS = "models"
+"""Folder of saved models below a folder of records."""
 GATE = "gate"
 """Folder of the gate: records of a reference right in it, below it those of one state of the code each."""
 
@@ -146,8 +148,8 @@ def check_writable(root: Path) -> None:
 def record_paths(roots: Iterable[Path]) -> Iterator[Path]:
     """Yield every `*.json` below `roots` (files are yielded as they are), sorted.
 
-    Left out are hidden files and what other commands put there: `SINGLE` files, the memory lab's folder, and the gate's
-    runs of one state of the code, which repeat each other's plans. Each is read where its folder is a root.
+    Left out are hidden files and what others put there: `SINGLE` files, the memory lab's folder, saved models, and the
+    gate's runs of one state of the code, which repeat each other's plans. Each is read where its folder is a root.
     """
     for root in roots:
         if root.is_file():
@@ -159,7 +161,7 @@ def record_paths(roots: Iterable[Path]) -> Iterator[Path]:
 
 def _of_another_command(path: Path) -> bool:
     place, *below = path.parts
-    return path.name in SINGLE or (place in (MEMORY, GPU) and bool(below)) or (place == GATE and len(below) > 1)
+    return path.name in SINGLE or (place in (MEMORY, GPU, MODELS) and bool(below)) or (place == GATE and len(below) > 1)
 
 
 def read_records(roots: Iterable[Path]) -> list[Record]:

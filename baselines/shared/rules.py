@@ -56,6 +56,7 @@ class RuleAdamW(GradNormLoRPAdamW):
 
     own: ClassVar[Mapping[str, Any]] = {}
     fits: ClassVar[bool] = True
+    sums_projected: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -86,21 +87,6 @@ class RuleAdamW(GradNormLoRPAdamW):
     def set_refresh_gap(self, gap: int) -> bool:
         """Fit new bases every `gap` steps from now on; return False where that cannot be set."""
         return self.fits and super().set_refresh_gap(gap)
-
-    def per_layer(
-        self, enable: bool = True, reduce: Callable[[Tensor], Any] | None = None, accumulation: int = 1
-    ) -> None:
-        """Update each parameter inside backward, as `GradNormLoRPAdamW` does.
-
-        Raises:
-            ValueError: with accumulation, since these rules need the whole gradient of a step.
-        """
-        if enable and accumulation > 1:
-            raise ValueError(
-                f"per-layer updates with accumulation {accumulation}: the rule of {type(self).__name__} needs the "
-                "whole gradient of a step (nearest allowed value: 1)"
-            )
-        super().per_layer(enable, reduce, accumulation)
 
     def _usable(self, norms: Sequence[float], weights: Sequence[Tensor], group: dict[str, Any]) -> bool:
         if group["projection_rank"] is not None:

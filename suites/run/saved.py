@@ -16,19 +16,18 @@ from torch import nn
 from baselines.method import Placement, trainable
 from baselines.registry import get_method
 from results.schema import Plan, Record
-from results.store import read_records
+from results.store import MODELS, read_records
 from suites.config import config_of
 from suites.resolved import Resolved
 from suites.run.build import Built
 from suites.suite import Beside, Job
 
-FOLDER = "models"
 ADAPTERS, SETTINGS, RECORD, CARD = "adapters.safetensors", "adapters.json", "record.json", "README.md"
 
 
 def folder_of(store: Path, plan: Plan) -> Path:
     """Return where a run's model stands."""
-    return store / FOLDER / plan.label
+    return store / MODELS / plan.label
 
 
 def save(built: Built, job: Job, case: Resolved, beside: Beside) -> None:
@@ -181,7 +180,7 @@ def published(records: Sequence[Record], store: Path, repository: str, api: Any 
             places[plan.label] = repository if inside is None else f"{repository}/{inside}"
     except (OSError, ValueError, HTTPError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"push-to-hub {repository!r}: {reason}; the models stand in {store / FOLDER}") from error
+        raise ValueError(f"push-to-hub {repository!r}: {reason}; the models stand in {store / MODELS}") from error
     return places
 
 
@@ -202,5 +201,5 @@ def without_model(plans: Sequence[Plan], todo: Sequence[Plan], store: Path) -> s
     count = sum(plan.hash() not in waiting and not folder_of(store, plan).is_dir() for plan in plans)
     if not count:
         return None
-    where = store / FOLDER
+    where = store / MODELS
     return f"{count} of the runs have a record and no model in {where}: they are not run again; give another --out"

@@ -17,11 +17,8 @@ CHUNK_ELEMENTS = 1 << 22
 """Values in one chunk of rows: what backward makes beyond its results is a few of these at a time."""
 BLOCK = 64
 """Values of a row that share a scale in 4 bits."""
-NORMAL_FLOAT = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
+OFFSET = 0.9677083
+"""Probability below the largest value in 4 bits: half a step of 1/30 and of 1/32 from the end, on average."""
 
 
 def spans(rows: int, width: int) -> Iterator[slice]:
@@ -69,10 +66,22 @@ def quantise(weight_OI: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     return bytes_O, scale_O
 
 
+def normal_float(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return the 16 values of 4 bits, rising from -1 to 1: quantiles of a normal distribution, eight of them above 0.
+
+    By operators alone: a constant made from numbers has no moment at which a trace sees it begin.
+    """
+    above, below = (
+        torch.special.ndtri(torch.linspace(OFFSET, 0.5, count, dtype=torch.float64, device=device)[:-1])
+        for count in (9, 8)
+    )
+    return (torch.cat([-below, torch.zeros_like(above[:1]), above.flip(0)]) / above[0]).to(dtype)
+
+
 def _four_bits(row_cI: Tensor) -> tuple[Tensor, Tensor]:
     padded = F.pad(row_cI, (0, -row_cI.shape[1] % BLOCK)).view(len(row_cI), -1, BLOCK)
     scale = padded.abs().amax(2)
-    values = torch.tensor(NORMAL_FLOAT, device=row_cI.device)
+    values = normal_float(row_cI.dtype, row_cI.device)
     middles = (values[1:] + values[:-1]) / 2
     shares = (padded / torch.where(scale > 0, scale, 1.0)[:, :, None]).flatten(1)
     codes = torch.bucketize(shares, middles, out_int32=True).to(torch.uint8)
@@ -105,7 +114,7 @@ class BaseWeight:
             return self.weight_OI[c].to(dtype).mul_(self.scale_O[c, None].to(dtype))
         packed, scale = self.weight_OI[c], self.scale_O[c].to(dtype)
         codes = torch.stack([packed & 15, packed >> 4], 2).flatten(1)[:, : self.inputs]
-        values = torch.tensor(NORMAL_FLOAT, dtype=dtype, device=packed.device)[codes.int()]
+        values = normal_float(dtype, packed.device)[codes.int()]
         return values.mul_(scale.repeat_interleave(BLOCK, 1)[:, : self.inputs])
 
     def chunks(self, dtype: torch.dtype) -> Iterator[slice]:

@@ -133,6 +133,7 @@ def ledger_of(
                 "temporaries": peak.temporary_bytes,
                 "batch and tables": peak.other_bytes,
                 "gradients not there at that moment": peak.gradient_bytes - count.gradient_bytes,
+                "new bases beside the old": max(0, peak.optimizer_bytes - count.state_bytes),
             },
         ),
     ]

@@ -241,7 +241,7 @@ def _certificate(built: Built, out: Outcome) -> Engagement:
         sum(parameter.numel() for parameter in built.model.parameters()),
         built.optimizer,
         built.dense_state_bytes,
-        out.refreshes if isinstance(built.optimizer, Refreshing) else None,
+        out.refreshes if isinstance(built.optimizer, Refreshing) and live.basis_bytes(built.optimizer) else None,
     )
 
 

@@ -18,6 +18,7 @@ import torch
 from typer.testing import CliRunner
 
 from baselines.registry import default_methods, methods
+from results.lab import RecomputedClaims
 from results.schema import Record
 from results.store import read_records
 from suites import options
@@ -136,7 +137,7 @@ def subprocess_run(folder: Path, *arguments: str, **environment: str) -> subproc
 def test_paper_without_network_is_refused_at_once(tmp_path: Path) -> None:
     # As a real process: the hub's client reads its settings when it is imported.
     done = subprocess_run(
-        tmp_path, "plan", "glue", "--profile", "paper", "--device", "cpu", "--task", "cola",
+        tmp_path, "run", "glue", "--profile", "paper", "--device", "cpu", "--task", "cola",
         HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"), CUDA_VISIBLE_DEVICES="",
     )  # fmt: skip
     assert done.returncode == 2
@@ -198,7 +199,9 @@ def test_a_data_folder_that_is_not_there_is_refused(invoke: Invoke, tmp_path: Pa
 def test_a_model_folder_without_weights_or_tokenizer_is_refused(invoke: Invoke, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
-    check_refused(invoke("run", "glue", *FEW, "--model", str(folder)), "model folder", "holds none of")
+    check_refused(invoke("run", "glue", *FEW, "--model", str(folder)), "model folder", "has no config.json")
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    check_refused(invoke("run", "glue", *FEW, "--model", str(folder)), "model folder", "has no tokenizer")
     (folder / "model.safetensors").write_bytes(b"no weights")
     check_refused(invoke("run", "glue", *FEW, "--model", str(folder)), "model")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
@@ -299,7 +302,7 @@ def test_quiet_prints_nothing_of_what_went_well(invoke: Invoke, tmp_path: Path) 
 def test_no_command_writes_into_a_committed_folder_unless_told(
     invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("suites.lab.claims.recompute", lambda traces: [])
+    monkeypatch.setattr("suites.lab.claims.recompute", lambda traces: RecomputedClaims(verdicts=[], rules=[]))
     for command in (("claims", "--quick"), ("memory-matrix", "--model", "micro", "--method", "lora"), ("catalogue",)):
         monkeypatch.setattr("suites.lab.matrix.run_matrix", lambda *given: [given[2] / "cell.json"])
         result = invoke(*command)

@@ -101,7 +101,7 @@ def refused(*arguments: str) -> str:
         (("minilm", "lorra"), "unknown method 'lorra'"),
         (("70m", "full"), "nearest: 60m"),
         (("20m", "full", "--fits", "24"), "limit '24': has no unit"),
-        (("20m", "full", "--fits", "1GiB"), "overhead '1GiB': must be below the limit"),
+        (("20m", "full", "--fits", "1GiB", "--overhead", "1GiB"), "overhead '1GiB': must be below the limit"),
         (("20m", "full", "--batch", "10", "--accumulation", "3"), "accumulation 3: must divide the batch of 10"),
         (("20m", "full", "--precision", "fp8"), "unknown precision 'fp8'"),
         (("20m", "full", "--state-bits", "4"), "state_bits 4: must be 32 or 8"),

@@ -135,7 +135,9 @@ def test_parts_made_again_are_found_too(method: str, model: str, chosen: tuple[P
     setting = plain.model_copy(update={"recompute": chosen})
     cell = lab.cell(setting)
     check(cell, *real_trace(lab, setting))
-    assert cell.phases["forward"].activation_bytes < lab.cell(plain).phases["forward"].activation_bytes
+    before, after = (each.phases["forward"].activation_bytes for each in (lab.cell(plain), cell))
+    # peft's LoRA keeps a dropped copy of what the MLP hands on, so that there is nothing to let go.
+    assert after == before if (method, chosen) == ("lora", ("mlp",)) else after < before
 
 
 @pytest.mark.slow

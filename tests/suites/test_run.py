@@ -85,16 +85,17 @@ def test_the_certificate_says_what_the_method_did(name: str, record_of: Execute,
     for layer in certificate.layers:
         ranks = method.ranks(layer.shape, config)
         assert (layer.rank, layer.projection_rank) == (ranks.rank, ranks.projection_rank)
-    projects = certificate.layers[0].projection_rank is not None
+    projects = certificate.layers[0].projection_rank is not None and method.bases
     assert (certificate.basis_bytes > 0) is projects
     # Bases at steps 1 and 3; a factor whose partner starts at zero has its first gradient, so its first basis, at 2.
     assert certificate.refreshes in ((2, 3) if projects else (None,))
     assert (certificate.state_bytes < certificate.dense_state_bytes) is method.saves_state
     assert memory.state_bytes == certificate.state_bytes
-    # Beside what the formula counts there are only step counters of 4 bytes.
+    # Beside what the formula counts there are only step counters and tables, which the ledger names.
     assert memory.formula_state_bytes is not None
-    counters = sum(count for what, count in certificate.state_shapes.items() if what.startswith("step "))
-    assert memory.state_bytes - memory.formula_state_bytes == 4 * counters
+    assert memory.ledger is not None
+    (state,) = [gap for gap in memory.ledger.gaps if gap.name == "optimizer state, count - formula"]
+    assert (state.gap_bytes, state.unexplained_bytes) == (memory.state_bytes - memory.formula_state_bytes, 0)
     assert (certificate.trainable_parameters == certificate.total_parameters) is (
         memory.trainable_bytes == memory.weight_bytes
     )

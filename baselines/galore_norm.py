@@ -74,7 +74,7 @@ METHOD = Method(
     ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=config.projection_rank),
     layer_parts=layer_parts,
     saves_state=True,
-    order=3,
+    order=6,
     bases=True,
     rates={
         "fine-tuning": Rates.around(2e-5, "own choice: GaLore's"),

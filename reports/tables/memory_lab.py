@@ -167,7 +167,13 @@ def overview_table(lab: Lab, models: Sequence[str], name: str = "cells") -> Tabl
 
 def ladder_table(lab: Lab, models: Sequence[str], rungs: Rungs, name: str) -> Table:
     """Return the peak after each rung, and what the rung saved of the one before."""
-    rungs = {title: rung for title, rung in rungs.items() if _shown(lab, models, rung[-1])}
+    # A rung that is the one before for every model has no cells yet.
+    keys = {title: [lab.find(model, *rung) for model in models] for title, rung in rungs.items()}
+    rungs = {
+        title: rung
+        for before, (title, rung) in zip([None, *keys], rungs.items(), strict=False)
+        if before is None or keys[title] != keys[before]
+    }
     rows, data = [], []
     for model in models:
         entries: list[Entry] = []

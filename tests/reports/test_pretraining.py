@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from reports.__main__ import app
 from reports.documents import filled
 from reports.figures.validation import validation_points
-from reports.records.frames import runs_frame
+from reports.records.frames import ROW, runs_frame
 from reports.records.report_runs import Context
 from reports.records.selection import ReportError
 from reports.write import suite_report, write_report
@@ -128,13 +128,13 @@ def test_validation_points_are_over_seeds(grid: list[Record]) -> None:
     assert points["full"][60].mean == pytest.approx(1.701)
 
 
-def test_ranks_and_models_that_mix_are_refused(grid: list[Record], make: Make) -> None:
+def test_ranks_that_mix_are_refused_and_models_that_mix_are_rows(grid: list[Record], make: Make) -> None:
     other = make("lora", 0, method_config={"rank": 4})
     with pytest.raises(ReportError, match="several ranks, choose one with --rank: 4, 8"):
         suite_report([*grid, other], "c4")
     bigger = make("lora", 0, model=ModelPlan(name="9m", source="config", vocabulary=188))
-    with pytest.raises(ReportError, match="differ in model.name"):
-        suite_report([*grid, bigger], "c4", None, 8)
+    methods = suite_report([*grid, bigger], "c4", None, 8).context.methods
+    assert sum(name.partition(ROW)[0] == "lora" for name in methods) == 2
     assert suite_report([*grid, bigger], "c4", None, 8, where=["model.name=9m"]).context.methods == ["lora"]
 
 

@@ -122,7 +122,7 @@ def test_command_prints_tables_first_and_paths_last(store: Path, tmp_path: Path)
     assert "GradNormLoRP" in out
     assert "measured memory in MiB" in out
     assert all(Path(line).is_file() for line in lines if line.startswith(str(tmp_path)))
-    assert sum(line.startswith(str(tmp_path)) for line in lines) == 12
+    assert sum(line.startswith(str(tmp_path)) for line in lines) == 13
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_thousand_records_in_seconds(make_grid: Grid) -> None:
     metrics_frame(records)
     report = suite_report(records, "glue", "micro", 8)
     assert time.process_time() - start < 20
-    assert len(report.tables) == 8
+    assert len(report.tables) == 9
 
 
 def test_any_suite_that_describes_itself_has_a_report(tmp_path: Path, make_record: Make) -> None:

@@ -38,12 +38,14 @@ HASH = "03bc9dbff766"
 DEFAULTS: dict[str, dict[str, Any]] = {
     "model": {"digest": None, "disclosure": None, "vocabulary": None},
     "data": {"digest": None, "train_rows": None, "eval_rows": None, "held_out": False, "tokenizer": None,
-             "tokenizer_revision": None, "tokenizer_digest": None, "layout": None, "eval_tokens": None},
+             "tokenizer_revision": None, "tokenizer_digest": None, "layout": None, "eval_tokens": None,
+             "length_grouping": 0, "prompt": None, "new_tokens": None},
     "training": {
         "rest_learning_rate": None,
         "accumulation": 1, "schedule": "linear", "final_fraction": 0.0, "warmup_steps": 0, "weight_decay": 0.0,
         "betas": [0.9, 0.999], "eps": 1e-8, "clip_norm": None, "precision": "fp32", "state_bits": 32,
-        "per_layer": False, "checkpointing": False, "recompute": [], "evaluations": 1, "max_skipped": 20,
+        "per_layer": False, "checkpointing": False, "recompute": [], "clip_scope": "all", "bf16_updates": "nearest", "tf32": False,
+        "compile": False, "evaluations": 1, "max_skipped": 20,
     },
 }  # fmt: skip
 OTHERS: dict[str, dict[str, Any]] = {
@@ -51,16 +53,18 @@ OTHERS: dict[str, dict[str, Any]] = {
               "vocabulary": 9},
     "data": {"source": "micro", "name": "x", "revision": None, "digest": "1" * 64, "max_length": 128,
              "train_rows": 9, "eval_rows": 9, "held_out": True, "tokenizer": "x", "tokenizer_revision": "x",
-             "tokenizer_digest": "2" * 64, "layout": "packed", "eval_tokens": 9},
+             "tokenizer_digest": "2" * 64, "layout": "packed", "eval_tokens": 9,
+             "length_grouping": 50, "prompt": "{question}", "new_tokens": 9},
     "training": {
         "steps": 9, "epochs": None, "batch_size": 8, "accumulation": 2, "learning_rate": 1e-4, "schedule": "cosine",
         "final_fraction": 0.1, "warmup_steps": 3, "weight_decay": 0.1, "betas": [0.9, 0.95], "eps": 1e-6,
         "rest_learning_rate": 2e-2,
         "clip_norm": 1.0, "precision": "bf16", "state_bits": 8, "per_layer": True, "checkpointing": True,
-        "recompute": ["mlp"], "evaluations": 2, "max_skipped": 3,
+        "recompute": ["mlp"], "clip_scope": "parameter", "bf16_updates": "kahan", "tf32": True,
+        "compile": True, "evaluations": 2, "max_skipped": 3,
     },
     "": {"suite": "c4", "task": "x", "profile": "micro", "method": "x", "method_config": {"rank": 8}, "targets": "mlp",
-         "seed": 2, "purpose": "tuning", "variant": "x"},
+         "seed": 2, "purpose": "tuning", "variant": "x", "method_digest": "3" * 64},
 }  # fmt: skip
 
 

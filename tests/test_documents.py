@@ -308,7 +308,7 @@ def test_commands_of_workflows_and_hooks_parse(parse: Callable[[str], None]) -> 
         ("python -m nox -s gate_trial -- --faults NAME", False),
         ("python -m suites gate", False),
         ("python -m reports nothing", False),
-        ("python -m reports glue --rank eight", False),
+        ("python -m reports glue --ranks 8", False),
         ("python -m gnlorp.examples.trainer", True),
         ("python -m gnlorp.examples.trainers", False),
         ("torchrun --nproc_per_node 2 -m suites run c4 --wrong", False),

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baselines.method import set_refresh_gap
-from baselines.registry import default_methods
+from baselines.registry import default_methods, get_method
 from gnlorp import GradNormLoRPAdamW, attach
 from gnlorp.projection import fit
 from results.lab import Precision, Setting
@@ -69,7 +69,7 @@ def _compare(where: Where, what: str, made: Training, setting: Setting) -> None:
 def per_layer(where: Where) -> None:
     """Compare peaks of the ordinary and the per-layer step, with 8-bit state and accumulation."""
     network = list(where.networks())[-1]
-    for method in ("full", "galore"):
+    for method in (name for name in default_methods() if not get_method(name).factors):
         peaks: dict[str, int | None] = {}
         for accumulation in (1, 4):
             for inside in (False, True):
@@ -135,7 +135,7 @@ def _layer_makers(width: int) -> dict[str, Callable[[], nn.Module]]:
 
     return {
         "ours, full rule": ours("full"), "ours, detached rule": ours("detached"), "peft LoRA": theirs(False),
-        "peft DoRA": theirs(True), "full": lambda: nn.Sequential(nn.Linear(width, width, bias=False)),
+        "peft DoRA": theirs(True), "torch": lambda: nn.Sequential(nn.Linear(width, width, bias=False)),
     }  # fmt: skip
 
 

@@ -19,6 +19,24 @@ RUNS = Path("results") / "runs" / "memory"
 FAMILY = "llama"
 
 
+Updates = Annotated[
+    str, typer.Option(help="with bf16: `nearest`, `stochastic`, `kahan` or `master` (`suites/run/rounding.py`)")
+]
+Again = Annotated[
+    str, typer.Option("--recompute", help="made again in backward, exactly: some of norms,mlp,loss (comma-joined)")
+]
+Variant = Annotated[
+    str, typer.Option(help="of the method, as the tables call it: `8-bit weights`, `4-bit weights`, `dense weights`")
+]
+Overhead = Annotated[
+    str,
+    typer.Option(
+        help="taken off the limit for context and allocator; default: on `cuda` a low, an expected and a high estimate "
+        "of both, else 1GiB"
+    ),
+]
+Rules = Annotated[str, typer.Option(help="whose rules: `cpu` or `cuda`; default: cuda for --fits, else cpu")]
+
 OneLineErrors = Callable[[], AbstractContextManager[None]]
 
 
@@ -45,33 +63,15 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
         accumulation: Annotated[int, typer.Option(help="micro-batches an optimizer step")] = 1,
         sequence: Annotated[int, typer.Option(help="tokens a sequence")] = 256,
         precision: Annotated[str, typer.Option(help="`fp32`, `bf16` or `bf16-autocast`; default: bf16 for LLaMA")] = "",
-        bf16_updates: Annotated[
-            str, typer.Option(help="with bf16: `nearest`, `stochastic`, `kahan` or `master` (`suites/run/rounding.py`)")
-        ] = "nearest",
+        bf16_updates: Updates = "nearest",
         state_bits: Annotated[int, typer.Option(help="32, or 8 through bitsandbytes, counted by rule")] = 32,
         per_layer: Annotated[bool, typer.Option("--per-layer", help="update inside backward")] = False,
         checkpointing: Annotated[bool, typer.Option("--checkpointing", help="compute activations again")] = False,
-        again: Annotated[
-            str,
-            typer.Option("--recompute", help="made again in backward, exactly: some of norms,mlp,loss (comma-joined)"),
-        ] = "",
-        variant: Annotated[
-            str,
-            typer.Option(
-                help="of the method, as the tables call it: `8-bit weights`, `4-bit weights`, `dense weights`"
-            ),
-        ] = "",
+        again: Again = "",
+        variant: Variant = "",
         fits: Annotated[str, typer.Option(help="a limit such as 24GiB: print the largest batch that fits")] = "",
-        overhead: Annotated[
-            str,
-            typer.Option(
-                help="taken off the limit for context and allocator; default: on `cuda` a low, an expected and a high "
-                "estimate of both, else 1GiB"
-            ),
-        ] = "",
-        device: Annotated[
-            str, typer.Option(help="whose rules: `cpu` or `cuda`; default: cuda for --fits, else cpu")
-        ] = "",
+        overhead: Overhead = "",
+        device: Rules = "",
         offline: Annotated[bool, typer.Option("--offline", help="never use the network")] = False,
     ) -> None:
         """Print the memory ledger of methods on a model: formula, count and peak, without weights or a GPU."""
@@ -79,18 +79,10 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
             from suites.recompute import parts
 
             asked: dict[str, Any] = {
-                "batch": batch,
-                "accumulation": accumulation,
-                "sequence": sequence,
-                "state_bits": state_bits,
-            }
-            asked |= {
-                "per_layer": per_layer,
-                "checkpointing": checkpointing,
-                "recompute": parts(again),
-                "variant": variant,
-                "bf16_updates": bf16_updates,
-            }
+                "batch": batch, "accumulation": accumulation, "sequence": sequence, "state_bits": state_bits,
+                "per_layer": per_layer, "checkpointing": checkpointing, "recompute": parts(again),
+                "variant": variant, "bf16_updates": bf16_updates,
+            }  # fmt: skip
             names = _methods(method)
             asked["device"] = _device(device, "cuda" if fits else "cpu")
             if fits and asked["device"] == "cuda" and not overhead and model != FAMILY:

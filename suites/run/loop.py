@@ -214,8 +214,7 @@ def train(
     stream = job.batches(out.steps_done * plan.accumulation)
     if reads_late(device):
         stream = ahead(stream)
-    evaluate_after = evaluation_steps(plan)
-    untimed = out.steps_done + UNTIMED_STEPS
+    evaluate_after, untimed = evaluation_steps(plan), out.steps_done + UNTIMED_STEPS
     timed: list[Timed] = []
     for step in range(out.steps_done + 1, plan.steps + 1):
         factor = rate_factor(step - 1, plan) * hooks.rate(step)
@@ -224,8 +223,7 @@ def train(
         # What is counted of a batch is counted before it goes to the device.
         given = [next(stream) for _ in range(plan.accumulation)]
         weights, tokens = [job.weight(batch) for batch in given], sum(job.tokens(batch) for batch in given)
-        batches = [to_device(batch, device) for batch in given]
-        clock = Clock(device)
+        batches, clock = [to_device(batch, device) for batch in given], Clock(device)
         loss, norm, applied = train_step(model, optimizer, batches, job, plan, clock, group, per_layer, weights)
         fitted = applied and refreshed(optimizer)
         if in_curve(step, plan.steps):
@@ -233,7 +231,7 @@ def train(
         out.refreshes += fitted
         if step > untimed:
             timed.append((clock, fitted, tokens))
-        # The times of a step on a device are read after the next one has waited for it.
+        # A device's times are read after the next step has waited for them.
         _add_times(out, timed, keep=1 if reads_late(device) and step < plan.steps else 0)
         out.skipped_in_a_row = 0 if applied else out.skipped_in_a_row + 1
         out.skipped_steps += not applied

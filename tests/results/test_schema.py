@@ -45,7 +45,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "accumulation": 1, "schedule": "linear", "final_fraction": 0.0, "warmup_steps": 0, "weight_decay": 0.0,
         "betas": [0.9, 0.999], "eps": 1e-8, "clip_norm": None, "precision": "fp32", "state_bits": 32,
         "per_layer": False, "checkpointing": False, "recompute": [],
-        "clip_scope": "all", "bf16_updates": "nearest", "tf32": False, "compile": False, "evaluations": 1, "max_skipped": 20,
+        "clip_scope": "all", "bf16_updates": "nearest", "tf32": False, "compile": False,
+        "evaluations": 1, "max_skipped": 20,
     },
 }  # fmt: skip
 OTHERS: dict[str, dict[str, Any]] = {
@@ -61,7 +62,8 @@ OTHERS: dict[str, dict[str, Any]] = {
         "rest_learning_rate": 2e-2,
         "clip_norm": 1.0, "precision": "bf16", "state_bits": 8, "per_layer": True, "checkpointing": True,
         "recompute": ["mlp"],
-        "clip_scope": "parameter", "bf16_updates": "kahan", "tf32": True, "compile": True, "evaluations": 2, "max_skipped": 3,
+        "clip_scope": "parameter", "bf16_updates": "kahan", "tf32": True, "compile": True,
+        "evaluations": 2, "max_skipped": 3,
     },
     "": {"suite": "c4", "task": "x", "profile": "micro", "method": "x", "method_config": {"rank": 8}, "targets": "mlp",
          "seed": 2, "purpose": "tuning", "variant": "x", "method_digest": "3" * 64},

@@ -113,7 +113,7 @@ def test_trains_exactly_what_it_documents(method_name: str, network: str, make_n
     config = pack_config(method)
     method.attach(model, placement, config)
     now = trainable(model)
-    kept = {name for name in now if any(now[name] is old for old in before.values())}
+    kept = {name for name in now if name in before and any(now[name] is old for old in before.values())}
     everything = trains_everything(method, config, next(iter(dense.values())))
     targets = {f"{layer}.weight" for layer in dense}
     assert kept - targets == (set(before) - targets if everything else set(placement.trained))
@@ -300,7 +300,8 @@ def test_bases_and_factors_are_as_it_says(
     for step in range(4):
         train(built.model, built.optimizer, make_batch(network), range(step, step + 1))
         fitted.append(refreshed(built.optimizer))
-    assert fitted == ([True, False, True, False] if settable else [True, True, True, True])
+    # A factor whose partner starts at zero has its first gradient, so its first basis, a step later: all steps fit one.
+    assert fitted == ([True, False, True, False] if settable and not method.factors else [True, True, True, True])
 
 
 @pytest.mark.parametrize("side", ["small", "large", "both"])

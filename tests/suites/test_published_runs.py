@@ -16,7 +16,8 @@ from baselines.registry import default_methods
 from reports.paper.departures import suite_departures
 from results.protocols import read_protocols
 from results.schema import Plan, Record
-from suites.config import PUBLISHED, default_rank, load_profile
+from suites import typed
+from suites.config import PROFILE_NAMES, PUBLISHED, default_rank, load_profile
 from suites.models import micro_folder
 from suites.plan import Request, comparison
 from suites.run.execute import execute
@@ -144,3 +145,7 @@ def test_every_published_run_steps_and_is_evaluated_on_a_cut_down_model(profile:
             if record.status != "ok" or len(record.curve) != 2 or not record.evaluations:
                 wrong.append((suite, rank, size, task, method, record.status, record.error))
     assert wrong == []
+
+
+def test_a_profile_that_can_be_typed_is_one_that_there_is() -> None:
+    assert typed.PROFILES == ("auto", *PROFILE_NAMES)

@@ -17,7 +17,7 @@ from baselines.shared.adapters import AdapterConfig, factor_parts, fold, inject,
 
 def attach(model: nn.Module, placement: Placement, config: AdapterConfig) -> None:
     """Put the adapters on the target layers."""
-    inject(model, placement, config, weight_norm=False)
+    inject(model, placement, config)
 
 
 def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: AdapterConfig) -> Optimizer:

@@ -66,7 +66,7 @@ def test_a_question_that_breaks_is_answered_no_and_the_next_is_asked() -> None:
 
 
 def test_what_comes_after_the_budget_is_skipped_by_name() -> None:
-    found = ask(where(), {"8-bit": correct.eight_bit, "layer": measured.layers}, -1.0)
+    found = ask(where(), {"8-bit": correct.eight_bit, "layer": measured.layers}, 0.0)
     assert [(verdict.check, verdict.answer) for verdict in found.verdicts] == [
         ("8-bit", "skipped"),
         ("layer", "skipped"),

@@ -75,7 +75,8 @@ def normal_float(dtype: torch.dtype, device: torch.device) -> Tensor:
         torch.special.ndtri(torch.linspace(OFFSET, 0.5, count, dtype=torch.float64, device=device)[:-1])
         for count in (9, 8)
     )
-    return (torch.cat([-below, torch.zeros_like(above[:1]), above.flip(0)]) / above[0]).to(dtype)
+    values: Tensor = torch.cat([-below, torch.zeros_like(above[:1]), above.flip(0)]) / above[0]
+    return values.to(dtype)
 
 
 def _four_bits(row_cI: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,8 @@ as for every other method, where peft's `create_loraplus_optimizer` has its vect
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
@@ -38,7 +40,8 @@ def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config
     named = trainable(model)
     zero = [parameter for name, parameter in named.items() if ".lora_B." in name]
     others = [parameter for name, parameter in named.items() if ".lora_B." not in name]
-    return adamw([{"params": others}, {"params": zero, "lr": config.ratio * adam.learning_rate}], adam)
+    groups: list[dict[str, Any]] = [{"params": others}, {"params": zero, "lr": config.ratio * adam.learning_rate}]
+    return adamw(groups, adam)
 
 
 METHOD = Method(

@@ -49,8 +49,10 @@ def padding_of(plan: Plan, runtime: Runtime, steps: int, grouping: int = GROUPIN
 
     _, train, _ = SUITE.encoded(plan, runtime)
     size = plan.training.batch_size // plan.training.accumulation
-    shares = [encode.padding_share(train.lengths, size, plan.data.max_length, grouping=each) for each in (0, grouping)]
-    found = Padding(plan.task, len(train), float(train.lengths.mean()), *shares)
+    plain, grouped = (
+        encode.padding_share(train.lengths, size, plan.data.max_length, grouping=each) for each in (0, grouping)
+    )
+    found = Padding(plan.task, len(train), float(train.lengths.mean()), plain, grouped)
     return found if steps < 1 else replace(found, **_timed(plan, runtime, steps, grouping))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,11 +56,11 @@ def methods_cell(label: str, size: Size, vocabulary: int, rank: int, tokens: int
     )
 
 
-def _trains(method: Method, rank: int) -> bool:
+def _trains(method: Method[Any], rank: int) -> bool:
     return method.trains_layers((2 * rank, 2 * rank), method.configure(rank))
 
 
-def _prepared(method: Method, size: Size, vocabulary: int, rank: int, batch: Tensor) -> Optimizer:
+def _prepared(method: Method[Any], size: Size, vocabulary: int, rank: int, batch: Tensor) -> Optimizer:
     """Return the method's optimizer over a fresh model with its gradients, after the first step."""
     model = llama(*size, vocabulary)
     placement = place(model, TARGETS, train_rest=True)
@@ -77,7 +78,7 @@ def _prepared(method: Method, size: Size, vocabulary: int, rank: int, batch: Ten
     return optimizer
 
 
-def _apart_from_torch(yardstick: Method, batch: Tensor) -> float:
+def _apart_from_torch(yardstick: Method[Any], batch: Tensor) -> float:
     """Return how far a tiny model ends from one that torch's own AdamW trains, over the way that it went."""
     tokens = batch % 64
     ours, theirs, start = (llama(32, 64, 1, 2, 64) for _ in range(3))

@@ -53,7 +53,7 @@ def final(text: str) -> str:
     numbers = NUMBER.findall(after)
     if not numbers:
         return " ".join(after.lower().split())
-    number = numbers[0 if MARK in text else -1].replace(",", "")
+    number: str = numbers[0 if MARK in text else -1].replace(",", "")
     # 5.0 is 5.
     return number.rstrip("0").rstrip(".") if "." in number else number
 

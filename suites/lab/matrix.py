@@ -43,7 +43,7 @@ def settings_of(network: Network, method: str) -> Iterator[Setting]:
     """
     chosen, rungs = get_method(method), rungs_of(network)
     widths = widths_of(method)
-    modes: list[tuple[int, bool, bool, tuple[Part, ...]]]
+    modes: list[tuple[Literal[8, 32], bool, bool, tuple[Part, ...]]]
     modes = [(*mode, ()) for mode in itertools.product(widths, (False, True), (False, True))]
     modes += [(bits, False, False, rungs[-1]) for bits in widths]
     ladder = [*((8, True, False, rung) for rung in rungs), (8, True, True, rungs[-1])]
@@ -66,7 +66,7 @@ def settings_of(network: Network, method: str) -> Iterator[Setting]:
             )
 
 
-def widths_of(method: str) -> tuple[int, ...]:
+def widths_of(method: str) -> tuple[Literal[8, 32], ...]:
     """Return the widths of the state that the matrix has of a method."""
     return tuple(width for width in WIDTHS if width in get_method(method).widths)
 

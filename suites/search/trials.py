@@ -141,11 +141,11 @@ class Trials:
     def choice(self, method: str, results: Sequence[Trial]) -> Choice | None:
         """Return a method's best trial, once all of them have a result; None before, or where none has a number."""
         own = [trial for trial in results if trial.method == method]
-        scored = [trial for trial in own if trial.score is not None]
+        scored = [(trial, trial.score) for trial in own if trial.score is not None]
         if not scored or any(trial.status not in RESULT for trial in own):
             return None
         sign = 1 if self.better == "higher" else -1
-        best = max(scored, key=lambda trial: (sign * trial.score, -trial.round, -trial.number))
+        best, score = max(scored, key=lambda each: (sign * each[1], -each[0].round, -each[0].number))
         last = self.rounds[-1][method]
         return Choice(
             method=method,
@@ -153,7 +153,7 @@ class Trials:
             number=best.number,
             learning_rate=best.learning_rate,
             rest_learning_rate=best.rest_learning_rate,
-            score=best.score,
+            score=score,
             edges=edges(last, best.learning_rate, best.rest_learning_rate),
         )
 

@@ -46,6 +46,7 @@ def settings_of(network: Network, method: str) -> Iterator[Setting]:
     modes: list[tuple[Literal[8, 32], bool, bool, tuple[Part, ...]]]
     modes = [(*mode, ()) for mode in itertools.product(widths, (False, True), (False, True))]
     modes += [(bits, False, False, rungs[-1]) for bits in widths]
+    ladder: list[tuple[Literal[8, 32], bool, bool, tuple[Part, ...]]]
     ladder = [*((8, True, False, rung) for rung in rungs), (8, True, True, rungs[-1])]
     for variant, config in chosen.variants.items():
         steps = ladder if chosen.bases and chosen.factors and not variant else []

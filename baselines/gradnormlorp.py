@@ -5,17 +5,14 @@
 Bytes of state for an O x I weight, basis on the factors' small side: 4 * (2 * P * (O + I) + 2 * R * P + 2 * O) with
 32-bit moments. Stated choices: P = R / 2 unless given, since P = R is a rotation that saves nothing (the release's GLUE
 script runs so); the gradient passes through the norm (`full`); moments are kept at a refresh.
-
-The form "dense" is not the paper's layer: it is `galore_norm`, which says what it does, under the name that older plans
-have for it; its factors' options are refused.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
@@ -28,29 +25,21 @@ from baselines.method import (
     Rates,
     RestartConfig,
     check_rank,
-    trainable,
 )
 from baselines.shared.projected import check_projection, projected_adamw
 from baselines.shared.targets import shapes
-from gnlorp import GradNormLoRPAdamW, NormLinear, NormLowRankLinear, param_groups
+from gnlorp import GradNormLoRPAdamW, NormLowRankLinear, param_groups
 from gnlorp import attach as attach_layers
-from gnlorp import merge as merge_layers
+from gnlorp import merge
 from gnlorp.base_weight import quantised_shapes
-
-DIRECTION = ".direction"
 
 
 class GradNormLoRPConfig(RestartConfig):
     """Settings of the layer and of the projection."""
 
-    later: ClassVar[frozenset[str]] = RestartConfig.later | {"form", "activations", "base_bits"}
-    form: Literal["factors", "dense"] = Field(
-        default="factors", description="frozen weight plus trained factors, or the whole weight trained"
-    )
-    rank: int = Field(default=8, description="rank of the factors (paper's GLUE: 8); dense: of the projection")
-    projection_rank: int = Field(
-        default=4, description="rank of the factors' gradient projection (own choice: rank / 2); dense: unused"
-    )
+    later: ClassVar[frozenset[str]] = RestartConfig.later | {"activations", "base_bits"}
+    rank: int = Field(default=8, description="rank of the factors (paper's GLUE: 8)")
+    projection_rank: int = Field(default=4, description="rank of the factors' gradient projection (own: rank / 2)")
     alpha: float = Field(default=16.0, gt=0, description="product scaled by alpha / rank (release's GLUE script: 16)")
     dropout: float = Field(default=0.1, ge=0, lt=1, description="on the factors' input (release's GLUE script: 0.1)")
     norm_gradient: Literal["full", "detached"] = Field(default="full", description="gradient rule of the row norm")
@@ -67,26 +56,6 @@ class GradNormLoRPConfig(RestartConfig):
     )
     allow_full_rank: bool = Field(default=False, description="permit projection_rank = rank, as the release runs")
 
-    @field_validator("alpha", "dropout", "norm_gradient", "activations", "base_bits")
-    @classmethod
-    def _does_something(cls, value: Any, info: ValidationInfo) -> Any:
-        # Plans of the form hold the defaults; no dropout is what it has.
-        default = cls.model_fields[str(info.field_name)].default
-        if info.data.get("form") == "dense" and value != default and not (info.field_name == "dropout" and value == 0):
-            raise ValueError(f"does nothing in form 'dense', which has no factors (nearest allowed value: {default})")
-        return value
-
-    def settings(self) -> dict[str, Any]:
-        """Return the settings as a plan holds them, without one that the form does not use."""
-        found = super().settings()
-        if self.form == "dense":
-            del found["projection_rank"]
-        return found
-
-    def projected(self) -> GradNormLoRPConfig:
-        """Return the settings with the rank that gradients are projected on as `projection_rank`."""
-        return self.model_copy(update={"projection_rank": self.rank}) if self.form == "dense" else self
-
 
 def configure(rank: int) -> GradNormLoRPConfig:
     """Return the settings at factor rank `rank`, half of it projected.
@@ -100,23 +69,8 @@ def configure(rank: int) -> GradNormLoRPConfig:
 
 
 def attach(model: nn.Module, placement: Placement, config: GradNormLoRPConfig) -> None:
-    """Put the weight-normalised layers in place.
-
-    Exactly factors, magnitudes and `placement.trained` train then; in the form "dense", everything.
-    """
+    """Put the weight-normalised layers in place; exactly factors, magnitudes and `placement.trained` train then."""
     layers = shapes(model, placement.targets)
-    if config.form == "dense":
-        if config.merge_gap:
-            raise ValueError("merge_gap: form 'dense' has no factors to merge (nearest allowed form: factors)")
-        check_rank(config.rank, layers)
-        named = {f"layer {name}": shape for name, shape in layers.items()}
-        check_projection(named, config.projected(), config.allow_full_rank)
-        for name in placement.targets:
-            base = model.get_submodule(name)
-            assert isinstance(base, nn.Linear)
-            model.set_submodule(name, NormLinear(base))
-        model.requires_grad_(True)
-        return
     check_rank(config.rank, layers)
     if config.rank == 1 and not config.allow_full_rank:
         raise ValueError("rank 1: leaves no smaller projection_rank without allow_full_rank (nearest allowed value: 2)")
@@ -148,28 +102,14 @@ def _factors(layers: dict[str, tuple[int, int]], rank: int) -> dict[str, tuple[i
 
 
 def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: GradNormLoRPConfig) -> Optimizer:
-    """Return AdamW, projected on the factors, or on the dense directions."""
-    if config.form == "dense":
-        named = trainable(model)
-        directions = {name + DIRECTION for name in placement.targets}
-        projected = [parameter for name, parameter in named.items() if name in directions]
-        plain = [parameter for name, parameter in named.items() if name not in directions]
-        return projected_adamw(projected, plain, adam, config.projected(), config.allow_full_rank)
+    """Return AdamW, projected on the factors."""
     factors, rest = param_groups(model, projection_rank=config.projection_rank)
     return projected_adamw(factors["params"], rest["params"], adam, config, config.allow_full_rank)
 
 
 def layer_parts(shape: tuple[int, int], config: GradNormLoRPConfig) -> tuple[Part, ...]:
-    """Return the frozen weight, both factors (gradients projected), the magnitude and the base's squared row norms.
-
-    In the form "dense": the direction (gradient projected) and the magnitude.
-    """
+    """Return the frozen weight, both factors (gradients projected), the magnitude and the base's squared row norms."""
     outputs, inputs = shape
-    if config.form == "dense":
-        return (
-            Part("direction", shape, True, False, config.rank, config.side),
-            Part("magnitude", (outputs,), trained=True, high=True),
-        )
     quantised = config.base_bits != 32
     held, scales = quantised_shapes(shape, config.base_bits) if quantised else (shape, ())
     return (
@@ -180,14 +120,6 @@ def layer_parts(shape: tuple[int, int], config: GradNormLoRPConfig) -> tuple[Par
         Part("magnitude", (outputs,), trained=True, high=True),
         Part("base_square", (outputs,), trained=False, high=True, buffer=True),
     )
-
-
-def merge(model: nn.Module) -> nn.Module:
-    """Fold factors, or direction and magnitude, into ordinary weights."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, NormLinear):
-            model.set_submodule(name, module.merge())
-    return merge_layers(model)
 
 
 def restart(model: nn.Module, optimizer: Optimizer, generator: torch.Generator) -> None:
@@ -207,9 +139,7 @@ METHOD = Method(
     attach=attach,
     optimizer=optimizer,
     merge=merge,
-    ranks=lambda shape, config: LayerRanks(
-        rank=config.rank if config.form == "factors" else None, projection_rank=config.projected().projection_rank
-    ),
+    ranks=lambda shape, config: LayerRanks(rank=config.rank, projection_rank=config.projection_rank),
     layer_parts=layer_parts,
     saves_state=True,
     restart=restart,
@@ -217,7 +147,6 @@ METHOD = Method(
         "": {},
         "8-bit weights": {"base_bits": 8},
         "4-bit weights": {"base_bits": 4},
-        "dense weights": {"form": "dense"},
     },
     settles=True,
     order=4,

@@ -90,8 +90,8 @@ def main(
         bool, typer.Option("--version", is_eager=True, callback=lambda on: _print_version(on), help="print versions")
     ] = False,
 ) -> None:
-    # The help of the commands as a whole stands above, with the app.
-    pass
+    # The help of the commands as a whole stands above, with the app. One command's --quiet is not the next one's.
+    console.quiet = errors.quiet = False
 
 
 def _print_version(asked: bool) -> None:

@@ -112,13 +112,16 @@ def choices(suite: SuiteEntry) -> dict[str, tuple[object, ...]]:
 def convention_of(
     suite: SuiteEntry, epoch: str = "last", tasks: int | None = None, seeds: str = "same", **readings: str
 ) -> Convention:
-    """Return a convention; what is not chosen is as the suite itself has it: main metrics, last evaluation, all tasks.
+    """Return a convention; what is not chosen is as the suite itself has it: main metrics, the last evaluation.
+
+    The tasks are then those that every average holds; a task that only some average stands apart (in GLUE: WNLI, whose
+    validation rows are built against its train rows).
 
     Raises:
         ChoiceError: a value that is not among the allowed ones, or a task that has no readings.
     """
     allowed = choices(suite)
-    number = counts(suite)[-1] if tasks is None else tasks
+    number = counts(suite)[0] if tasks is None else tasks
     chosen: dict[str, object] = {"epoch": epoch, "tasks": number, **readings}
     for name in readings:
         check_choice(name, _tasks(allowed), f"task with several readings in {suite.title}")

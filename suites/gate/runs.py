@@ -31,12 +31,13 @@ KEPT = (".py", ".toml", ".json", ".safetensors")
 
 
 class Row(Strict):
-    """One comparison of all methods, see `rows.toml`."""
+    """One comparison, of the usual methods unless it names them, see `rows.toml`."""
 
     suite: str
     rank: int = Field(gt=0)
     seeds: list[int]
     tasks: list[str] = []
+    methods: list[str] = []
     variant: str = ""
     settings: dict[str, Any] = {}
 
@@ -65,7 +66,7 @@ def gate_plans(runtime: Runtime, only: Sequence[str] = ()) -> list[Plan]:
     for row in rows():
         request = Request(
             suite=row.suite, profile=PROFILE, rank=row.rank, tasks=tuple(row.tasks), seeds=tuple(row.seeds),
-            methods=tuple(default_methods()), overrides=tuple(row.settings.items()),
+            methods=tuple(row.methods or default_methods()), overrides=tuple(row.settings.items()),
         )  # fmt: skip
         # A task's data takes seconds to make: tasks that nothing names are left out beforehand.
         cells = comparison(request).cells()

@@ -25,6 +25,7 @@ from suites.run import resume, saved
 from suites.run.build import Built, build
 from suites.run.follow import Followed
 from suites.run.loop import DivergedError, Hooks, Outcome, Progress, timing, train
+from suites.run.rounding import rule_of
 from suites.run.tracked import Tracked, tracked_pass
 from suites.suite import Beside, Job, Runtime
 
@@ -207,8 +208,16 @@ class _Run:
         method, shape = case.method, built.layers[0].shape if built.layers else (1, 1)
         trains_layers = method.trains_layers(shape, case.config)
         keeps_state = built.formula_state_bytes > 0
+        rule = rule_of(built.optimizer)
         live.check_engagement(
-            certificate, built.model, method.title, method.saves_state, trains_layers, method.bases, keeps_state
+            certificate,
+            built.model,
+            method.title,
+            method.saves_state,
+            trains_layers,
+            method.bases,
+            keeps_state,
+            rule_bytes=0 if rule is None else rule.rest_bytes,
         )
 
     def _memory(

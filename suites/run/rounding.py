@@ -63,6 +63,11 @@ class Rounding:
         with self._as_fp32(parameters):
             return step_part(self._optimizer, group, parameters)
 
+    @property
+    def rest_bytes(self) -> int:
+        """Bytes kept beside the weights."""
+        return sum(rest.nbytes for rest in self.rest.values())
+
     def finish(self) -> None:
         """Count the step, whose parts are all done."""
         self._steps += 1

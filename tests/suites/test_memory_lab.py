@@ -106,7 +106,7 @@ def test_the_lab_finds_what_a_step_takes(method: str, lab_of: Any) -> None:
     check(lab.cell(setting), *real_trace(lab, setting))
 
 
-@pytest.mark.parametrize("model", ["minilm", "20m"])
+@pytest.mark.parametrize("model", ["minilm", pytest.param("20m", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "config",
     [
@@ -115,7 +115,6 @@ def test_the_lab_finds_what_a_step_takes(method: str, lab_of: Any) -> None:
         {"dropout": 0.0},
         {"base_bits": 8},
         {"base_bits": 4},
-        {"form": "dense"},
     ],
     ids=lambda config: " ".join(map(str, *config.items())),
 )
@@ -125,9 +124,15 @@ def test_what_a_layer_may_keep_is_found_too(model: str, config: dict[str, Any]) 
     check(lab.cell(setting), *real_trace(lab, setting))
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "gradnormlorp"])
+@pytest.mark.parametrize("method", [pytest.param("full", marks=pytest.mark.slow), "lora", "gradnormlorp"])
 @pytest.mark.parametrize(
-    ("model", "chosen"), [("20m", PARTS), ("20m", ("loss",)), ("minilm", ("norms",)), ("minilm", ("mlp",))]
+    ("model", "chosen"),
+    [
+        ("20m", PARTS),
+        pytest.param("20m", ("loss",), marks=pytest.mark.slow),
+        pytest.param("minilm", ("norms",), marks=pytest.mark.slow),
+        ("minilm", ("mlp",)),
+    ],
 )
 def test_parts_made_again_are_found_too(method: str, model: str, chosen: tuple[Part, ...]) -> None:
     lab = Lab(find_network(model), method, 8)

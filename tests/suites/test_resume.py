@@ -128,8 +128,7 @@ def test_the_digest_sees_every_bit() -> None:
 COMMAND = (
     "run c4 --profile micro --method gradnormlorp --seeds 0 --workers 1 --checkpoint-every 1 --offline "
     "--set batch_size=4 --set train_rows=400 --set eval_tokens=2000 --set evaluations=5 "
-    "--set method.gradnormlorp.config.form=factors --set method.gradnormlorp.config.refresh_gap=25 "
-    "--set method.gradnormlorp.config.merge_gap=90"
+    "--set method.gradnormlorp.config.refresh_gap=25 --set method.gradnormlorp.config.merge_gap=90"
 ).split()
 
 

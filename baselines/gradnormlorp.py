@@ -28,9 +28,8 @@ from baselines.method import (
 )
 from baselines.shared.projected import check_projection, projected_adamw
 from baselines.shared.targets import shapes
-from gnlorp import GradNormLoRPAdamW, NormLowRankLinear, param_groups
+from gnlorp import GradNormLoRPAdamW, NormLowRankLinear, merge, param_groups
 from gnlorp import attach as attach_layers
-from gnlorp import merge
 from gnlorp.base_weight import quantised_shapes
 
 

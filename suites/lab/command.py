@@ -26,7 +26,7 @@ Again = Annotated[
     str, typer.Option("--recompute", help="made again in backward, exactly: some of norms,mlp,loss (comma-joined)")
 ]
 Variant = Annotated[
-    str, typer.Option(help="of the method, as the tables call it: `8-bit weights`, `4-bit weights`, `dense weights`")
+    str, typer.Option(help="of the method, as the tables call it: `8-bit weights`, `4-bit weights`")
 ]
 Overhead = Annotated[
     str,

@@ -138,15 +138,32 @@ def _check_tensors(number: Any, weight: Tensor, state: Any, needed: Layout) -> N
 def _check_parameter(weight: Tensor, group: dict[str, Any]) -> None:
     if not weight.is_floating_point():
         raise ValueError(f"parameter of shape {tuple(weight.shape)} is {weight.dtype}: must be floating point")
-    # No DTensor exists before its module is imported, which takes a while.
-    sharded = sys.modules.get("torch.distributed.tensor")
-    if sharded is not None and isinstance(weight, sharded.DTensor):
-        raise ValueError(
-            f"parameter of shape {tuple(weight.shape)} is a DTensor: parameters sharded by FSDP2 (fully_shard) or "
-            "tensor parallelism are not supported; use DistributedDataParallel"
-        )
+    if is_sharded(weight):
+        _check_sharded(weight, group)
     if group["projection_rank"] is not None:
         check_projection_rank(weight.shape, group["projection_rank"], group["side"], group["allow_full_rank"])
+
+
+def is_sharded(tensor: Any) -> bool:
+    """Whether a tensor is a DTensor, as `fully_shard` makes them."""
+    # None exists before its module is imported, which takes a while.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def _check_sharded(weight: Any, group: dict[str, Any]) -> None:
+    placements = weight.placements
+    what = f"parameter of shape {tuple(weight.shape)} is a DTensor with placements {tuple(map(str, placements))}"
+    if len(placements) != 1 or not (placements[0].is_shard() or placements[0].is_replicate()):
+        raise ValueError(
+            f"{what}: supported are parameters sharded along one dimension of one mesh (fully_shard of FSDP2 on a 1-D "
+            "mesh), not HSDP or tensor parallelism"
+        )
+    if group["state_bits"] == 8:
+        raise ValueError(
+            f"{what}: state_bits 8 keeps one scale for 256 values, which shards would cut (allowed: 32, or parameters "
+            "kept whole by ignored_params of fully_shard)"
+        )
 
 
 def _number(name: str, value: Any, holds: Callable[[float], bool], rule: str) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.weak import TensorWeakRef
 
 from gnlorp.base_weight import BaseWeight, accumulation_dtype, quantise, row_square_norms
-from gnlorp.checks import whole
+from gnlorp.checks import is_sharded, whole
 from gnlorp.dropout import draw_seed
 from gnlorp.weight_norm import (
     Options,
@@ -147,7 +147,11 @@ class NormLowRankLinear(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> nn.Linear:
-        """Return an ordinary linear layer that computes the same; the bias is the same parameter."""
+        """Return an ordinary linear layer that computes the same; the bias is the same parameter.
+
+        Raises: RuntimeError where the weights are sharded.
+        """
+        _check_whole(self.base_weight)
         with torch.device("meta"):
             linear = nn.Linear(self.in_features, self.out_features, bias=False)
         linear.weight = nn.Parameter(self.weight)
@@ -163,7 +167,9 @@ class NormLowRankLinear(nn.Module):
         no longer mean anything: pass them to `GradNormLoRPAdamW.forget`. A weight that may be shared is replaced by a
         merged copy the first time, so that no other module changes. A W0 of 8 or 4 bits is rounded anew, so that the
         function then changes by that rounding.
+        Raises: RuntimeError where the weights are sharded.
         """
+        _check_whole(self.base_weight)
         merged = self.weight
         if self.base_bits is not None:
             quantised, self.base_scale = quantise(merged, self.base_bits)
@@ -179,7 +185,13 @@ class NormLowRankLinear(nn.Module):
         return [self.factor_out, self.factor_in]
 
     def _renew_norms(self) -> None:
-        self.base_square = row_square_norms(self.base_weight.detach(), self.base_scale, self.in_features)
+        if is_sharded(self.base_weight):
+            from gnlorp import sharded
+
+            base: Any = self.base_weight.detach()
+            self.base_square = sharded.row_square_norms(base, self.base_scale, self.in_features)
+        else:
+            self.base_square = row_square_norms(self.base_weight.detach(), self.base_scale, self.in_features)
         self._square_of = _written(self.base_weight)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NormLowRankLinear:
@@ -219,7 +231,17 @@ class NormLowRankLinear(nn.Module):
 
 def _written(weight: Tensor) -> tuple[int, int]:
     """Return what changes when `weight` is written in place or given other memory."""
+    if is_sharded(weight):
+        return weight._version, 0
     return weight._version, 0 if weight.is_meta else weight.untyped_storage()._cdata
+
+
+def _check_whole(weight: Tensor) -> None:
+    if is_sharded(weight):
+        raise RuntimeError(
+            "the layer's weights are sharded: merge and restart need whole ones; load the gathered state dict into a "
+            "model that is not sharded"
+        )
 
 
 def _choose(layer: weakref.ref[NormLowRankLinear], output: TensorWeakRef, version: int) -> None:

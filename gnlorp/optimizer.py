@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gnlorp.checks import OPTIONS, check_group, check_names, check_state, needed_layout, whole
+from gnlorp.checks import OPTIONS, check_group, check_names, check_state, is_sharded, needed_layout, whole
 from gnlorp.layer import NormLowRankLinear
-from gnlorp.moments import Layout, MomentRule, State
+from gnlorp.moments import Layout, MomentRule, State, zeros
 from gnlorp.projection import BasisKind, Side
 from gnlorp.update import (
     accumulate_projected_,
@@ -79,13 +79,17 @@ class GradNormLoRPAdamW(Optimizer):
     before the first. `refresh_gap` and `set_refresh_gap` read and set the gap of every projected group,
     `supports_per_layer` tells whether `per_layer` is possible.
 
-    Raises: ValueError for an option that is unknown or outside its range, a sparse gradient, and a parameter that is
-        sharded (DTensor) or cannot be projected; RuntimeError where bitsandbytes is needed and missing.
+    Parameters may be sharded by FSDP2's `fully_shard`: see `gnlorp.sharded`, and its `placement` for the dimension.
+
+    Raises: ValueError for an option that is unknown or outside its range, a sparse gradient, and a parameter that
+        cannot be projected or is sharded in another way; RuntimeError where bitsandbytes is needed and missing.
     """
 
     options: ClassVar[tuple[str, ...]] = OPTIONS
     # Whether a step needs no more than the sum of projected gradients; a rule that needs whole ones sums those.
     sums_projected: ClassVar[bool] = True
+    # Whether its rule for projected parameters works on shards of them.
+    takes_shards: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -127,6 +131,7 @@ class GradNormLoRPAdamW(Optimizer):
         super().add_param_group(param_group)
         try:
             check_group(self.param_groups[-1])
+            self._check_shards(self.param_groups[-1])
         except ValueError:
             self.param_groups.pop()
             raise
@@ -148,7 +153,7 @@ class GradNormLoRPAdamW(Optimizer):
             self._close_pass()
             return loss
         work = [[weight for weight in group["params"] if weight.grad is not None] for group in self.param_groups]
-        norms = iter(gradient_norms([weight.grad for weights in work for weight in weights]))
+        norms = iter(_norms([weight.grad for weights in work for weight in weights]))
         grouped = [[next(norms) for _ in weights] for weights in work]
         skipped = not all(map(self._usable, grouped, work, self.param_groups))
         refreshed = False
@@ -174,7 +179,8 @@ class GradNormLoRPAdamW(Optimizer):
             then.
 
         reduce: called with each gradient before its use, to average it over all ranks in place. Where there are
-            several it is needed: DistributedDataParallel averages a gradient only after it has been used here.
+            several it is needed: DistributedDataParallel averages a gradient only after it has been used here. FSDP2
+            hands over the gradient of a sharded parameter summed already: `reduce` is not called with those.
 
         Raises: RuntimeError on several ranks without `reduce`; in the second backward pass before `step`; in
             `GradScaler.step`.
@@ -192,8 +198,10 @@ class GradNormLoRPAdamW(Optimizer):
 
     @property
     def supports_per_layer(self) -> bool:
-        """Whether `per_layer` works as it is: on one rank; on several it needs `reduce`."""
-        return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
+        """Whether `per_layer` works as it is: on one rank, or sharded; whole parameters of several need `reduce`."""
+        if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+            return True
+        return all(is_sharded(weight) for group in self.param_groups for weight in group["params"])
 
     @property
     def refresh_gap(self) -> int | None:
@@ -209,6 +217,23 @@ class GradNormLoRPAdamW(Optimizer):
         for group in groups:
             group["refresh_gap"] = gap
         return bool(groups)
+
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Make the state of every trainable parameter that has none, zeros at step 0, as a first step would find it.
+
+        So that `torch.distributed.checkpoint`, which loads into tensors that are there, finds all of them.
+        """
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if not weight.requires_grad or self.state[weight]:
+                    continue
+                if is_sharded(weight):
+                    from gnlorp import sharded
+
+                    sharded.begin_(weight, self.state[weight], group)
+                else:
+                    self.state[weight].update(step=0, **zeros(self._layout(weight, group), weight.device))
 
     def forget(self, params: Iterable[Tensor]) -> None:
         """Drop the moments, bases and step counters of these parameters, as after a restart of their factors."""
@@ -285,6 +310,17 @@ class GradNormLoRPAdamW(Optimizer):
     def _check_state(self, given: Any) -> None:
         check_state(self.param_groups, given, self.options, self._layout)
 
+    def _check_shards(self, group: dict[str, Any]) -> None:
+        if group["projection_rank"] is None or self.takes_shards:
+            return
+        for weight in group["params"]:
+            if is_sharded(weight):
+                raise ValueError(
+                    f"parameter of shape {tuple(weight.shape)} is sharded: {type(self).__name__} has a rule of its own "
+                    "for projected parameters, which needs whole ones (allowed: parameters kept whole by "
+                    "ignored_params of fully_shard)"
+                )
+
     def _projected(self) -> list[dict[str, Any]]:
         return [group for group in self.param_groups if group["projection_rank"] is not None]
 
@@ -293,10 +329,28 @@ class GradNormLoRPAdamW(Optimizer):
             return False
         grads = [weight.grad for weight in weights if weight.grad is not None]
         states = [self.state[weight] for weight in weights]
+        if any(map(is_sharded, weights)):
+            return self._update_shards(group, weights, norms)
         if group["projection_rank"] is None:
             update_plain_(weights, grads, states, group)
             return False
         return update_projected_(weights, grads, states, norms, group)
+
+    def _update_shards(self, group: dict[str, Any], weights: list[Tensor], norms: list[float]) -> bool:
+        """Do what `_update` does where some weights are sharded; the whole ones are stepped by themselves."""
+        from gnlorp import sharded
+
+        pairs = list(zip(weights, norms, strict=True))
+        own = [(weight, norm) for weight, norm in pairs if not is_sharded(weight)]
+        refreshed = self._update(group, [weight for weight, _ in own], [norm for _, norm in own])
+        shared: list[Any] = [weight for weight in weights if is_sharded(weight)]
+        states = [self.state[weight] for weight in shared]
+        grads = [weight.grad for weight in shared]
+        if group["projection_rank"] is None:
+            sharded.update_plain_(shared, grads, states, group)
+            return refreshed
+        some = [norm for weight, norm in pairs if is_sharded(weight)]
+        return sharded.update_projected_(shared, grads, states, some, group) or refreshed
 
     def _count(self, skipped: bool, refreshed: bool, norm: float | None) -> None:
         self.last_refreshed, self.last_gradient_norm = refreshed, norm
@@ -344,7 +398,7 @@ class GradNormLoRPAdamW(Optimizer):
             self._pass.open[id(weight)] = (group, weight)
         if not self._sums(group) and not last:
             return
-        if self._reduce is not None and weight.grad is not None:
+        if self._reduce is not None and weight.grad is not None and not is_sharded(weight):
             self._reduce(weight.grad)
         if self._accumulation == 1 or not self._sums(group):
             self._update_alone(group, weight)
@@ -356,7 +410,7 @@ class GradNormLoRPAdamW(Optimizer):
             self._pass.open.pop(id(weight), None)
 
     def _update_alone(self, group: dict[str, Any], weight: Tensor) -> None:
-        norm = gradient_norms([weight.grad])[0]
+        norm = _norms([weight.grad])[0]
         self._pass.add(norm)
         if self._usable([norm], [weight], group):
             self._pass.refreshed |= self._update(group, [weight], [norm])
@@ -367,13 +421,14 @@ class GradNormLoRPAdamW(Optimizer):
     def _add_projected(self, group: dict[str, Any], weight: Tensor) -> None:
         grad, done = weight.grad, self._pass
         assert grad is not None
-        norm = gradient_norms([grad])[0]
+        norm = _norms([grad])[0]
         done.norm = None
         if not self._usable([norm], [weight], group):
             done.spoilt.add(id(weight))
         elif id(weight) not in done.spoilt:
             sums = done.sums
-            total, fitted = accumulate_projected_(weight, grad, self.state[weight], norm, sums.get(id(weight)), group)
+            accumulate = _on(weight, accumulate_projected_)
+            total, fitted = accumulate(weight, grad, self.state[weight], norm, sums.get(id(weight)), group)
             done.refreshed |= fitted
             if total is not None:
                 sums[id(weight)] = total
@@ -382,10 +437,10 @@ class GradNormLoRPAdamW(Optimizer):
     def _step_sum(self, group: dict[str, Any], weight: Tensor) -> None:
         done = self._pass
         total = done.sums.pop(id(weight), None)
-        if id(weight) in done.spoilt or (total is not None and not math.isfinite(gradient_norms([total])[0])):
+        if id(weight) in done.spoilt or (total is not None and not math.isfinite(_sum_norm(weight, total))):
             done.skipped = True
         else:
-            step_projected_(weight, total, self.state[weight], group)
+            _on(weight, step_projected_)(weight, total, self.state[weight], group)
 
     def _close_pass(self) -> None:
         # Parameters that not every backward pass reached have been waiting for a gradient that never came.
@@ -417,6 +472,32 @@ class _Pass:
     def add(self, norm: float) -> None:
         """Add a parameter's norm to the common one."""
         self.norm = None if self.norm is None else math.hypot(self.norm, norm)
+
+
+def _on(weight: Tensor, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of `gnlorp.update`, or its namesake for weights that are sharded."""
+    if not is_sharded(weight):
+        return function
+    from gnlorp import sharded
+
+    found: Callable[..., Any] = getattr(sharded, function.__name__)
+    return found
+
+
+def _norms(grads: Sequence[Tensor | None]) -> list[float]:
+    if any(map(is_sharded, grads)):
+        from gnlorp import sharded
+
+        return sharded.gradient_norms(grads)
+    return gradient_norms(grads)
+
+
+def _sum_norm(weight: Tensor, total: Tensor) -> float:
+    if is_sharded(weight):
+        from gnlorp import sharded
+
+        return sharded.sum_norm(weight, total)  # type: ignore[arg-type]
+    return gradient_norms([total])[0]
 
 
 def _copied(state: State, device: torch.device) -> State:

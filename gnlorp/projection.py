@@ -133,7 +133,7 @@ def fit(
         kept = small if needs_small else None
         new = Bases(large, kept) if tall else Bases(kept, large)
         past = before or Bases(None, None)
-        fitted.append(Bases(_oriented(new.left, past.left), _oriented(new.right, past.right)))
+        fitted.append(Bases(oriented(new.left, past.left), oriented(new.right, past.right)))
     return fitted
 
 
@@ -184,7 +184,8 @@ def _small_side(bases: Bases | None, grad: Tensor) -> Tensor | None:
     return small
 
 
-def _oriented(basis: Tensor | None, old: Tensor | None) -> Tensor | None:
+def oriented(basis: Tensor | None, old: Tensor | None) -> Tensor | None:
+    """Return the basis with each column pointing the way of its predecessor, or its largest entry positive."""
     if basis is None:
         return None
     if old is not None:

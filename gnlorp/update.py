@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gnlorp.checks import is_sharded
 from gnlorp.moments import (
     State,
     adam_directions,
@@ -65,11 +66,20 @@ def usable(norms: Sequence[float], weights: Sequence[Tensor], group: Any) -> boo
     for norm, weight in zip(norms, weights, strict=True):
         largest = norm
         if group["projection_rank"] is None and weight.grad is not None:
-            largest = float(torch.linalg.vector_norm(weight.grad, math.inf))
+            largest = largest_value(weight.grad)
         limit = torch.finfo(torch.promote_types(weight.dtype, torch.float32)).max
         if not (math.isfinite(norm) and room * largest * largest < limit):
             return False
     return True
+
+
+def largest_value(grad: Tensor) -> float:
+    """Return the largest magnitude in a gradient."""
+    if is_sharded(grad):
+        from gnlorp import sharded
+
+        return sharded.largest_value(grad)
+    return float(torch.linalg.vector_norm(grad, math.inf))
 
 
 def update_plain_(weights: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], group: Any) -> None:
@@ -115,7 +125,7 @@ def update_projected_(
             _only_decay_(weight, state, decay, group)
     due = [i for i in live if norms[i] > 0 and states[i].get("step", 0) % group["refresh_gap"] == 0]
     refresh_([weights[i] for i in due], [moderate(grads[i], norms[i]) for i in due], [states[i] for i in due], group)
-    for chunk in _chunks(live, weights, group):
+    for chunk in chunks(live, weights, group):
         _step_projected_(
             [weights[i] for i in chunk], [grads[i] for i in chunk], [states[i] for i in chunk], decay, group
         )
@@ -142,13 +152,13 @@ def step_projected_(weight: Tensor, projected: Tensor | None, state: State, grou
     """One step of AdamW on a projected gradient that is there already; None stands for a gradient of 0."""
     decay = 1.0 - float(group["lr"]) * group["weight_decay"]
     if projected is not None:
-        _apply_projected_([weight], [projected], [state], decay, group)
+        apply_projected_([weight], [projected], [state], decay, group)
     elif not state.get("step"):
         _only_decay_(weight, state, decay, group)
     else:
         high = torch.promote_types(weight.dtype, torch.float32)
         shape = projected_shape(weight.shape, group["projection_rank"], group["side"])
-        _apply_projected_([weight], [torch.zeros(shape, dtype=high, device=weight.device)], [state], decay, group)
+        apply_projected_([weight], [torch.zeros(shape, dtype=high, device=weight.device)], [state], decay, group)
 
 
 def _only_decay_(weight: Tensor, state: State, decay: float, group: Any) -> None:
@@ -163,12 +173,13 @@ def _step_projected_(
     weights: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], decay: float, group: Any
 ) -> None:
     projected = [down(grad, bases_of(state)) for grad, state in zip(grads, states, strict=True)]
-    _apply_projected_(weights, projected, states, decay, group)
+    apply_projected_(weights, projected, states, decay, group)
 
 
-def _apply_projected_(
+def apply_projected_(
     weights: Sequence[Tensor], projected: Sequence[Tensor], states: Sequence[State], decay: float, group: Any
 ) -> None:
+    """One step of AdamW on projected gradients that are there already, bases in the states."""
     bases = [bases_of(state) for state in states]
     if group["side"] == "both":
         for low in projected:
@@ -207,7 +218,8 @@ def bases_of(state: State) -> Bases:
     return Bases(state.get("basis_left"), state.get("basis_right"))
 
 
-def _chunks(indices: Sequence[int], weights: Sequence[Tensor], group: Any) -> Iterator[list[int]]:
+def chunks(indices: Sequence[int], weights: Sequence[Tensor], group: Any) -> Iterator[list[int]]:
+    """Yield indices of weights whose projected gradients are `CHUNK_VALUES` values together at most."""
     chunk: list[int] = []
     values = 0
     for index in indices:

@@ -57,6 +57,7 @@ class RuleAdamW(GradNormLoRPAdamW):
     own: ClassVar[Mapping[str, Any]] = {}
     fits: ClassVar[bool] = True
     sums_projected: ClassVar[bool] = False
+    takes_shards: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

@@ -333,9 +333,11 @@ def runtime_of(options: Options, device: torch.device, group: Group, outside: Ou
     Raises:
         ValueError: an option outside its rule.
     """
+    from suites.run.distributed import sharded_group
     from suites.run.processes import shared_out
     from suites.suite import Runtime
 
+    group = sharded_group(group, options.shard, options.keep_trained_whole)
     folder = Path(options.model) if options.model and Path(options.model).is_dir() else None
     data_dir = options.data_dir.resolve() if options.data_dir is not None else None
     if options.checkpoint_every is not None and options.checkpoint_every < 1:
@@ -413,7 +415,8 @@ def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False) -
     todo, known = missing_runs(plans, runtime, out)
     for each in todo:
         distributed.check_divides(each.training.accumulation, group)
-    predictions = predict(todo, runtime)
+    # The step of one process that has it all says nothing of a shard's: see `memory --gpus N --shard`.
+    predictions = predict(todo, runtime) if group.shard is None else {}
     predicted: dict[str, int | None] = {key: found.peak.total_bytes for key, found in predictions.items()}
     reserved = reserved_bytes(todo, predictions, runtime)
     if todo and group.leads:

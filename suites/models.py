@@ -328,6 +328,13 @@ def checkpoint_activations(model: nn.Module) -> None:
     enable(options)
 
 
+def blocks_of(model: nn.Module) -> list[nn.Module]:
+    """Return the layers that run one after the other: the longest list of modules of one type."""
+    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    alike = [found for found in lists if len({type(module) for module in found}) == 1]
+    return max(alike, key=len, default=[])
+
+
 def unreachable(what: str, plan: ModelPlan, error: Exception) -> str:
     """Return one line that says what could not be had, why, and what can be done."""
     reason = next(iter(str(error).splitlines()), type(error).__name__)[:160]

@@ -106,6 +106,20 @@ class Options:
     checkpoint_every: Annotated[
         int | None, typer.Option(help="optimizer steps between checkpoints; default: one every five minutes")
     ] = None
+    shard: Annotated[
+        bool,
+        typer.Option(
+            "--shard",
+            help="under torchrun: shard weights, gradients and state over the processes (FSDP2), instead of a copy each",
+        ),
+    ] = False
+    keep_trained_whole: Annotated[
+        bool,
+        typer.Option(
+            "--keep-trained-whole",
+            help="with --shard: shard the frozen weights alone, for LoRA and its kin: any optimizer, 8-bit state too",
+        ),
+    ] = False
     fresh: Annotated[
         bool, typer.Option("--fresh", help="start anew instead of going on from the checkpoints of a run cut off")
     ] = False

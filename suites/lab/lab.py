@@ -25,14 +25,14 @@ from results.lab import Counted, DeviceKind, MemoryCell, Parts, Precision, Setti
 from results.schema import Layer, Peak
 from suites.config import method_config
 from suites.lab import splice, step
-from suites.lab.networks import Network, blocks_of
+from suites.lab.networks import Network
 from suites.measure import allocator, live
 from suites.measure.cuda import cuda_rules
 from suites.measure.formula import Rest, formula_of, quantises, rest_of
 from suites.measure.ledger import outside_formula
 from suites.measure.predict import without_values
 from suites.measure.tracker import Category, Phase, Trace, peak_of, track, track_load
-from suites.models import checkpoint_activations
+from suites.models import blocks_of, checkpoint_activations
 from suites.recompute import recompute
 from suites.run.loop import apply_gradients
 from suites.run.per_layer import PerLayer

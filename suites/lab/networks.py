@@ -169,12 +169,5 @@ def _check_heads(name: str, config: Any) -> None:
         )
 
 
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Return the layers that run one after the other: the longest list of modules of one type."""
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
-    alike = [found for found in lists if len({type(module) for module in found}) == 1]
-    return max(alike, key=len, default=[])
-
-
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__

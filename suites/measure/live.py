@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gnlorp.checks import is_sharded
 from results.schema import Engagement, Layer
 
 MOMENT_BYTES = 8
@@ -32,10 +33,19 @@ _OPAQUE = (str, bytes, type, nn.Module, FunctionType, BuiltinFunctionType, Metho
 
 
 def storages(tensor: Tensor) -> list[torch.UntypedStorage]:
-    """Return the storages of a tensor: one, or those of indices and values where it is sparse in COO layout."""
+    """Return the storages of a tensor: one, those of indices and values where it is sparse in COO layout, or that of
+    this process's shard."""
+    if is_sharded(tensor):
+        return storages(tensor._local_tensor)  # type: ignore[attr-defined]
     if tensor.layout == torch.sparse_coo:
         return [tensor._indices().untyped_storage(), tensor._values().untyped_storage()]
     return [tensor.untyped_storage()]
+
+
+def is_sharded_type(kind: type) -> bool:
+    """Whether a type of tensors is DTensor, whose storages are those of this process's shard."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and issubclass(kind, module.DTensor)
 
 
 def tensors_in(value: object) -> Iterator[Tensor]:

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from results.schema import Peak
 from suites.measure.allocator import Held, held
-from suites.measure.live import tensors_in
+from suites.measure.live import is_sharded_type, tensors_in
 from suites.measure.tracker import NATIVE_NAMESPACES, peak_of, track
 
 Build = Callable[[], tuple[nn.Module, Optimizer, Callable[[], object]]]
@@ -121,6 +121,8 @@ class _Rules(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if any(map(is_sharded_type, types)):
+            return NotImplemented
         tensors = list(tensors_in((args, kwargs)))
         known = func.overloadpacket in SEQUENCES and torch.device(kwargs.get("device") or "cpu").type == "cpu"
         if (tensors or known) and not any(isinstance(tensor, FakeTensor) for tensor in tensors):

@@ -30,14 +30,15 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from results.schema import Peak
-from suites.measure.live import held_tensors, storages, tensors_in
+from suites.measure.live import held_tensors, is_sharded_type, storages, tensors_in
 
 Category = Literal["parameter", "buffer", "gradient", "activation", "temporary", "optimizer", "other"]
 Phase = Literal["start", "forward", "backward", "optimizer"]
 T = TypeVar("T")
 Owned = Iterable[tuple[Category, Tensor]]
 
-NATIVE_NAMESPACES = frozenset({"aten", "prim", "prims", "profiler"})
+NATIVE_NAMESPACES = frozenset({"aten", "prim", "prims", "profiler", "c10d", "_c10d_functional", "fsdp"})
+"""Operators that are looked at from outside alone; what processes exchange is among them."""
 
 
 class Event(NamedTuple):
@@ -152,10 +153,21 @@ def owned_tensors(model: nn.Module, optimizer: Optimizer | None) -> Iterator[tup
     """Yield every tensor that the model and the optimizer hold now, with its category."""
     parameters = all_parameters(model, optimizer)
     yield from (("parameter", parameter) for parameter in parameters)
+    yield from (("parameter", weight) for weight in gathered_weights(model))
     yield from (("buffer", buffer) for buffer in model.buffers())
     yield from (("gradient", parameter.grad) for parameter in parameters if parameter.grad is not None)
     if optimizer is not None:
         yield from (("optimizer", tensor) for _, tensor in held_tensors(optimizer, model))
+
+
+def gathered_weights(model: nn.Module) -> Iterator[Tensor]:
+    """Yield what FSDP2 gathers the shards of a model's weights into; empty storages between their uses."""
+    for module in model.modules():
+        state = getattr(module, "_get_fsdp_state", None)
+        if state is not None:
+            for group in state()._fsdp_param_groups:
+                for parameter in group.fsdp_params:
+                    yield from parameter.all_gather_outputs
 
 
 class Recorder(TorchDispatchMode):
@@ -193,6 +205,7 @@ class Recorder(TorchDispatchMode):
     def watching(self, parameters: Iterable[Tensor], blocks: Iterable[nn.Module] = ()) -> Iterator[None]:
         """Follow module forwards, optimizer steps and arriving gradients while the context lasts; mark `blocks`."""
         with ExitStack() as stack:
+            stack.enter_context(self._watching_sizes())
             for index, block in enumerate(blocks):
                 for handle in self._mark_hooks(block, index):
                     stack.callback(handle.remove)
@@ -207,6 +220,23 @@ class Recorder(TorchDispatchMode):
                 if parameter.requires_grad and parameter.is_leaf:
                     stack.callback(self._watch_gradient(parameter))
             yield
+
+    @contextmanager
+    def _watching_sizes(self) -> Iterator[None]:
+        """Follow storages that are emptied and filled again without an operator, as FSDP2 does with gathered weights."""
+        plain = torch.UntypedStorage.resize_
+
+        def resize_(storage: torch.UntypedStorage, size: int) -> Any:
+            result = plain(storage, size)
+            if storage._cdata in self._live:
+                self._see_storage(storage, "other")
+            return result
+
+        torch.UntypedStorage.resize_ = resize_  # type: ignore[assignment, method-assign]
+        try:
+            yield
+        finally:
+            torch.UntypedStorage.resize_ = plain  # type: ignore[method-assign]
 
     def _mark_hooks(self, block: nn.Module, index: int) -> Iterator[torch.utils.hooks.RemovableHandle]:
         def mark(phase: Literal["forward", "backward"]) -> None:
@@ -288,6 +318,9 @@ class Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if any(map(is_sharded_type, types)):
+            # Its own operators on shards come here next.
+            return NotImplemented
         if not self._during or self._during[-1].phase != self._phase():
             self._during.append(Event(None, 0, self._phase()))
         for tensor in tensors_in((args, kwargs)):

@@ -17,6 +17,7 @@ from suites.models import checkpoint_activations
 from suites.recompute import recompute
 from suites.resolved import Resolved
 from suites.run.rounding import REST_BYTES, Rounding
+from suites.run.shard import check_optimizer, check_shard, own_state_bytes, set_apart, shard_model
 
 
 @dataclass
@@ -44,11 +45,19 @@ def build(model: nn.Module, placement: Placement, case: Resolved, device: torch.
     # What is said of the model before the method changes it.
     shapes = targets.shapes(model, placement.targets)
     dense = live.dense_state_bytes(parameter.numel() for parameter in model.parameters())
+    before = {name for name, _ in model.named_parameters()}
     torch.manual_seed(derived_seed(case.plan.seed, "method"))
     case.method.attach(model, placement, case.config)
     recompute(model, case.training.recompute)
-    model = model.to(device or case.runtime.device)
+    shared = case.runtime.group.shard is not None
+    if shared:
+        shard_model(model, placement, case, before, device or case.runtime.device)
+    else:
+        model = model.to(device or case.runtime.device)
     optimizer = case.method.make_optimizer(model, placement, case.adam, case.config)
+    if shared:
+        check_optimizer(optimizer, case.plan.method)
+        set_apart(optimizer)
     if case.training.bf16_updates != "nearest":
         Rounding(optimizer, case.training.bf16_updates, case.plan.seed)
     layers = [
@@ -56,7 +65,11 @@ def build(model: nn.Module, placement: Placement, case: Resolved, device: torch.
         for name, shape in shapes.items()
         for ranks in [case.method.ranks(shape, case.config)]
     ]
-    return Built(model, optimizer, layers, dense, formula_state_bytes(model, placement, layers, case))
+    if case.runtime.group.shard == "all":
+        own = own_state_bytes(optimizer, case.runtime.group)
+    else:
+        own = formula_state_bytes(model, placement, layers, case)
+    return Built(model, optimizer, layers, dense, own)
 
 
 def formula_state_bytes(model: nn.Module, placement: Placement, layers: list[Layer], case: Resolved) -> int:
@@ -85,6 +98,7 @@ def check_fit(case: Resolved) -> None:
         ValueError: the method's settings, targets, `recompute` or width of the state do not fit, or there is no model.
     """
     case.method.check_width(case.training.state_bits)
+    check_shard(case)
     with torch.device("meta"):
         model = case.skeleton()
         case.method.attach(model, case.placement(), case.config)

@@ -69,7 +69,18 @@ def save(folder: Path, plan: Plan, step: int, state: Mapping[str, Any]) -> Path:
             os.unlink(scratch)
     for old in _files(folder)[:-KEPT]:
         old.unlink()
+        shutil.rmtree(parts_folder(folder, int(old.stem.split("-")[1])), ignore_errors=True)
     return target
+
+
+def parts_folder(folder: Path, step: int) -> Path:
+    """Return where the tensors of a sharded run's checkpoint stand."""
+    return folder / f"step-{step:08d}.parts"
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Return name -> digest of the files in a folder."""
+    return {path.name: _digest(path) for path in sorted(folder.iterdir())} if folder.is_dir() else {}
 
 
 def newest(folder: Path, plan: Plan) -> State | None:
@@ -80,10 +91,22 @@ def newest(folder: Path, plan: Plan) -> State | None:
     """
     for path in reversed(_files(folder)):
         state = _read(path)
-        if state is not None:
-            _check_plan(path, Plan.model_validate_json(state["plan"]), plan)
-            return state
+        if state is None:
+            continue
+        parts = state.get("parts")
+        if parts is not None and digests(parts_folder(folder, state["step"])) != parts:
+            warnings.warn(f"{path}: a part of it is missing or damaged, passed over", stacklevel=2)
+            continue
+        _check_plan(path, Plan.model_validate_json(state["plan"]), plan)
+        return state
     return None
+
+
+def at_step(folder: Path, step: int) -> State:
+    """Return the checkpoint of a step that `newest` has found whole, on another process maybe."""
+    (path,) = folder.glob(f"step-{step:08d}-*.pt")
+    state: State = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def remove(folder: Path) -> None:

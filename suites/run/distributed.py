@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -17,10 +18,14 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of one run; the default is a run of one process."""
+    """The processes of one run; the default is a run of one process.
+
+    `shard`: whether weights are sharded over them (`suites.run.shard`): "all" of them, or the "frozen" ones alone.
+    """
 
     rank: int = 0
     size: int = 1
+    shard: Literal["all", "frozen"] | None = None
 
     @property
     def leads(self) -> bool:
@@ -59,6 +64,10 @@ class Group:
             dist.barrier()
 
 
+ALONE = Group()
+"""A run of one process."""
+
+
 def joined_group() -> Group:
     """Join the processes that torchrun started, through accelerate; a group of one where it did not.
 
@@ -74,6 +83,24 @@ def joined_group() -> Group:
     except (RuntimeError, ValueError, KeyError) as error:
         raise ValueError(f"the processes of torchrun cannot be joined: {error}") from error
     return Group(state.process_index, state.num_processes)
+
+
+def sharded_group(group: Group, shard: bool, keep_trained_whole: bool) -> Group:
+    """Return the group with its weights sharded as the command line asks.
+
+    Raises:
+        ValueError: one process alone, or a switch without the other.
+    """
+    if keep_trained_whole and not shard:
+        raise ValueError("--keep-trained-whole: says what --shard leaves whole (nearest allowed: --shard with it)")
+    if not shard:
+        return group
+    if group.size == 1:
+        raise ValueError(
+            "--shard: there is one process, and nothing to share out (nearest allowed: torchrun --standalone "
+            "--nproc_per_node 2 -m suites run ... --shard)"
+        )
+    return replace(group, shard="frozen" if keep_trained_whole else "all")
 
 
 def check_divides(accumulation: int, group: Group) -> None:

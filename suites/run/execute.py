@@ -135,7 +135,7 @@ class _Run:
 
     def go(self, case: Resolved) -> None:
         """Do all of it; whatever is raised ends the run."""
-        device = case.runtime.device
+        device, group = case.runtime.device, case.runtime.group
         devices = live.DevicePeaks(device)
         job = case.job()
         self.parts |= {"data": job.facts, "main_metric": job.main_metric}
@@ -168,11 +168,12 @@ class _Run:
         self._certify(built, case)
         memory = self._memory(built, tracked, untracked, devices)
         self.parts["memory"] = memory
-        if tracked is not None and load is not None:
+        # The ledger's formulas are of whole weights.
+        if tracked is not None and load is not None and group.shard is None:
             self.parts["memory"] = with_ledger(memory, built, job, case, {"load": load, **tracked.phases})
 
         # 5. The model itself, last, since merging uses it up.
-        if case.runtime.beside.model is not None and case.runtime.group.leads:
+        if case.runtime.beside.model is not None and (group.leads or group.shard is not None):
             saved.save(built, job, case, case.runtime.beside)
 
     def _hooks(

@@ -15,15 +15,15 @@ from torch.optim import Optimizer
 from baselines.method import refreshed
 from results.schema import CurvePoint, Evaluation, Timing, TrainingPlan
 from suites.run.clock import Clock, Timed, read_together, reads_late
-from suites.run.distributed import Group
+from suites.run.distributed import ALONE, Group
 from suites.run.feed import ahead, to_device
 from suites.run.per_layer import PerLayer, clip_alone_
 from suites.run.rounding import take_step
+from suites.run.shard import clip_, sum_whole_, total_norm
 from suites.suite import Batch, Job, Scores
 
 UNTIMED_STEPS = 2
 CURVE_POINTS, CURVE_START = 5000, 500
-ALONE = Group()
 Progress = Callable[[int, float], None]
 
 
@@ -168,8 +168,8 @@ def apply_gradients(
 def _gradient_norm(optimizer: Optimizer, group: Group) -> Tensor:
     """Sum gradients over the processes and return the norm over all of them."""
     held = [each.grad for part in optimizer.param_groups for each in part["params"] if each.grad is not None]
-    group.sum_(held)
-    return nn.utils.get_total_norm(held)
+    sum_whole_(held, group)
+    return total_norm(held)
 
 
 def _apply(
@@ -179,7 +179,7 @@ def _apply(
     applied = wanted and math.isfinite(norm)
     if applied:
         if clip_norm is not None and clip_scope == "all":
-            nn.utils.clip_grads_with_norm_(parameters, clip_norm, total)
+            clip_(parameters, clip_norm, total)
         elif clip_norm is not None:
             for parameter in parameters:
                 if parameter.grad is not None:
@@ -264,7 +264,7 @@ def per_layer_of(optimizer: Optimizer, plan: TrainingPlan, group: Group = ALONE)
     """
     if not plan.per_layer:
         return None
-    return PerLayer(optimizer, plan.accumulation, plan.clip_norm, plan.clip_scope, group.size)
+    return PerLayer(optimizer, plan.accumulation, plan.clip_norm, plan.clip_scope, group)
 
 
 def timing(out: Outcome, wall_s: float) -> Timing:

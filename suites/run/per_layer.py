@@ -22,10 +22,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from baselines.method import UpdatesInBackward
+from gnlorp.checks import is_sharded
+from suites.run.distributed import ALONE, Group
 from suites.run.rounding import rule_of, say_refreshed, step_part
+from suites.run.shard import clip_, total_norm
 
 
-def check_per_layer(accumulation: int, clip_norm: float | None, clip_scope: str = "all", processes: int = 1) -> None:
+def check_per_layer(
+    accumulation: int, clip_norm: float | None, clip_scope: str = "all", processes: int = 1, sharded: bool = False
+) -> None:
     """Raise ValueError for settings that need all gradients of a step at once."""
     if clip_norm and clip_scope == "all":
         raise ValueError(
@@ -37,15 +42,23 @@ def check_per_layer(accumulation: int, clip_norm: float | None, clip_scope: str 
             f"clip_norm {clip_norm} with accumulation {accumulation}: per_layer sums projected gradients, whose norm "
             "is not that of the whole ones (nearest allowed value: 0)"
         )
-    if processes > 1:
-        raise ValueError(f"per_layer with {processes} processes: not possible (nearest allowed value: 1 process)")
+    if processes > 1 and not sharded:
+        raise ValueError(f"per_layer with {processes} processes: not possible (nearest allowed value: 1 process, or --shard)")
 
 
 def clip_alone_(parameter: Tensor, clip_norm: float) -> Tensor:
     """Clip one parameter's gradient by its own norm, as torch's clipping does; return the norm before."""
     assert parameter.grad is not None
-    norm: Tensor = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
-    nn.utils.clip_grads_with_norm_([parameter], clip_norm, norm)
+    norm = norm_of(parameter.grad)
+    clip_([parameter], clip_norm, norm)
+    return norm
+
+
+def norm_of(grad: Tensor) -> Tensor:
+    """Return the norm of one whole gradient in float32."""
+    if is_sharded(grad):
+        return total_norm([grad]).float()
+    norm: Tensor = torch.linalg.vector_norm(grad, dtype=torch.float32)
     return norm
 
 
@@ -66,16 +79,18 @@ class PerLayer:
         accumulation: int = 1,
         clip_norm: float | None = None,
         clip_scope: str = "all",
-        processes: int = 1,
+        group: Group = ALONE,
     ) -> None:
-        check_per_layer(accumulation, clip_norm, clip_scope, processes)
+        check_per_layer(accumulation, clip_norm, clip_scope, group.size, group.shard is not None)
+        self._group = group
         self._optimizer = optimizer
         self._accumulation, self._clip_norm = accumulation, clip_norm
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._start()
         self._rule = rule_of(optimizer)
         self._own: UpdatesInBackward | None = None
-        if isinstance(optimizer, UpdatesInBackward) and optimizer.supports_per_layer and self._rule is None:
+        able = isinstance(optimizer, UpdatesInBackward) and (optimizer.supports_per_layer or group.shard is not None)
+        if isinstance(optimizer, UpdatesInBackward) and able and self._rule is None:
             self._own = optimizer
         if self._own is None or clip_norm:
             for index, group in enumerate(optimizer.param_groups):
@@ -83,7 +98,8 @@ class PerLayer:
                     self._hook(index, parameter)
         if self._own is not None:
             # After the hooks above: what they clip is used.
-            self._own.per_layer(True, accumulation=accumulation)
+            options: dict[str, Any] = {} if group.shard is None else {"reduce": lambda grad: group.sum_([grad])}
+            self._own.per_layer(True, accumulation=accumulation, **options)
 
     def finish(self) -> tuple[float | None, bool]:
         """Close the step; return (norm over all its gradients, whether every one of them was finite and used).
@@ -147,6 +163,9 @@ class PerLayer:
             self._waiting[id(parameter)] = (group, parameter)
             return
         self._waiting.pop(id(parameter), None)
+        # FSDP2 has summed the gradients of what it has sharded.
+        if not is_sharded(parameter) and parameter.grad is not None:
+            self._group.sum_([parameter.grad])
         self._update(group, parameter)
 
     @torch.no_grad()
@@ -155,7 +174,7 @@ class PerLayer:
         if self._clip_norm:
             norm = float(clip_alone_(parameter, self._clip_norm))
         else:
-            norm = float(torch.linalg.vector_norm(parameter.grad, dtype=torch.float32))
+            norm = float(norm_of(parameter.grad))
         self._norm = math.hypot(self._norm, norm)
         if math.isfinite(norm):
             step = partial(step_part, self._optimizer) if self._rule is None else self._rule.step_part

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from torch.optim import Optimizer
 
 from baselines.shared.adamw import share_tables
 from results.schema import CurvePoint, Evaluation
+from suites.measure.environment import derived_seed
 from suites.resolved import Resolved
-from suites.run import checkpoint
+from suites.run import checkpoint, shard_files
 from suites.run.build import Built
 from suites.run.checkpoint import CheckpointError
 from suites.run.loop import Outcome
 from suites.run.rounding import rule_of
+from suites.run.shard import full
 
 
 class Saver:
@@ -42,25 +45,57 @@ class Saver:
         Raises:
             CheckpointError: it is of another plan or of another number of processes.
         """
-        state = None if self._folder is None else checkpoint.newest(self._folder, self._plan)
+        state = self._newest()
         if state is None:
             return
-        group = self._runtime.group
-        if len(state["random"]) != group.size:
+        group, folder = self._runtime.group, self._folder
+        sharded = "parts" in state
+        if len(state["random"]) != group.size and not sharded:
             raise CheckpointError(
-                f"the checkpoint in {self._folder} was written by {len(state['random'])} processes, this run has "
+                f"the checkpoint in {folder} was written by {len(state['random'])} processes, this run has "
                 f"{group.size} (nearest allowed value: {len(state['random'])}), or --fresh to start anew"
             )
+        if sharded:
+            assert folder is not None
+            shard_files.read(folder, state, self._model, self._optimizer)
+        elif group.shard is not None:
+            raise CheckpointError(
+                f"the checkpoint in {folder} was written without --shard (nearest allowed: without it), or --fresh to "
+                "start anew"
+            )
+        else:
+            self._put_back(state)
+        share_tables(self._optimizer)
+        restore(self._out, state["outcome"])
+        self._out.resumed_at.append(state["step"])
+        if len(state["random"]) == group.size:
+            set_random_state(state["random"][group.rank], self._runtime.device)
+        else:
+            warnings.warn(
+                f"the checkpoint was written by {len(state['random'])} processes, this run has {group.size}: it goes "
+                "on, with dropout drawn anew",
+                stacklevel=2,
+            )
+            what = f"dropout from step {state['step']}"
+            torch.manual_seed(derived_seed(self._plan.seed, what) + group.rank)
+
+    def _newest(self) -> checkpoint.State | None:
+        """Return the newest whole checkpoint; where processes read one together, the one that the first has found."""
+        group, folder = self._runtime.group, self._folder
+        if folder is None or group.shard is None:
+            return None if folder is None else checkpoint.newest(folder, self._plan)
+        found: checkpoint.State | None = checkpoint.newest(folder, self._plan) if group.leads else None
+        said = 0 if not group.leads else -1 if found is None else int(found["step"])
+        step = round(group.total(said, self._runtime.device))
+        return found if group.leads or step < 0 else checkpoint.at_step(folder, step)
+
+    def _put_back(self, state: checkpoint.State) -> None:
         self._model.load_state_dict(state["model"])
         rule = rule_of(self._optimizer)
         if rule is None:
             self._optimizer.load_state_dict(state["optimizer"])
         else:
             rule.load_state_dict(state["rounding"], state["optimizer"])
-        share_tables(self._optimizer)
-        restore(self._out, state["outcome"])
-        self._out.resumed_at.append(state["step"])
-        set_random_state(state["random"][group.rank], self._runtime.device)
 
     def save(self, step: int) -> None:
         """Write a checkpoint after `step` if one is due; the last step needs none, its record is about to be written.
@@ -72,13 +107,15 @@ class Saver:
             return
         group, device = self._runtime.group, self._runtime.device
         random = group.gathered(random_state(device), device)
-        if group.leads:
-            state = {
-                "model": self._model.state_dict(),
-                "optimizer": self._optimizer.state_dict(),
-                "random": random,
-                "outcome": outcome_text(self._out),
-            }
+        common = {"random": random, "outcome": outcome_text(self._out)}
+        if group.shard is not None:
+            parts = shard_files.write(self._folder, step, self._model, self._optimizer, group)
+            common |= {**parts, "optimizer": shard_files.counts_of(self._optimizer)}
+            if group.leads:
+                checkpoint.save(self._folder, self._plan, step, common)
+            group.wait()
+        elif group.leads:
+            state = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict(), **common}
             if (rule := rule_of(self._optimizer)) is not None:
                 state["rounding"] = rule.state_dict()
             checkpoint.save(self._folder, self._plan, step, state)
@@ -129,6 +166,7 @@ def digest(model: nn.Module, optimizer: Optimizer) -> str:
     rule = rule_of(optimizer)
     for name, value in [*held, *_leaves({} if rule is None else rule.state_dict(), "rounding")]:
         if isinstance(value, Tensor):
+            value = full(value)
             total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
             total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         else:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from baselines.method import Placement, trainable
@@ -19,7 +21,9 @@ from results.schema import Plan, Record
 from results.store import MODELS, read_records
 from suites.config import config_of
 from suites.resolved import Resolved
-from suites.run.build import Built
+from suites.run.build import Built, build
+from suites.run.distributed import Group
+from suites.run.shard import gathered_state
 from suites.suite import Beside, Job
 
 ADAPTERS, SETTINGS, RECORD, CARD = "adapters.safetensors", "adapters.json", "record.json", "README.md"
@@ -31,20 +35,40 @@ def folder_of(store: Path, plan: Plan) -> Path:
 
 
 def save(built: Built, job: Job, case: Resolved, beside: Beside) -> None:
-    """Write the trained model as `beside` says. Uses up `built` where it is merged."""
+    """Write the trained model as `beside` says. Uses up `built` where it is merged.
+
+    Of a sharded run every process must call it; the one that leads writes.
+    """
     assert beside.folder is not None
+    model = _whole_model(built, job, case)
+    if model is None:
+        return
     target = folder_of(beside.folder, case.plan)
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     if beside.model == "adapters":
-        _write_adapters(built.model, job.placement, case, partial)
+        _write_adapters(model, job.placement, case, partial)
     else:
-        merged: Any = case.method.merge(built.model)
+        merged: Any = case.method.merge(model)
         merged.save_pretrained(str(partial))
     job.beside(partial)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)
+
+
+def _whole_model(built: Built, job: Job, case: Resolved) -> nn.Module | None:
+    """Return the trained model, of a sharded run put together anew on the CPU; None on a process that does not lead."""
+    group = case.runtime.group
+    if group.shard is None:
+        return built.model
+    state = gathered_state(built.model, group.leads)
+    if not group.leads:
+        return None
+    alone = replace(case, runtime=replace(case.runtime, group=Group()))
+    model = build(job.model(), job.placement, alone, torch.device("cpu")).model
+    model.load_state_dict(state)
+    return model
 
 
 def _write_adapters(model: nn.Module, placement: Placement, case: Resolved, folder: Path) -> None:

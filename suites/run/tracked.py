@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from baselines.method import set_refresh_gap
+from gnlorp.checks import is_sharded
 from results.schema import Peak
 from suites.measure import tracker
 from suites.measure.cuda import cuda_rules
@@ -18,8 +19,10 @@ from suites.measure.ledger import evaluation_peak, phase_peaks
 from suites.resolved import Resolved
 from suites.run.build import Built, build
 from suites.run.clock import Clock
+from suites.run.distributed import ALONE, Group
 from suites.run.loop import per_layer_of, train_step
 from suites.run.per_layer import PerLayer
+from suites.run.shard import local
 from suites.suite import Batch, Job
 
 NEVER = 10**9
@@ -42,13 +45,18 @@ def tracked_pass(built: Built, job: Job, case: Resolved) -> Tracked:
     """
     device = case.runtime.device
     batch = {name: tensor.to(device) for name, tensor in job.largest.items()}
-    per_layer = per_layer_of(built.optimizer, case.training)
+    per_layer = per_layer_of(built.optimizer, case.training, _alike(case))
     try:
         return _tracked(built, job, case, _step(built, job, case, batch, device, per_layer))
     finally:
         # Its hooks hold what the run must not find in its way.
         if per_layer is not None:
             per_layer.remove()
+
+
+def _alike(case: Resolved) -> Group:
+    """Return the group of a step that every process does with the same batch: whole gradients need no sum."""
+    return replace(ALONE, shard=case.runtime.group.shard)
 
 
 def _tracked(built: Built, job: Job, case: Resolved, step: Callable[[], None]) -> Tracked:
@@ -77,7 +85,10 @@ def counted_gradients(model: nn.Module) -> Iterator[dict[int, int]]:
 
     def arrived(parameter: Tensor) -> None:
         if parameter.grad is not None:
-            found[id(parameter)] = parameter.grad.untyped_storage().nbytes()
+            # Shards of gradients share a storage: a part of it each.
+            shard = is_sharded(parameter.grad)
+            size = local(parameter.grad).nbytes if shard else parameter.grad.untyped_storage().nbytes()
+            found[id(parameter)] = size
 
     handles = []
     for parameter in model.parameters():

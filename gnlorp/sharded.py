@@ -33,6 +33,9 @@ from gnlorp.projection import Bases, down, fit, oriented, projected_shape, proje
 BASES = {"basis_left": 0, "basis_right": 1}
 """Name of a basis in the state -> the side of the weight that it spans."""
 
+# The second name is that of torch below 2.13.
+_all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+
 
 @dataclass(frozen=True)
 class Share:
@@ -334,7 +337,7 @@ def gathered(shard: Tensor, share: Share, dim: int, length: int) -> Tensor:
         sent = rows.new_zeros(step, *rows.shape[1:])
         sent[: len(rows)] = rows
     found = sent.new_empty(step * share.size, *rows.shape[1:])
-    dist.all_gather_into_tensor(found, sent, group=share.group)
+    _all_gather(found, sent, group=share.group)
     return found[:length].movedim(0, dim)
 
 

@@ -264,7 +264,8 @@ def per_layer_of(optimizer: Optimizer, plan: TrainingPlan, group: Group = ALONE)
     """
     if not plan.per_layer:
         return None
-    return PerLayer(optimizer, plan.accumulation, plan.clip_norm, plan.clip_scope, group)
+    passes = plan.accumulation // group.size
+    return PerLayer(optimizer, passes, plan.clip_norm, plan.clip_scope, group)
 
 
 def timing(out: Outcome, wall_s: float) -> Timing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import sys
@@ -91,15 +90,6 @@ def checkpoint_found():
     return found
 
 
-def sharded_found():
-    from torch.distributed.fsdp import fully_shard
-
-    model, _ = build()
-    fully_shard(model)
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return [refusal(functools.partial(GradNormLoRPAdamW, given)) for given in (param_groups(model, 2), trainable)]
-
-
 def work(rank, folder):
     torch.set_num_threads(1)
     # Called before there are ranks: found out in the first backward pass.
@@ -107,7 +97,7 @@ def work(rank, folder):
     optimizer.per_layer()
     dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=2)
     late = refusal(lambda: train(model, optimizer, 1))
-    found = {"late": late, "ranks": per_layer_found(), "checkpoint": checkpoint_found(), "sharded": sharded_found()}
+    found = {"late": late, "ranks": per_layer_found(), "checkpoint": checkpoint_found()}
     (folder / f"{rank}.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
@@ -134,10 +124,3 @@ def test_a_distributed_checkpoint_of_the_optimizer_goes_on_bit_for_bit(found):
     for each in found:
         assert len(each["checkpoint"]) == 16
         assert all(each["checkpoint"].values()), each["checkpoint"]
-
-
-def test_sharded_parameters_are_refused_in_one_line(found):
-    for message in found[0]["sharded"] + found[1]["sharded"]:
-        assert message.startswith("ValueError: parameter of shape")
-        assert "is a DTensor" in message
-        assert "\n" not in message

@@ -178,9 +178,7 @@ def begin_(weight: DTensor, state: State, group: Any) -> None:
 def shared_out(shard: Tensor, shape: Sequence[int], share: Share, dim: int) -> DTensor:
     """Return the tensor of this whole shape of which `shard` is this process's part along `dim`."""
     strides = torch.empty(tuple(shape), device="meta").stride()
-    return DTensor.from_local(
-        shard, share.mesh, [Shard(dim)], run_check=False, shape=torch.Size(shape), stride=strides
-    )
+    return DTensor.from_local(shard, share.mesh, [Shard(dim)], run_check=False, shape=torch.Size(shape), stride=strides)
 
 
 def update_plain_(weights: Sequence[DTensor], grads: Sequence[Tensor], states: Sequence[State], group: Any) -> None:
@@ -205,7 +203,9 @@ def update_projected_(
         elif decay != 1.0:
             local(weight).mul_(decay)
     due = [i for i in live if norms[i] > 0 and states[i]["step"] % group["refresh_gap"] == 0]
-    refresh_([weights[i] for i in due], [grads[i] for i in due], [norms[i] for i in due], [states[i] for i in due], group)
+    refresh_(
+        [weights[i] for i in due], [grads[i] for i in due], [norms[i] for i in due], [states[i] for i in due], group
+    )
     for chunk in update.chunks(live, weights, group):
         some = [weights[i] for i in chunk]
         bases = [_bases(weights[i], states[i]) for i in chunk]
@@ -264,7 +264,9 @@ def _refresh_round(
     weights: Sequence[DTensor], grads: Sequence[Tensor], states: Sequence[State], share: Share, group: Any
 ) -> None:
     """Give each process one gradient, or its Gram matrix, to fit bases to; then tell all of them the bases."""
-    old = [_whole_bases(weight, state) if state["step"] else None for weight, state in zip(weights, states, strict=True)]
+    old = [
+        _whole_bases(weight, state) if state["step"] else None for weight, state in zip(weights, states, strict=True)
+    ]
     fitted = None
     for place, (weight, grad) in enumerate(zip(weights, grads, strict=True)):
         found = _collected(weight, grad, place, group)

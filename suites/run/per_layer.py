@@ -43,7 +43,9 @@ def check_per_layer(
             "is not that of the whole ones (nearest allowed value: 0)"
         )
     if processes > 1 and not sharded:
-        raise ValueError(f"per_layer with {processes} processes: not possible (nearest allowed value: 1 process, or --shard)")
+        raise ValueError(
+            f"per_layer with {processes} processes: not possible (nearest allowed value: 1 process, or --shard)"
+        )
 
 
 def clip_alone_(parameter: Tensor, clip_norm: float) -> Tensor:

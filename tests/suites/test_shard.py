@@ -35,7 +35,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", NO_DROPOUT),
     "dora": ("dora", NO_DROPOUT),
     "galore": ("galore", PROJECTED),
-    "factors": ("gradnormlorp", {**PROJECTED, **NO_DROPOUT, "form": "factors", "rank": 8, "projection_rank": 4}),
+    "factors": ("gradnormlorp", {**PROJECTED, **NO_DROPOUT, "rank": 8, "projection_rank": 4}),
     "dense": ("galore_norm", PROJECTED),
 }
 
@@ -133,7 +133,9 @@ def assert_as_one(folder: Path, name: str, whole: str, size: int) -> None:
     sharded, plain = (torch.load(folder / f"{what}.pt") for what in (f"{name}-{size}", f"{whole}-1"))
     assert set(sharded) == set(plain)
     for key, value in plain.items():
-        torch.testing.assert_close(sharded[key], value, rtol=1e-5, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}")
+        torch.testing.assert_close(
+            sharded[key], value, rtol=1e-5, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
+        )
 
 
 @pytest.mark.slow
@@ -148,3 +150,124 @@ def test_every_method_trains_sharded_as_alone(size: int, tmp_path: Path) -> None
     for case in shared:
         assert_as_one(tmp_path, case.name, case.name.removesuffix("-frozen"), size)
     assert found(tmp_path, "galore", size)[0]["refreshes"] == 3
+
+
+def checkpointed(
+    name: str, plan: Plan, folder: Path, store: str, stop: int | None = None, shard: str | None = "all"
+) -> Case:
+    return Case(name, plan.model_dump_json(), shard, str(folder / store), stop)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["full", "galore", "factors"])
+def test_a_checkpoint_of_two_goes_on_with_two_four_and_one(name: str, tmp_path: Path) -> None:
+    plan = plan_of(name, *METHODS[name])
+    run(1, tmp_path, [Case(name, plan.model_dump_json(), None)])
+    cut = [checkpointed(f"cut-{store}", plan, tmp_path, store, stop=4) for store in ("two", "four", "one", "harmed")]
+    run(2, tmp_path, [Case("through", plan.model_dump_json(), "all"), *cut])
+    harmed = sorted((tmp_path / "harmed" / "step-00000004.parts").iterdir())[-1]
+    harmed.write_bytes(harmed.read_bytes()[:-7] + b"damaged")
+    run(2, tmp_path, [checkpointed("two", plan, tmp_path, "two"), checkpointed("harmed", plan, tmp_path, "harmed")])
+    run(4, tmp_path, [checkpointed("four", plan, tmp_path, "four")])
+    with pytest.warns(UserWarning, match="written by 2 processes, this run has 1"):
+        run(1, tmp_path, [checkpointed("one", plan, tmp_path, "one", shard=None)])
+    through = found(tmp_path, "through", 2)[0]
+    for again, size, step in (("two", 2, 4), ("harmed", 2, 2), ("four", 4, 4), ("one", 1, 4)):
+        for each in found(tmp_path, again, size):
+            assert each["resumed"] == [step]
+            assert each["losses"] == pytest.approx(through["losses"], rel=1e-5)
+            # On as many processes bit for bit, on others to rounding.
+            assert (each["digest"] == through["digest"]) == (size == 2)
+    for again, size in (("four", 4), ("one", 1)):
+        state, plain = torch.load(tmp_path / f"{again}-{size}.pt"), torch.load(tmp_path / f"{name}-1.pt")
+        for key, value in plain.items():
+            torch.testing.assert_close(state[key], value, rtol=1e-5, atol=1e-5)
+
+
+def _die(rank: int, folder: Path, case: Case) -> None:
+    """Run as a worker does, and kill every process of the group in the middle of a step."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet-killed", rank=rank, world_size=2)
+    step = torch.nn.Module.__call__
+    calls = 0
+
+    def strike(self: Any, *given: Any, **options: Any) -> Any:
+        nonlocal calls
+        calls += type(self).__name__.endswith("LlamaForCausalLM")
+        if calls > 9:  # two micro-batches a step: in the fifth step, with a checkpoint of the fourth
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *given, **options)
+
+    torch.nn.Module.__call__ = strike  # type: ignore[method-assign]
+    run_case(case, Group(rank, 2), folder)
+
+
+@pytest.mark.slow
+def test_a_run_killed_in_a_step_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    plan = plan_of("galore", *METHODS["galore"])
+    case = checkpointed("killed", plan, tmp_path, "killed")
+    with pytest.raises(mp.ProcessExitedException, match="SIGKILL"):
+        mp.start_processes(_die, args=(tmp_path, case), nprocs=2, start_method="spawn")
+    run(2, tmp_path, [case, Case("through", plan.model_dump_json(), "all")])
+    killed, through = found(tmp_path, "killed", 2)[0], found(tmp_path, "through", 2)[0]
+    assert killed["resumed"] == [4]
+    assert killed["digest"] == through["digest"]
+    assert killed["losses"] == through["losses"]
+
+
+@pytest.mark.slow
+def test_updates_inside_backward_are_the_same(tmp_path: Path) -> None:
+    plain = {"accumulation": 2, "clip_norm": 0.0}
+    cases = []
+    for name in ("full", "galore", "factors", "dense"):
+        run(1, tmp_path, [Case(name, plan_of(name, *METHODS[name], **plain).model_dump_json(), None)])
+        inside = plan_of(name, *METHODS[name], **plain, per_layer=True)
+        cases.append(Case(f"{name}-inside", inside.model_dump_json(), "all"))
+    run(2, tmp_path, cases)
+    for case in cases:
+        assert_as_one(tmp_path, case.name, case.name.removesuffix("-inside"), 2)
+
+
+@pytest.mark.slow
+def test_eight_bits_where_the_trained_stay_whole(tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    plans = {name: plan_of(name, *METHODS[name], state_bits=8).model_dump_json() for name in ("lora", "factors")}
+    run(1, tmp_path, [Case(name, plan, None) for name, plan in plans.items()])
+    run(2, tmp_path, [Case(f"{name}-frozen", plan, "frozen") for name, plan in plans.items()])
+    for name in plans:
+        one, two = found(tmp_path, name, 1)[0], found(tmp_path, f"{name}-frozen", 2)[0]
+        # A rounding of a gradient may be a step of 8 bits.
+        assert two["losses"] == pytest.approx(one["losses"], rel=1e-3)
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "bf16_updates": ("full", {"precision": "bf16", "bf16_updates": "kahan"}, "bf16_updates 'kahan' with --shard"),
+    "state_bits": ("full", {"state_bits": 8}, "state_bits 8 with --shard"),
+    "compile": ("full", {"compile": True}, "compile = true with --shard"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_sharded_is_refused_by_name(name: str) -> None:
+    method, settings, words = REFUSED[name]
+    this = resolved(plan_of(method, method, {}, **settings), Runtime(CPU, group=Group(0, 2, "all")))
+    with pytest.raises(ValueError, match=words) as caught:
+        check_shard(this)
+    assert "nearest allowed value" in str(caught.value)
+    check_shard(resolved(this.plan, Runtime(CPU)))
+
+
+def test_merges_are_refused() -> None:
+    this = resolved(plan_of("lora", "lora", {"merge_gap": 2}), Runtime(CPU, group=Group(0, 2, "frozen")))
+    with pytest.raises(ValueError, match="merge_gap 2 with --shard"):
+        check_shard(this)
+
+
+def test_one_process_has_nothing_to_share_out() -> None:
+    with pytest.raises(ValueError, match="there is one process"):
+        sharded_group(Group(), shard=True, keep_trained_whole=False)
+    with pytest.raises(ValueError, match="keep-trained-whole"):
+        sharded_group(Group(0, 2), shard=False, keep_trained_whole=True)
+    assert sharded_group(Group(0, 2), shard=True, keep_trained_whole=False).shard == "all"
+    assert sharded_group(Group(0, 2), shard=True, keep_trained_whole=True).shard == "frozen"
+    assert sharded_group(Group(), shard=False, keep_trained_whole=False) == Group()

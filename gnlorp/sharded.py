@@ -23,12 +23,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor import DTensor, Shard
 
 from gnlorp import base_weight, update
 from gnlorp.checks import is_sharded, needed_layout
 from gnlorp.moments import State, carry_moments_, layout_bytes, state_layout
-from gnlorp.projection import Bases, down, fit, oriented, projected_shape, projected_sides
+from gnlorp.projection import Bases, down, fit, oriented, projected_sides
 
 BASES = {"basis_left": 0, "basis_right": 1}
 """Name of a basis in the state -> the side of the weight that it spans."""

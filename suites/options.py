@@ -110,7 +110,7 @@ class Options:
         bool,
         typer.Option(
             "--shard",
-            help="under torchrun: shard weights, gradients and state over the processes (FSDP2), instead of a copy each",
+            help="under torchrun: shard weights, gradients and state over the processes (FSDP2), no copy each",
         ),
     ] = False
     keep_trained_whole: Annotated[

@@ -25,9 +25,7 @@ Updates = Annotated[
 Again = Annotated[
     str, typer.Option("--recompute", help="made again in backward, exactly: some of norms,mlp,loss (comma-joined)")
 ]
-Variant = Annotated[
-    str, typer.Option(help="of the method, as the tables call it: `8-bit weights`, `4-bit weights`")
-]
+Variant = Annotated[str, typer.Option(help="of the method, as the tables call it: `8-bit weights`, `4-bit weights`")]
 Overhead = Annotated[
     str,
     typer.Option(

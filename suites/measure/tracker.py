@@ -223,7 +223,7 @@ class Recorder(TorchDispatchMode):
 
     @contextmanager
     def _watching_sizes(self) -> Iterator[None]:
-        """Follow storages that are emptied and filled again without an operator, as FSDP2 does with gathered weights."""
+        """Follow storages that are emptied and filled without an operator, as FSDP2 does with gathered weights."""
         plain = torch.UntypedStorage.resize_
 
         def resize_(storage: torch.UntypedStorage, size: int) -> Any:

@@ -2,9 +2,9 @@
 
     torchrun --nproc_per_node N -m suites run ... --shard
 
-Each block of layers is one unit of `fully_shard`, the rest of the model another. A weight whose gradient is projected is
-sharded along the side that its basis does not span (`gnlorp.sharded`). FSDP2 sums the gradients of sharded parameters in
-backward; of parameters that stay whole the loop does, as in a data parallel run.
+Each block of layers is one unit of `fully_shard`, the rest of the model another. A weight whose gradient is projected
+is sharded along the side that its basis does not span (`gnlorp.sharded`). FSDP2 sums the gradients of sharded
+parameters in backward; of parameters that stay whole the loop does, as in a data parallel run.
 
 Whole stay the vectors that a method adds (magnitudes: FSDP2 wants one precision in a unit); with
 `--keep-trained-whole` everything that is trained, so that the frozen weights alone are sharded: any optimizer and 8-bit

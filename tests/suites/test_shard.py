@@ -14,7 +14,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from baselines.method import set_refresh_gap
 from results.schema import Plan
 from suites.measure import live
 from suites.plan import Request, make_plans
@@ -23,7 +22,7 @@ from suites.run import resume
 from suites.run.build import build
 from suites.run.distributed import Group, sharded_group
 from suites.run.loop import Hooks, Outcome, train
-from suites.run.shard import check_shard, full, gathered_state
+from suites.run.shard import check_shard, gathered_state
 from suites.suite import Runtime
 
 CPU = torch.device("cpu")

@@ -121,7 +121,8 @@ def found(folder: Path, name: str, size: int) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{name}-{size}-{rank}.json").read_text()) for rank in range(size)]
 
 
-def assert_as_one(folder: Path, name: str, whole: str, size: int) -> None:
+def assert_as_one(folder: Path, name: str, whole: str, size: int, each_value: float = 1e-5) -> None:
+    """Assert that a sharded run is a run of one process; `each_value`: by how much a value of a weight may differ."""
     (one,), all_of_them = found(folder, whole, 1), found(folder, name, size)
     for each in all_of_them:
         assert each["losses"] == pytest.approx(one["losses"], rel=1e-5)
@@ -224,7 +225,8 @@ def test_updates_inside_backward_are_the_same(tmp_path: Path) -> None:
         cases.append(Case(f"{name}-inside", inside.model_dump_json(), "all"))
     run(2, tmp_path, cases)
     for case in cases:
-        assert_as_one(tmp_path, case.name, case.name.removesuffix("-inside"), 2)
+        # Adam turns the rounding of a gradient near 0 into a part of a step: of 1e-3 each here.
+        assert_as_one(tmp_path, case.name, case.name.removesuffix("-inside"), 2, each_value=3e-5)
 
 
 @pytest.mark.slow

@@ -114,10 +114,10 @@ def test_a_run_without_a_score_leaves_no_difference(run: Callable[..., Record], 
 
 
 def test_tasks_with_one_seed_are_left_out_and_named(run: Callable[..., Record]) -> None:
-    records = grid(run, {"full": 0.7, "lora": 0.8}) + [run("wnli", m, 0, 0.5) for m in ("full", "lora")]
+    records = grid(run, {"full": 0.7, "lora": 0.8}) + [run("qnli", m, 0, 0.5) for m in ("full", "lora")]
     found = found_of(records)
     assert [column.name for column in found.columns] == ["sst2", "rte"]
-    assert "WNLI" in found.left_out
+    assert "QNLI" in found.left_out
     assert "too few seeds or not run: " in told(records)
     assert found.pairs[0].decided
     assert not found.order  # the average is over more than that

@@ -78,7 +78,7 @@ def largest_value(grad: Tensor) -> float:
     if is_sharded(grad):
         from gnlorp import sharded
 
-        return sharded.largest_value(grad)
+        return sharded.largest_value(grad)  # type: ignore[arg-type]
     return float(torch.linalg.vector_norm(grad, math.inf))
 
 

@@ -95,8 +95,8 @@ class PerLayer:
         if isinstance(optimizer, UpdatesInBackward) and able and self._rule is None:
             self._own = optimizer
         if self._own is None or clip_norm:
-            for index, group in enumerate(optimizer.param_groups):
-                for parameter in group["params"]:
+            for index, each in enumerate(optimizer.param_groups):
+                for parameter in each["params"]:
                     self._hook(index, parameter)
         if self._own is not None:
             # After the hooks above: what they clip is used.

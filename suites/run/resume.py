@@ -107,7 +107,7 @@ class Saver:
             return
         group, device = self._runtime.group, self._runtime.device
         random = group.gathered(random_state(device), device)
-        common = {"random": random, "outcome": outcome_text(self._out)}
+        common: dict[str, Any] = {"random": random, "outcome": outcome_text(self._out)}
         if group.shard is not None:
             parts = shard_files.write(self._folder, step, self._model, self._optimizer, group)
             common |= {**parts, "optimizer": shard_files.counts_of(self._optimizer)}

@@ -128,13 +128,14 @@ def own_state_bytes(optimizer: Optimizer, group: Group) -> int:
 
     total = 0
     for each in optimizer.param_groups:
-        how: Any = each.get("projection_rank"), each.get("side", "small")
+        rank, side = each.get("projection_rank"), each.get("side", "small")
         for parameter in each["params"]:
+            shape, dtype = parameter.shape, parameter.dtype
             if is_sharded(parameter):
                 dim = share_of(parameter).dim
-                total += local_state_bytes(parameter.shape, parameter.dtype, *how, group.size, group.rank, dim)
+                total += local_state_bytes(shape, dtype, rank, side, group.size, group.rank, dim)
             else:
-                total += optimizer_state_bytes(parameter.shape, *how, 32, parameter.dtype)
+                total += optimizer_state_bytes(shape, rank, side, 32, dtype)
     return total
 
 
@@ -149,7 +150,7 @@ def local(tensor: Tensor) -> Tensor:
 
 def full(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor, of which every process must ask."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined, no-any-return]
+    return tensor.full_tensor() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def total_norm(grads: Sequence[Tensor]) -> Tensor:

@@ -7,6 +7,7 @@ written by two processes, it loads on four, and on one that shards nothing.
 
 from __future__ import annotations
 
+import importlib
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ def write(folder: Path, step: int, model: nn.Module, optimizer: Optimizer, group
     Raises:
         CheckpointError: a process could not write; on all of them.
     """
-    import torch.distributed.checkpoint as dcp
+    dcp: Any = importlib.import_module("torch.distributed.checkpoint")
 
     target = parts_folder(folder, step)
     partial = target.with_name(f".{target.name}.partial")
@@ -57,7 +58,7 @@ def write(folder: Path, step: int, model: nn.Module, optimizer: Optimizer, group
 
 def read(folder: Path, state: State, model: nn.Module, optimizer: Optimizer) -> None:
     """Put the tensors of a checkpoint into a model and its optimizer, sharded in whatever way, or not."""
-    import torch.distributed.checkpoint as dcp
+    dcp: Any = importlib.import_module("torch.distributed.checkpoint")
 
     prepare(model, optimizer)
     kept = state["numbers"]
@@ -65,7 +66,7 @@ def read(folder: Path, state: State, model: nn.Module, optimizer: Optimizer) -> 
     for name, parameter in _held(model, optimizer):
         if name not in kept:
             optimizer.state.pop(parameter, None)
-    found = {"model": tensors_of(model), "optimizer": _tensors(model, optimizer)}
+    found: dict[str, Any] = {"model": tensors_of(model), "optimizer": _tensors(model, optimizer)}
     with warnings.catch_warnings():
         # Of a process that reads alone, which is meant here.
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from gnlorp import base_weight, update
 from gnlorp.checks import is_sharded, needed_layout
-from gnlorp.moments import State, carry_moments_, layout_bytes, state_layout
+from gnlorp.moments import Layout, State, carry_moments_, layout_bytes, state_layout
 from gnlorp.projection import Bases, down, fit, oriented, projected_sides
 
 BASES = {"basis_left": 0, "basis_right": 1}
@@ -126,12 +126,23 @@ def local_state_bytes(
 
         plain: 2 b c N      projected, M shared: b (2 c P + ceil(N / D) P)      N shared: b (2 M P + ceil(N / D) P)
     """
+    return layout_bytes(local_state_layout(shape, dtype, projection_rank, side, processes, rank, dim))
+
+
+def local_state_layout(
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    projection_rank: int | None,
+    side: Any,
+    processes: int,
+    rank: int = 0,
+    dim: int | None = None,
+) -> Layout:
+    """Return name -> (shape, dtype) of what one process keeps for a weight: see `local_state_bytes`."""
     chosen = shard_dim(shape, projection_rank, side, processes) if dim is None else dim
     layout = state_layout(shape, dtype, projection_rank, side, 32)
     dims = _dims(layout, shape, chosen, projection_rank, side)
-    return layout_bytes(
-        {name: (_cut(lengths, dims[name], processes, rank), kind) for name, (lengths, kind) in layout.items()}
-    )
+    return {name: (local_shape(lengths, dims[name], processes, rank), kind) for name, (lengths, kind) in layout.items()}
 
 
 def gradient_norms(grads: Sequence[Tensor | None]) -> list[float]:
@@ -171,7 +182,7 @@ def begin_(weight: DTensor, state: State, group: Any) -> None:
     state["step"] = 0
     for name, (lengths, kind) in layout.items():
         dim = dims[name]
-        shard = torch.zeros(_cut(lengths, dim, share.size, share.rank), dtype=kind, device=local(weight).device)
+        shard = torch.zeros(local_shape(lengths, dim, share.size, share.rank), dtype=kind, device=local(weight).device)
         state[name] = shard if dim is None else shared_out(shard, lengths, share, dim)
 
 
@@ -424,8 +435,8 @@ def _dims(
     return {name: (None if dim is None else 0) if name in BASES else (None if whole else dim) for name in layout}
 
 
-def _cut(lengths: Sequence[int], dim: int | None, processes: int, rank: int) -> tuple[int, ...]:
-    """Return the shape of a process's part."""
+def local_shape(lengths: Sequence[int], dim: int | None, processes: int, rank: int = 0) -> tuple[int, ...]:
+    """Return the shape of a process's part of a tensor that is shared out along `dim`; None: of a whole one."""
     if dim is None:
         return tuple(lengths)
     own = part(lengths[dim], processes, rank)

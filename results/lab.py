@@ -25,13 +25,15 @@ class Setting(Strict):
     rank: int = Field(ge=1)
     batch: int = Field(ge=1, description="sequences a micro-batch")
     sequence: int = Field(ge=1, description="tokens a sequence, none of them padding")
-    accumulation: int = Field(default=1, ge=1)
+    accumulation: int = Field(default=1, ge=1, description="micro-batches a step, of one process")
     precision: Precision = "fp32"
     bf16_updates: Literal["nearest", "stochastic", "kahan", "master"] = "nearest"
     state_bits: Literal[8, 32] = 32
     per_layer: bool = False
     checkpointing: bool = False
     recompute: tuple[Literal["norms", "mlp", "loss"], ...] = ()
+    processes: int = Field(default=1, ge=1, description="that a step is shared out to; the cell is of one of them")
+    shard: Literal["all", "frozen"] | None = Field(default=None, description="weights that are sharded over them")
     device: DeviceKind = Field(default="cpu", description="whose rules of precision and attention are followed")
     variant: str = Field(default="", description="what sets the row apart from its method, as the method calls it")
     config: tuple[tuple[str, str | int | float | bool], ...] = Field(

@@ -67,6 +67,11 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
         checkpointing: Annotated[bool, typer.Option("--checkpointing", help="compute activations again")] = False,
         again: Again = "",
         variant: Variant = "",
+        gpus: Annotated[int, typer.Option(help="processes that share a step: its micro-batches, with --shard all")] = 1,
+        shard: Annotated[bool, typer.Option("--shard", help="weights, gradients and state sharded (FSDP2)")] = False,
+        keep_trained_whole: Annotated[
+            bool, typer.Option("--keep-trained-whole", help="with --shard: the frozen weights alone are sharded")
+        ] = False,
         fits: Annotated[str, typer.Option(help="a limit such as 24GiB: print the largest batch that fits")] = "",
         overhead: Overhead = "",
         device: Rules = "",
@@ -79,7 +84,7 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
             asked: dict[str, Any] = {
                 "batch": batch, "accumulation": accumulation, "sequence": sequence, "state_bits": state_bits,
                 "per_layer": per_layer, "checkpointing": checkpointing, "recompute": parts(again),
-                "variant": variant, "bf16_updates": bf16_updates,
+                "variant": variant, "bf16_updates": bf16_updates, **_shared(gpus, shard, keep_trained_whole),
             }  # fmt: skip
             names = _methods(method)
             asked["device"] = _device(device, "cuda" if fits else "cpu")
@@ -139,6 +144,19 @@ def _register_claims(app: typer.Typer, console: Console, one_line_errors: OneLin
             console.print(str(write_claims(out, found)))
 
 
+def _shared(gpus: int, shard: bool, keep_trained_whole: bool) -> dict[str, Any]:
+    from suites.run.distributed import Group, sharded_group
+
+    if gpus < 1:
+        raise ValueError(f"gpus {gpus}: must be at least 1 (nearest allowed value: 1)")
+    return {"processes": gpus, "shard": sharded_group(Group(0, gpus), shard, keep_trained_whole).shard}
+
+
+def _one_row(asked: dict[str, Any]) -> dict[str, Any]:
+    """Return what was asked for with one row a process."""
+    return {**asked, "batch": asked["processes"], "accumulation": asked["processes"]}
+
+
 def _methods(names: list[str] | None) -> list[str]:
     from baselines.registry import default_methods, get_method
 
@@ -170,18 +188,31 @@ def _lab(
     if rows % parts:
         near = min((n for n in range(1, rows + 1) if rows % n == 0), key=lambda n: abs(n - parts))
         raise ValueError(f"accumulation {parts}: must divide the batch of {rows} (nearest allowed value: {near})")
+    gpus = asked["processes"]
+    if parts % gpus:
+        near = -(-parts // gpus) * gpus
+        raise ValueError(
+            f"accumulation {parts}: must be a multiple of the {gpus} GPUs, so that each gets as many micro-batches a "
+            f"step (nearest allowed value: {near})"
+        )
     variants = get_method(method).variants
     checked_name(asked["variant"], variants, f"variant of {method}")
     config = {**plain_config(network, method), **variants[asked["variant"]]}
     ranked = rank if rank is not None else network.rank
-    lab = Lab(network, method, ranked, chosen, (asked["state_bits"],), config, asked["device"], updates)
+    options: Any = network, method, ranked, chosen, (asked["state_bits"],), config, asked["device"], updates
+    if asked["shard"] is None:
+        lab = Lab(*options)
+    else:
+        from suites.lab.share import ShardedLab
+
+        lab = ShardedLab(gpus, asked["shard"], *options)
     setting = Setting(
         model=network.name,
         method=method,
         rank=lab.rank,
         precision=chosen,
         config=tuple(sorted(config.items())),
-        **{**asked, "batch": rows // parts},
+        **{**asked, "batch": rows // parts, "accumulation": parts // gpus},
     )
     network.batch(1, setting.sequence)
     return lab, setting
@@ -234,7 +265,7 @@ def _print_estimates(
     console.print("Peaks are of the whole step, one that refreshes bases included; no device was asked.")
     table = Table("method", *(f"{estimate}: batch, takes, the next one" for estimate in ESTIMATES))
     for name in names:
-        lab, setting = _lab(model, name, rank, precision, {**asked, "batch": 1, "accumulation": 1}, offline)
+        lab, setting = _lab(model, name, rank, precision, _one_row(asked), offline)
 
         def peak(rows: int, estimate: Estimate, lab: Lab = lab, setting: Setting = setting) -> int:
             return estimated(lab.held(setting.model_copy(update={"batch": rows})), estimate)
@@ -268,7 +299,7 @@ def _print_fits(
         if family:
             table.add_row(name, *_largest_size(name, rank, precision, asked, limit - taken, offline))
             continue
-        lab, setting = _lab(model, name, rank, precision, {**asked, "batch": 1, "accumulation": 1}, offline)
+        lab, setting = _lab(model, name, rank, precision, _one_row(asked), offline)
 
         def peak(rows: int, lab: Lab = lab, setting: Setting = setting) -> int:
             return lab.peak_bytes(setting.model_copy(update={"batch": rows}))
@@ -300,6 +331,9 @@ def _title(setting: Setting, parameters: int) -> str:
     )
     words += f"{setting.state_bits}-bit state, micro-batch {setting.batch} x {setting.sequence}"
     words += f", {setting.accumulation} micro-batches" if setting.accumulation > 1 else ""
+    if setting.processes > 1:
+        how = {None: "a copy each", "all": "sharded", "frozen": "frozen weights sharded"}[setting.shard]
+        words += f", one of {setting.processes} processes ({how})"
     words += ", per-layer updates" if setting.per_layer else ""
     words += f", {setting.variant}" if setting.variant else ""
     words += f", recomputed: {', '.join(setting.recompute)}" if setting.recompute else ""

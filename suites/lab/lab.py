@@ -34,6 +34,7 @@ from suites.measure.predict import without_values
 from suites.measure.tracker import Category, Phase, Trace, peak_of, track, track_load
 from suites.models import blocks_of, checkpoint_activations
 from suites.recompute import recompute
+from suites.run.distributed import ALONE
 from suites.run.loop import apply_gradients
 from suites.run.per_layer import PerLayer
 from suites.run.rounding import Rounding, Updates, take_step
@@ -102,6 +103,7 @@ class Lab:
             self.method.check_width(width)
         self.precision = precision
         self.config = method_config(method, rank, config or {})
+        self.group = ALONE
         self._kept: dict[tuple[object, ...], Half] = {}
 
     def cell(self, setting: Setting) -> MemoryCell:
@@ -178,11 +180,25 @@ class Lab:
 
     def build(self, layers: int | None = None) -> tuple[nn.Module, Placement]:
         """Return the model with the method attached, made as a run makes it."""
-        model = self.network.model(layers)
-        if self.precision == "bf16":
-            model = model.to(torch.bfloat16)
+        model = self._plain(layers)
         placement = targets.place(model, TARGETS, train_rest=self.network.language_model)
         self.method.attach(model, placement, self.config)
+        return model, placement
+
+    def _plain(self, layers: int | None) -> nn.Module:
+        model = self.network.model(layers)
+        return model.to(torch.bfloat16) if self.precision == "bf16" else model
+
+    def share(self, model: nn.Module, where: Placement) -> None:
+        """Share a model out over processes, in place, once all else is done to it; here there is one."""
+
+    def changed(self, setting: Setting, layers: int | None = None) -> tuple[nn.Module, Placement]:
+        """Return the model as `build` makes it, with what the setting changes of it."""
+        model, placement = self.build(layers)
+        if setting.checkpointing:
+            checkpoint_activations(model)
+        recompute(model, setting.recompute)
+        self.share(model, placement)
         return model, placement
 
     def optimizer(self, model: nn.Module, placement: Placement, state_bits: int) -> Optimizer:
@@ -223,8 +239,9 @@ class Lab:
     @cached_property
     def _wholes(self) -> tuple[Peak, dict[int, Whole]]:
         """Trace making the model, and the optimizer's half of a step on it at every width of the state."""
-        with without_values() as rules:
+        with self._without_values() as rules:
             made, load = track_load(self.build, lambda built: (built[0], None))
+            self.share(*made)
             return load, {bits: self._finished(*made, bits, rules) for bits in self.widths}
 
     def _finished(self, model: nn.Module, placement: Placement, state_bits: int, rules: Counter[str]) -> Whole:
@@ -240,7 +257,7 @@ class Lab:
         refresh = self._track_finish(model, optimizer) if refreshes else None
         count = Counted(
             weight_bytes=live.weight_bytes(model),
-            adapter_bytes=live.weight_bytes(model) - self._original_bytes(),
+            adapter_bytes=self._adapter_bytes(model),
             gradient_bytes=gradient_bytes,
             state_bytes=live.state_bytes(optimizer, model),
             basis_bytes=live.basis_bytes(optimizer),
@@ -252,6 +269,9 @@ class Lab:
             "optimizer": _sizes(tensor for _, tensor in live.held_tensors(optimizer, model)),
         }
         return Whole(count, sizes, finish, refresh, used, outside_formula(optimizer))
+
+    def _adapter_bytes(self, model: nn.Module) -> int:
+        return live.weight_bytes(model) - self._original_bytes()
 
     def _original_bytes(self) -> int:
         if quantises(self.method, self.config, self._shapes[0]):
@@ -293,11 +313,8 @@ class Lab:
     def _trace_half(self, setting: Setting, layers: int | None) -> Half:
         batches = [self.network.batch(setting.batch, setting.sequence) for _ in range(setting.accumulation)]
         held: list[Tensor] = []
-        with without_values() as rules, self._rules():
-            model, placement = self.build(layers)
-            if setting.checkpointing:
-                checkpoint_activations(model)
-            recompute(model, setting.recompute)
+        with self._without_values() as rules, self._rules():
+            model, placement = self.changed(setting, layers)
 
             def run() -> None:
                 held[:] = [step.forward_backward(model, batches, self.loss)]
@@ -313,7 +330,7 @@ class Lab:
             take_step(optimizer)
             optimizer.zero_grad(set_to_none=True)
             refreshes = set_refresh_gap(optimizer, NEVER)
-            updates = PerLayer(optimizer, setting.accumulation)
+            updates = PerLayer(optimizer, setting.accumulation, group=self.group)
             rules.clear()
 
             def update() -> None:
@@ -326,6 +343,9 @@ class Lab:
             set_refresh_gap(optimizer, 1)
             return Half(trace, self._track(model, optimizer, update) if refreshes else None, None, used)
 
+    def _without_values(self) -> AbstractContextManager[Counter[str]]:
+        return without_values()
+
     def _rules(self) -> AbstractContextManager[None]:
         return cuda_rules() if self.device == "cuda" else nullcontext()
 
@@ -335,9 +355,9 @@ class Lab:
     def _trace_evaluation(self, setting: Setting, layers: int | None) -> Half:
         batch = self.network.batch(setting.batch, setting.sequence)
         inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        with without_values() as rules, self._rules():
-            model, _ = self.build(layers)
-            recompute(model, setting.recompute)
+        with self._without_values() as rules, self._rules():
+            # Blocks that are checkpointed keep nothing in an evaluation, nor do others.
+            model, _ = self.changed(setting.model_copy(update={"checkpointing": False}), layers)
             model.eval()
 
             @torch.no_grad()

@@ -76,13 +76,19 @@ def shard_model(model: nn.Module, placement: Placement, case: Resolved, before: 
     group = case.runtime.group
     # The groups of an optimizer over whole parameters say which of them are projected.
     groups = case.method.make_optimizer(model, placement, case.adam, case.config).param_groups
-    whole = {
-        parameter for name, parameter in trainable(model).items()
-        if group.shard == "frozen" or (name not in before and parameter.ndim < 2)
-    }  # fmt: skip
+    whole = kept_whole(model, before, group.shard)
     apply(model, init_device_mesh(device.type, (group.size,)), along(groups, group.size), whole)
     for parameter in whole:
         parameter.data = parameter.data.to(device)
+
+
+def kept_whole(model: nn.Module, before: set[str], mode: str | None) -> set[nn.Parameter]:
+    """Return the parameters that every process holds whole; `before`: names before the method was attached."""
+    return {
+        parameter
+        for name, parameter in trainable(model).items()
+        if mode == "frozen" or (name not in before and parameter.ndim < 2)
+    }
 
 
 def apply(model: nn.Module, mesh: Any, along: Any, whole: set[nn.Parameter]) -> None:

@@ -6,6 +6,8 @@ import dataclasses
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,12 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from transformers import AutoModelForCausalLM
 
 from results.schema import Plan
+from results.store import read_records
 from suites.measure import live
+from suites.measure.environment import ROOT
 from suites.plan import Request, make_plans
 from suites.resolved import resolved
 from suites.run import resume
@@ -272,3 +277,37 @@ def test_one_process_has_nothing_to_share_out() -> None:
     assert sharded_group(Group(0, 2), shard=True, keep_trained_whole=False).shard == "all"
     assert sharded_group(Group(0, 2), shard=True, keep_trained_whole=True).shard == "frozen"
     assert sharded_group(Group(), shard=False, keep_trained_whole=False) == Group()
+
+
+@pytest.mark.slow
+def test_the_command_line_under_torchrun_shards_and_keeps_the_model(tmp_path: Path) -> None:
+    command = "run c4 --profile micro --model 0.1m --method full,galore,gradnormlorp --seeds 0 --steps 3".split()
+    settings = ["--set", "accumulation=2", "--set", "eval_tokens=300", "--save-model", "merged", "--shard"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "suites"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [*launcher, *command, *settings, "--out", str(tmp_path)],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    records = read_records([tmp_path])
+    assert {record.status for record in records} == {"ok"}
+    assert len(records) == 3
+    for record in records:
+        assert record.memory is not None
+        assert record.memory.step_peak is not None
+        # The optimizer's step counters belong to no formula.
+        assert 0 <= record.memory.state_bytes - record.memory.formula_state_bytes <= 4 * 100
+        kept = tmp_path / "models" / record.plan.label
+        with torch.no_grad():
+            model = AutoModelForCausalLM.from_pretrained(str(kept)).eval()
+        assert not any(".direction" in name for name in model.state_dict())
+
+
+@pytest.mark.slow
+def test_one_process_is_told_so_in_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "suites", "run", "c4", "--profile", "micro", "--shard", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 2
+    assert "--shard: there is one process" in done.stderr.replace("\n", " ")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,116 @@
+"""What the lab says of one sharded process, over tensors without values, against real gloo processes: to the byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from baselines.method import set_refresh_gap
+from results.lab import MemoryCell, Parts, Setting
+from results.schema import TrainingPlan
+from suites.lab.lab import NEVER, PHASES, parts_of
+from suites.lab.networks import find_network
+from suites.lab.share import ShardedLab
+from suites.measure import live
+from suites.measure.tracker import peak_of, track
+from suites.run.clock import Clock
+from suites.run.loop import train_step
+from suites.run.per_layer import PerLayer
+from suites.suite import rows
+
+MODEL = "20m"
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "full": ("full", "all", {}),
+    "lora": ("lora", "all", {}),
+    "lora-frozen": ("lora", "frozen", {}),
+    "galore": ("galore", "all", {"accumulation": 2}),
+    "galore-checkpointing": ("galore", "all", {"checkpointing": True}),
+    "galore-inside": ("galore", "all", {"per_layer": True}),
+    "factors": ("gradnormlorp", "all", {}),
+    "dense": ("galore_norm", "all", {}),
+}
+
+
+def lab_of(case: str, processes: int) -> tuple[ShardedLab, Setting]:
+    method, mode, changes = CASES[case]
+    lab = ShardedLab(processes, mode, find_network(MODEL), method, 16)  # type: ignore[arg-type]
+    setting = Setting(model=MODEL, method=method, rank=16, batch=1, sequence=8, processes=processes, **changes)
+    return lab, setting.model_copy(update={"shard": mode})
+
+
+def real(case: str, processes: int) -> dict[str, Any]:
+    """Track a plain step and a refresh with values, after two others, by the loop itself."""
+    lab, setting = lab_of(case, processes)
+    torch.manual_seed(0)
+    model, placement = lab.changed(setting)
+    optimizer = lab.optimizer(model, placement, setting.state_bits)
+    batches = [lab.network.batch(setting.batch, setting.sequence) for _ in range(setting.accumulation)]
+    plan = TrainingPlan(steps=1, batch_size=setting.batch * setting.accumulation, learning_rate=1e-3)
+    job: Any = SimpleNamespace(loss=lab.loss, weight=rows)
+    inside = PerLayer(optimizer, setting.accumulation, group=lab.group) if setting.per_layer else None
+
+    def step() -> None:
+        train_step(model, optimizer, batches, job, plan, Clock(torch.device("cpu")), per_layer=inside)
+
+    step()
+    step()
+    set_refresh_gap(optimizer, NEVER)
+    plain = track(model, optimizer, step, look_into_foreign=False)
+    found: dict[str, Any] = {str(phase): parts_of(peak_of(plain, phase)).model_dump() for phase in PHASES}
+    if set_refresh_gap(optimizer, 1):
+        again = track(model, optimizer, step, look_into_foreign=False)
+        found["refresh"] = parts_of(peak_of(again, None if setting.per_layer else "optimizer")).model_dump()
+    return {
+        "phases": found,
+        "weights": live.weight_bytes(model),
+        "state": live.state_bytes(optimizer, model),
+        "bases": live.basis_bytes(optimizer),
+    }
+
+
+def work(rank: int, size: int, folder: Path, cases: list[str]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=size)
+    for case in cases:
+        (folder / f"{case}-{rank}.json").write_text(json.dumps(real(case, size)))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def check(cell: MemoryCell, measured: dict[str, Any]) -> list[str]:
+    problems = []
+    for name, value in (("weights", "weight_bytes"), ("state", "state_bytes"), ("bases", "basis_bytes")):
+        if getattr(cell.count, value) != measured[name]:
+            problems.append(f"{name}: {getattr(cell.count, value)} said, {measured[name]} measured")
+    for name in ("weight_bytes", "gradient_bytes", "basis_bytes"):
+        if getattr(cell.count, name) != getattr(cell.formula, name):
+            problems.append(f"{name}: {getattr(cell.count, name)} counted, {getattr(cell.formula, name)} by formula")
+    beside = sum(cell.state_outside.values())
+    if cell.count.state_bytes - beside != cell.formula.state_bytes:
+        problems.append(f"state: {cell.count.state_bytes} counted, {cell.formula.state_bytes} + {beside} by formula")
+    for name, parts in measured["phases"].items():
+        said = cell.phases.get(name, Parts()).model_dump()
+        for what, size in parts.items():
+            if said[what] != size:
+                problems.append(f"{name} {what}: {said[what]} said, {size} measured ({said[what] - size:+})")
+    return problems
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_lab_says_what_a_process_takes(size: int, tmp_path: Path) -> None:
+    mp.start_processes(work, args=(size, tmp_path, list(CASES)), nprocs=size, start_method="spawn")
+    problems: dict[str, list[str]] = {}
+    for case in CASES:
+        lab, setting = lab_of(case, size)
+        found = check(lab.cell(setting), json.loads((tmp_path / f"{case}-0.json").read_text()))
+        if found:
+            problems[case] = found
+    assert not problems, json.dumps(problems, indent=1)

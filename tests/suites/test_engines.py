@@ -1,0 +1,390 @@
+"""The rules for runs on other machines, over an engine and a clock that are made up: no process, no second passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from results.schema import Plan, Record, Status
+from results.store import StoreError, read_record, read_records, write_record
+from suites.catalogue import catalogue_for
+from suites.engines import follow as rules
+from suites.engines import journal, node
+from suites.engines.engine import Capacity, Gone, Queued, Resources, Running, State, Task
+from suites.engines.follow import Clock, Ended, follow
+from suites.measure.environment import code_digest, environment
+from suites.run import checkpoint
+from suites.run.launch import Interrupted
+from suites.run.worker import Event, record_path
+from suites.suite import Beside, Runtime
+
+Script = Callable[["World", Task, int], State]
+
+
+def record_of(plan: Plan, status: Status = "ok", error: str | None = None) -> Record:
+    now = "2026-01-01T00:00:00+00:00"
+    return Record(
+        plan=plan,
+        plan_hash=plan.hash(),
+        status=status,
+        error=error,
+        started_at=now,
+        finished_at=now,
+        environment=environment(torch.device("cpu"), 1, 1),
+        catalogue=catalogue_for(plan),
+    )
+
+
+@dataclass
+class World:
+    """An engine and a clock. `script` says what a hand-over is like so many seconds after it; it may write records."""
+
+    script: Script
+    name: str = "fake"
+    outlives: bool = False
+    pause_s: float = 1.0
+    now: float = 0.0
+    begun: dict[str, tuple[Task, float]] = field(default_factory=dict)
+    submitted: list[Task] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    stop_at: float | None = None
+
+    def capacity(self, resources: Resources) -> Capacity:
+        return Capacity(2, "nowhere")
+
+    def submit(self, task: Task) -> str:
+        self.submitted.append(task)
+        self.begun[f"job-{len(self.submitted)}"] = (task, self.now)
+        return f"job-{len(self.submitted)}"
+
+    def poll(self, handle: str) -> State:
+        if handle in self.cancelled or handle not in self.begun:
+            return Gone("nobody knows it", "lost")
+        task, since = self.begun[handle]
+        return self.script(self, task, int(self.now - since))
+
+    def cancel(self, handle: str) -> None:
+        self.cancelled.append(handle)
+
+    def sleep(self, seconds: float) -> None:
+        assert self.now < 10_000, "the rules wait for ever"
+        self.now += seconds
+        if self.stop_at is not None and self.now >= self.stop_at:
+            self.stop_at = None
+            raise KeyboardInterrupt
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(lambda: self.now, self.sleep)
+
+    def tries(self, task: Task) -> int:
+        return sum(each.plan == task.plan for each in self.submitted)
+
+
+@dataclass
+class Told:
+    events: list[Event] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+    def run(self, world: World, tasks: list[Task], retries: int = 2) -> Ended:
+        return follow(tasks, world, self.events.append, retries, self.lines.append, world.clock)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def tasks(make_plan: Any, runtime: Runtime, tmp_path: Path) -> list[Task]:
+    return [Task(make_plan(seed=seed), runtime, tmp_path) for seed in (0, 1, 2)]
+
+
+def usual(world: World, task: Task, second: int) -> State:
+    """Queued for two seconds, three steps, a record."""
+    if second < 2:
+        return Queued()
+    if second < 5:
+        return Running(second - 1, 0.5)
+    if not record_path(task.store, task.plan).exists():
+        write_record(task.store, record_of(task.plan))
+    return Gone("ok", "ended")
+
+
+def test_runs_are_handed_over_once_and_their_records_are_those_of_the_store(tasks: list[Task], told: Told) -> None:
+    world = World(usual)
+    ended = told.run(world, tasks)
+    assert world.submitted == tasks
+    assert ended.lost == {}
+    assert sorted(record.plan_hash for record in ended.records) == sorted(task.plan.hash() for task in tasks)
+    assert ended.records == [read_record(record_path(task.store, task.plan)) for task in reversed(tasks)]
+    of_first = [event for event in told.events if event.plan == tasks[0].plan]
+    assert [event.step for event in of_first] == [1, 2, 3, 0]
+    assert [event.record is not None for event in of_first] == [False, False, False, True]
+    assert told.lines == []
+
+
+def test_a_run_of_its_own_failure_is_a_record_and_leaves_the_rest_alone(tasks: list[Task], told: Told) -> None:
+    def script(world: World, task: Task, second: int) -> State:
+        if task.plan != tasks[1].plan:
+            return usual(world, task, second)
+        write_record(task.store, record_of(task.plan, "failed", "ValueError: no"))
+        return Gone("failed", "ended")
+
+    world = World(script)
+    ended = told.run(world, tasks)
+    assert len(world.submitted) == 3
+    assert {record.plan_hash: record.status for record in ended.records} == {
+        task.plan.hash(): "failed" if task is tasks[1] else "ok" for task in tasks
+    }
+    assert ended.lost == {}
+
+
+@pytest.mark.parametrize("left", [None, "interrupted"])
+def test_a_lost_run_is_tried_again_and_only_so_often(tasks: list[Task], told: Told, left: Status | None) -> None:
+    def script(world: World, task: Task, second: int) -> State:
+        if task.plan != tasks[0].plan:
+            return usual(world, task, second)
+        if second < 3:
+            return Running(second, 0.5)
+        if left is not None:
+            write_record(task.store, record_of(task.plan, left))
+        return Gone("its node went away", "lost")
+
+    world = World(script)
+    ended = told.run(world, tasks, retries=2)
+    assert world.tries(tasks[0]) == 3
+    assert ended.lost == {tasks[0].plan.hash(): "its node went away"}
+    assert len(ended.records) == 2
+    assert [line for line in told.lines if "its node went away" in line] == told.lines
+    assert "the same command goes on" in told.lines[-1]
+    assert len(told.lines) == 3
+
+
+def test_a_run_that_comes_back_from_its_loss_is_a_record(tasks: list[Task], told: Told) -> None:
+    def script(world: World, task: Task, second: int) -> State:
+        if task.plan == tasks[2].plan and world.tries(task) == 1:
+            return Running(9) if second < 3 else Gone("its worker was killed", "lost")
+        return usual(world, task, second)
+
+    world = World(script)
+    assert len(told.run(world, tasks, retries=1).records) == 3
+    assert len(world.submitted) == 4
+
+
+def test_the_store_is_believed_before_the_engine(tasks: list[Task], told: Told) -> None:
+    def script(world: World, task: Task, second: int) -> State:
+        usual(world, task, second)
+        return Running() if second < 7 else Gone("the node died after the record was written", "lost")
+
+    world = World(script)
+    ended = told.run(world, tasks)
+    assert (len(world.submitted), len(ended.records), ended.lost) == (3, 3, {})
+
+
+def test_a_record_from_before_is_not_taken_for_the_new_one(tasks: list[Task], told: Told) -> None:
+    write_record(tasks[0].store, record_of(tasks[0].plan, "failed", "an earlier day"))
+    world = World(lambda world, task, second: Gone("gone", "lost"))
+    ended = told.run(world, tasks[:1], retries=0)
+    assert (ended.records, list(ended.lost)) == ([], [tasks[0].plan.hash()])
+
+
+def test_a_record_that_a_slow_file_system_shows_late_is_waited_for(tasks: list[Task], told: Told) -> None:
+    def script(world: World, task: Task, second: int) -> State:
+        if second >= 40:
+            write_record(task.store, record_of(task.plan))
+        return Gone("ok", "ended")
+
+    world = World(script)
+    ended = told.run(world, tasks[:1])
+    assert (len(world.submitted), len(ended.records)) == (1, 1)
+
+
+def test_an_end_without_a_record_is_a_loss(tasks: list[Task], told: Told) -> None:
+    world = World(lambda world, task, second: Gone("it said that all was well", "ended"))
+    ended = told.run(world, tasks[:1], retries=1)
+    assert (len(world.submitted), list(ended.lost)) == (2, [tasks[0].plan.hash()])
+    assert world.now >= 2 * rules.SETTLE_S
+
+
+def test_a_record_comes_back_by_value_where_no_store_is_shared(tasks: list[Task], told: Told) -> None:
+    world = World(lambda world, task, second: Gone("ok", "ended", record_of(task.plan)))
+    ended = told.run(world, tasks)
+    assert sorted(record.plan_hash for record in read_records([tasks[0].store])) == sorted(
+        record.plan_hash for record in ended.records
+    )
+    assert len(ended.records) == 3
+
+
+def test_memory_that_ran_out_beside_others_counts_only_alone(tasks: list[Task], told: Told) -> None:
+    def script(world: World, task: Task, second: int) -> State:
+        if task.resources.gpus < 1:
+            return Gone("out of memory", "crowded")
+        write_record(task.store, record_of(task.plan, "out_of_memory", "alone too"))
+        return Gone("out of memory", "ended")
+
+    world = World(script)
+    ended = told.run(world, [replace(tasks[0], resources=Resources(1, 0.5))], retries=0)
+    assert [task.resources.gpus for task in world.submitted] == [0.5, 1.0]
+    assert [record.error for record in ended.records] == ["alone too"]
+
+
+def test_a_node_that_refuses_ends_the_command_in_one_line(tasks: list[Task], told: Told) -> None:
+    def script(world: World, task: Task, second: int) -> State:
+        return Gone("node b: its code is another", "refused") if task is tasks[1] else Running()
+
+    world = World(script)
+    with pytest.raises(ValueError, match="its code is another"):
+        told.run(world, tasks)
+    assert sorted(world.cancelled) == ["job-1", "job-2", "job-3"]
+
+
+def test_ctrl_c_ends_what_is_in_hand(tasks: list[Task], told: Told) -> None:
+    world = World(usual, stop_at=3)
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        told.run(world, tasks)
+    assert sorted(world.cancelled) == ["job-1", "job-2", "job-3"]
+
+
+def test_runs_that_do_not_end_are_not_waited_for_for_ever(tasks: list[Task], told: Told) -> None:
+    world = World(lambda world, task, second: Running(), stop_at=3)
+    world.cancel = lambda handle: None  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        told.run(world, tasks)
+    assert rules.GRACE_S <= world.now < rules.GRACE_S + 10
+
+
+class Dead(BaseException):
+    """The command is killed: nothing of it runs any more."""
+
+
+def test_the_next_command_takes_up_what_the_engine_still_has(
+    tasks: list[Task], told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(usual, outlives=True)
+
+    def die(seconds: float) -> None:
+        raise Dead
+
+    with monkeypatch.context() as killed:
+        killed.setattr(rules._Following, "stop", lambda self, hands: None)
+        with pytest.raises(Dead):
+            follow(tasks, world, told.events.append, 2, clock=Clock(lambda: world.now, die))
+    assert len(world.submitted) == 3
+    world.begun.pop("job-2")
+    ended = told.run(world, tasks)
+    assert world.submitted[3:] == [tasks[1]]
+    assert (len(ended.records), ended.lost) == (3, {})
+    assert len([line for line in told.lines if "goes on as job-" in line]) == 2
+    assert not list((tasks[0].store / journal.FOLDER).iterdir())
+
+
+def test_a_run_in_another_engines_hands_is_not_handed_over_again(tasks: list[Task], told: Told) -> None:
+    journal.note(tasks[0].store, tasks[0].plan, journal.Entry("other", "17", None))
+    world = World(usual, outlives=True)
+    with pytest.raises(ValueError, match=r"handed to other \(17\).*--on other"):
+        told.run(world, tasks)
+    assert world.submitted == []
+    (tasks[0].store / journal.FOLDER / tasks[0].plan.hash()).write_text("{")
+    with pytest.raises(ValueError, match="remove it"):
+        told.run(world, tasks)
+
+
+def test_two_commands_do_not_hand_out_the_runs_of_one_store(tasks: list[Task], told: Told) -> None:
+    with journal.alone(tasks[0].store), pytest.raises(ValueError, match="another command hands out runs"):
+        told.run(World(usual), tasks)
+    assert len(told.run(World(usual), tasks).records) == 3
+
+
+# The node side, without its launcher
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Stand-in for the launcher: writes the record that the plan's seed asks for, and keeps what it was given."""
+    given: list[Any] = []
+    statuses: tuple[Status, ...] = ("ok", "out_of_memory", "failed")
+
+    def launch(plans: Any, runtime: Runtime, store: Path, predicted: Any, listen: Any, reserved: Any) -> list[Record]:
+        given.append((plans, runtime, store, predicted, reserved))
+        if plans[0].seed > 2:
+            raise StoreError("the disk is full")
+        listen(Event(plans[0], step=2, loss=0.25))
+        record = record_of(plans[0], statuses[plans[0].seed], "as asked" if plans[0].seed else None)
+        write_record(store, record)
+        listen(Event(plans[0], record=record))
+        return [record]
+
+    monkeypatch.setattr(node, "launch", launch)
+    return given
+
+
+def test_a_node_that_shares_the_store_writes_into_it(tasks: list[Task], launched: list[Any]) -> None:
+    (tasks[0].store / node.NONCE).write_text("abc")
+    steps: list[Any] = []
+    gone = node.run_task(replace(tasks[0], predicted=5, reserved=7), "abc", lambda *step: steps.append(step))
+    assert (gone.cause, gone.record, steps) == ("ended", None, [(2, 0.25)])
+    assert read_record(record_path(tasks[0].store, tasks[0].plan)).status == "ok"
+    ((plans, runtime, store, predicted, reserved),) = launched
+    key = tasks[0].plan.hash()
+    assert (plans, store, predicted, reserved) == ([tasks[0].plan], tasks[0].store, {key: 5}, {key: 7})
+    assert (runtime.lock_wait_s or 0) > 90
+    assert node.run_task(tasks[0], "abc", lambda *step: None).why == "it has a record already"
+    assert len(launched) == 1
+
+
+def test_a_node_without_the_store_gives_its_record_back(
+    tasks: list[Task], launched: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / node.NONCE).write_text("another command's")
+    gone = node.run_task(tasks[2], "abc", lambda *step: None)
+    assert gone.record is not None
+    assert (gone.record.status, gone.cause) == ("failed", "ended")
+    assert not record_path(tmp_path, tasks[2].plan).exists()
+    assert not launched[0][2].exists()
+    beside = replace(tasks[0], runtime=replace(tasks[0].runtime, beside=Beside(tmp_path, model="merged")))
+    with pytest.raises(node.Refusal, match="saved models and trackers would be lost"):
+        node.run_task(beside, "abc", lambda *step: None)
+
+
+def test_memory_that_runs_out_on_a_shared_device_leaves_no_record(tasks: list[Task], launched: list[Any]) -> None:
+    (tasks[1].store / node.NONCE).write_text("abc")
+    packed = replace(tasks[1], resources=Resources(1, 0.5))
+    assert node.run_task(packed, "abc", lambda *step: None).cause == "crowded"
+    assert not record_path(packed.store, packed.plan).exists()
+    alone = replace(packed, resources=Resources(1, 1.0))
+    assert node.run_task(alone, "abc", lambda *step: None).cause == "ended"
+    assert read_record(record_path(packed.store, packed.plan)).status == "out_of_memory"
+
+
+def test_a_store_that_fails_there_is_a_refusal(make_plan: Any, tasks: list[Task], launched: list[Any]) -> None:
+    with pytest.raises(node.Refusal, match="the disk is full"):
+        node.run_task(replace(tasks[0], plan=make_plan(seed=3)), "abc", lambda *step: None)
+
+
+def test_another_code_on_a_node_is_refused(tmp_path: Path) -> None:
+    node.check_code(code_digest(), "a")
+    with pytest.raises(node.Refusal, match=r"node a: its code is another .*check out the same commit"):
+        node.check_code("0" * 12, "a")
+    for name, text in (("suites/a.py", "1"), ("gnlorp/b.py", "2"), ("pyproject.toml", "3"), ("suites/c.pyc", "4")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = code_digest(tmp_path)
+    (tmp_path / "suites" / "c.pyc").write_text("5")
+    assert code_digest(tmp_path) == before
+    (tmp_path / "suites" / "a.py").write_text("2")
+    assert code_digest(tmp_path) != before
+
+
+def test_a_lock_is_waited_for_as_long_as_the_runtime_says(make_plan: Any, tmp_path: Path) -> None:
+    with (
+        checkpoint.held(tmp_path, make_plan()),
+        pytest.raises(checkpoint.CheckpointError, match="another process"),
+        checkpoint.held(tmp_path, make_plan(), wait_s=0.05),
+    ):
+        pass

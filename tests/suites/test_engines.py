@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import signal
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from results.schema import Plan, Record, Status
 from results.store import StoreError, read_record, read_records, write_record
+from suites.__main__ import app
 from suites.catalogue import catalogue_for
+from suites.engines import away, cluster, journal, node
 from suites.engines import follow as rules
-from suites.engines import journal, node
 from suites.engines.engine import Capacity, Gone, Queued, Resources, Running, State, Task
 from suites.engines.follow import Clock, Ended, follow
 from suites.measure.environment import code_digest, environment
-from suites.run import checkpoint
+from suites.run import checkpoint, worker
 from suites.run.launch import Interrupted
 from suites.run.worker import Event, record_path
 from suites.suite import Beside, Runtime
@@ -388,3 +395,131 @@ def test_a_lock_is_waited_for_as_long_as_the_runtime_says(make_plan: Any, tmp_pa
         checkpoint.held(tmp_path, make_plan(), wait_s=0.05),
     ):
         pass
+
+
+# From the command line to an engine
+
+
+def test_a_run_has_the_devices_that_its_launcher_was_given(
+    make_plan: Any, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+
+    def execute(plan: Plan, *given: Any) -> Record:
+        seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return record_of(plan)
+
+    monkeypatch.setattr("suites.run.execute.execute", execute)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    before = signal.getsignal(signal.SIGINT)
+    pipe = SimpleNamespace(send=lambda said: None, close=lambda: None)
+    try:
+        for given in (None, "2"):
+            asked = replace(runtime, visible_devices=given)
+            worker._work(make_plan(), asked, tmp_path, (None, None), pipe)  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == ["0,1,2,3", "2"]
+
+
+@pytest.mark.parametrize(
+    ("available", "resources", "runs"),
+    [
+        ({"CPU": 2.0}, Resources(1), 2),
+        ({"CPU": 16.0}, Resources(8), 2),
+        ({"CPU": 4.0}, Resources(8), 0),
+        ({}, Resources(1), 0),
+        ({"CPU": 16.0}, Resources(1, 1.0), 0),
+        ({"CPU": 16.0, "GPU": 8.0}, Resources(1, 1.0), 8),
+        ({"CPU": 16.0, "GPU": 8.0}, Resources(4, 1.0), 4),
+        ({"CPU": 16.0, "GPU": 2.0}, Resources(1, 0.5), 4),
+        ({"CPU": 16.0, "GPU": 2.0}, Resources(1, 0.4), 4),
+        ({"CPU": 16.0, "GPU": 2.0}, Resources(1, 1 / 3), 6),
+        ({"CPU": 16.0, "GPU": 2.0}, Resources(1, 0.1), 16),
+    ],
+)
+def test_runs_are_counted_node_by_node(available: dict[str, float], resources: Resources, runs: int) -> None:
+    assert cluster.fits(available, resources) == runs
+
+
+def test_amounts_are_said_for_people() -> None:
+    nodes = ({"CPU": 8.0, "GPU": 4.0, "accelerator_type:H100": 1.0}, {"CPU": 2.0})
+    assert cluster.amounts(*nodes) == "10 CPUs, 4 GPUs (H100)"
+    assert cluster.amounts(nodes[1]) == "2 CPUs, 0 GPUs"
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "head", ":6379", "head:port"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="must be host:port"):
+        cluster.check_address(address)
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        cluster.check_address(f"127.0.0.1:{port}")
+    with pytest.raises(ValueError, match="no Ray answers there"):
+        cluster.check_address(f"127.0.0.1:{port}")
+
+
+def test_a_run_is_given_its_threads_or_a_gpu(runtime: Runtime) -> None:
+    assert away.size_of_a_run(replace(runtime, threads=4), None) == Resources(4)
+    on_gpu = replace(runtime, device=torch.device("cuda"), threads=16)
+    assert away.size_of_a_run(on_gpu, None) == Resources(1, 1.0)
+    assert away.size_of_a_run(on_gpu, 0.5) == Resources(1, 0.5)
+    for wrong, near in ((0.0, "0.5"), (2.0, "1"), (-1.0, "0.5")):
+        with pytest.raises(ValueError, match=rf"gpus-per-run .*nearest allowed value: {near}\)"):
+            away.size_of_a_run(on_gpu, wrong)
+    with pytest.raises(ValueError, match="--device cuda"):
+        away.size_of_a_run(runtime, 0.5)
+
+
+def test_paths_mean_the_same_on_a_node(runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = replace(runtime, model_dir=Path("model"), beside=Beside(Path("out")))
+    found = away.absolute(given)
+    assert (found.model_dir, found.beside.folder) == (tmp_path / "model", tmp_path / "out")
+    assert away.absolute(runtime) == runtime
+
+
+def test_away_hands_over_what_the_launcher_would_be_given(tasks: list[Task], told: Told) -> None:
+    world = World(usual)
+    nonces: list[str] = []
+
+    def check(store: Path, runtime: Runtime, resources: Resources) -> None:
+        nonces.append((store / node.NONCE).read_text())
+
+    size = Resources(2, 0.5)
+    out = away.Away(world, "abc", size, 1, 2, told.lines.append, check)
+    plan, store = tasks[0].plan, tasks[0].store
+    world.pause_s = 0.0
+    world.script = lambda world, task, second: usual(world, task, 9)
+    (record,) = out([plan], tasks[0].runtime, store, {plan.hash(): 5}, told.events.append, {plan.hash(): 7})
+    assert world.submitted == [Task(plan, tasks[0].runtime, store, 5, 7, size)]
+    assert (record.status, nonces) == ("ok", ["abc"])
+    assert not (store / node.NONCE).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--on", "rai"), ("unknown engine 'rai'", "known are here, ray", "nearest: ray")),
+        (("--address", "head:1"), ("--address head:1", "is for --on ray")),
+        (("--retries", "3"), ("--retries 3", "is for --on ray")),
+        (("--gpus-per-run", "0.5"), ("--gpus-per-run 0.5", "is for --on ray")),
+        (("--on", "ray", "--retries=-1"), ("retries -1", "nearest allowed value: 0")),
+        (("--on", "ray"), ("Ray is not installed", "pip install 'gnlorp[ray]'")),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "ray" else found(name, *more))
+    few = ("--seeds", "0", "--task", "cola", "--method", "lora", "--device", "cpu")
+    result = CliRunner().invoke(app, ("run", "glue", *few, *arguments))
+    assert result.exit_code == 2, result.output
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert all(part in result.stderr for part in parts), result.stderr
+    assert not list(tmp_path.rglob("*.json"))

@@ -1,0 +1,131 @@
+"""From the command line to an engine and back: `run ... --on ray`."""
+
+from __future__ import annotations
+
+import importlib.util
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from results.schema import Plan, Record
+from results.store import write_atomically
+from suites.engines.engine import Engine, Resources, Task
+from suites.engines.follow import follow
+from suites.engines.node import NONCE
+from suites.run.worker import Listener
+from suites.suite import Runtime
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Away:
+    """Runs plans on other machines; called as `suites.run.launch.launch` is.
+
+    `slots`: runs at a time.
+    `check`: (store, runtime, resources) -> None; says what people should know of the nodes, or raises ValueError.
+    """
+
+    engine: Engine
+    nonce: str
+    resources: Resources
+    retries: int
+    slots: int
+    say: Say
+    check: Callable[[Path, Runtime, Resources], None]
+
+    def __call__(
+        self,
+        plans: Sequence[Plan],
+        runtime: Runtime,
+        store: Path,
+        predicted: Mapping[str, int | None],
+        listen: Listener,
+        reserved: Mapping[str, int] | None = None,
+    ) -> list[Record]:
+        """Run `plans` and return the records of those that came to an end; the others were said to be lost.
+
+        Raises:
+            ValueError, Interrupted: as `follow`.
+        """
+        store, runtime = store.resolve(), absolute(runtime)
+        write_atomically(store / NONCE, self.nonce.encode())
+        try:
+            self.check(store, runtime, self.resources)
+            tasks = [
+                Task(plan, runtime, store, predicted.get(key), (reserved or {}).get(key), self.resources)
+                for plan, key in ((plan, plan.hash()) for plan in plans)
+            ]
+            return follow(tasks, self.engine, listen, self.retries, self.say).records
+        finally:
+            (store / NONCE).unlink(missing_ok=True)
+
+
+def absolute(runtime: Runtime) -> Runtime:
+    """Return `runtime` with paths that mean the same in every folder."""
+    beside, model = runtime.beside, runtime.model_dir
+    return replace(
+        runtime,
+        model_dir=None if model is None else model.resolve(),
+        beside=replace(beside, folder=None if beside.folder is None else beside.folder.resolve()),
+    )
+
+
+def size_of_a_run(runtime: Runtime, gpus_per_run: float | None) -> Resources:
+    """Return what a run is given: its threads on a processor; on a GPU one of them, or the share that is asked for.
+
+    Raises:
+        ValueError: a share outside (0, 1], or GPUs for runs on the processor.
+    """
+    if runtime.device.type != "cuda":
+        if gpus_per_run is not None:
+            raise ValueError(f"gpus-per-run {gpus_per_run:g}: the runs are on the processor; --device cuda asks for GPUs")
+        return Resources(runtime.threads)
+    gpus = 1.0 if gpus_per_run is None else gpus_per_run
+    if not 0 < gpus <= 1:
+        near = 1 if gpus > 1 else 0.5
+        raise ValueError(
+            f"gpus-per-run {gpus:g}: must be above 0 and at most 1, since a run uses one device (nearest allowed value: "
+            f"{near:g})"
+        )
+    return Resources(1, gpus)
+
+
+@contextmanager
+def on_ray(runtime: Runtime, address: str | None, gpus_per_run: float | None, retries: int, say: Say) -> Iterator[Away]:
+    """Connect to Ray, and say what it has.
+
+    Raises:
+        ValueError: Ray is not installed or not there, or no node could ever take a run.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError("--on ray: Ray is not installed: pip install 'gnlorp[ray]'")
+    from suites.engines.on_ray import RayEngine, connected
+
+    size, nonce = size_of_a_run(runtime, gpus_per_run), secrets.token_hex(16)
+    with connected(address):
+        engine = RayEngine(nonce)
+        capacity = engine.capacity(size)
+        say(f"ray: {capacity.where}; {capacity.slots} runs at a time, lost ones tried again {retries} times at most")
+
+        def check(store: Path, runtime: Runtime, resources: Resources) -> None:
+            apart = engine.check_nodes(store, resources)
+            if not apart:
+                return
+            nodes = ", ".join(sorted(apart))
+            if runtime.beside.model or runtime.beside.trackers:
+                raise ValueError(f"{store} is not shared with {nodes}: saved models and trackers need a shared folder")
+            say(f"{store} is not shared with {nodes}: records come back from there; a run that is lost there starts anew")
+
+        yield Away(engine, nonce, size, retries, capacity.slots, say, check)
+
+
+def refuse_group(runtime: Runtime) -> None:
+    """Raise ValueError where torchrun started this command: an engine hands out whole runs."""
+    if runtime.group.size > 1:
+        raise ValueError(f"--on: {runtime.group.size} processes of torchrun work on one run here; use --on here")
+
+

@@ -110,7 +110,7 @@ def completion(shell: Annotated[str, typer.Argument(help="`bash`, `zsh` or `fish
         sys.stdout.write(ending.completion("suites", shell))
 
 
-register_run(app, console, one_line_errors, lambda *given, **more: prepare(*given, **more), lambda *given: start(*given))
+register_run(app, console, one_line_errors, lambda: (prepare, start))
 
 
 @app.command()

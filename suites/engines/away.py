@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from results.schema import Plan, Record
 from results.store import write_atomically
@@ -82,14 +81,16 @@ def size_of_a_run(runtime: Runtime, gpus_per_run: float | None) -> Resources:
     """
     if runtime.device.type != "cuda":
         if gpus_per_run is not None:
-            raise ValueError(f"gpus-per-run {gpus_per_run:g}: the runs are on the processor; --device cuda asks for GPUs")
+            raise ValueError(
+                f"gpus-per-run {gpus_per_run:g}: the runs are on the processor; --device cuda asks for GPUs"
+            )
         return Resources(runtime.threads)
     gpus = 1.0 if gpus_per_run is None else gpus_per_run
     if not 0 < gpus <= 1:
         near = 1 if gpus > 1 else 0.5
         raise ValueError(
-            f"gpus-per-run {gpus:g}: must be above 0 and at most 1, since a run uses one device (nearest allowed value: "
-            f"{near:g})"
+            f"gpus-per-run {gpus:g}: must be above 0 and at most 1, since a run uses one device "
+            f"(nearest allowed value: {near:g})"
         )
     return Resources(1, gpus)
 
@@ -118,7 +119,7 @@ def on_ray(runtime: Runtime, address: str | None, gpus_per_run: float | None, re
             nodes = ", ".join(sorted(apart))
             if runtime.beside.model or runtime.beside.trackers:
                 raise ValueError(f"{store} is not shared with {nodes}: saved models and trackers need a shared folder")
-            say(f"{store} is not shared with {nodes}: records come back from there; a run that is lost there starts anew")
+            say(f"{store} is not shared with {nodes}: records come back from there; a lost one starts anew")
 
         yield Away(engine, nonce, size, retries, capacity.slots, say, check)
 
@@ -127,5 +128,3 @@ def refuse_group(runtime: Runtime) -> None:
     """Raise ValueError where torchrun started this command: an engine hands out whole runs."""
     if runtime.group.size > 1:
         raise ValueError(f"--on: {runtime.group.size} processes of torchrun work on one run here; use --on here")
-
-

@@ -25,7 +25,9 @@ def check_address(where: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
     except (OSError, OverflowError) as error:
-        raise ValueError(f"--address {where}: no Ray answers there ({error}): start one with `ray start --head`") from None
+        raise ValueError(
+            f"--address {where}: no Ray answers there ({error}): start one with `ray start --head`"
+        ) from None
 
 
 def fits(available: Mapping[str, float], resources: Resources) -> int:
@@ -39,5 +41,7 @@ def fits(available: Mapping[str, float], resources: Resources) -> int:
 def amounts(*resources: Mapping[str, float]) -> str:
     """Return CPUs, GPUs and their kinds as Ray names them, for reading."""
     cpus, gpus = (sum(int(each.get(name, 0)) for each in resources) for name in ("CPU", "GPU"))
-    kinds = sorted({name.partition(":")[2] for each in resources for name in each if name.startswith("accelerator_type:")})
+    kinds = sorted(
+        {name.partition(":")[2] for each in resources for name in each if name.startswith("accelerator_type:")}
+    )
     return f"{cpus} CPUs, {gpus} GPUs" + (f" ({', '.join(kinds)})" if kinds else "")

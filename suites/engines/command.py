@@ -19,10 +19,9 @@ def register(
     app: typer.Typer,
     console: Console,
     one_line_errors: Callable[[], AbstractContextManager[None]],
-    prepare: Callable[..., Any],
-    start: Callable[..., int],
+    steps: Callable[[], tuple[Callable[..., Any], Callable[..., int]]],
 ) -> None:
-    """Add `run` to the command line of the suites."""
+    """Add `run` to the command line of the suites, as its first command; `steps`: how a run is prepared and started."""
 
     @app.command()
     @takes_options()
@@ -32,16 +31,19 @@ def register(
             str,
             typer.Option(
                 "--on",
-                help="`here`: processes of this machine; `ray`: tasks of Ray, here or with --address (docs/machines.md)",
-                autocompletion=lambda typed: [name for name in ENGINES if name.startswith(typed)],
+                help="`here`: processes of this machine; `ray`: tasks of Ray (docs/machines.md)",
+                autocompletion=_complete,
             ),
         ] = ENGINES[0],
         address: Annotated[
             str | None,
-            typer.Option(help="`--on ray`: `host:port` of its head, `auto`; default: RAY_ADDRESS, else one started here"),
+            typer.Option(
+                help="`--on ray`: `host:port` of its head, `auto`; default: RAY_ADDRESS, else one started here"
+            ),
         ] = None,
         gpus_per_run: Annotated[
-            float | None, typer.Option(help="`--on ray`: share of a GPU a run, 0.5 for two on each; default: a whole one")
+            float | None,
+            typer.Option(help="`--on ray`: share of a GPU a run, 0.5 for two on each; default: a whole one"),
         ] = None,
         retries: Annotated[
             int | None, typer.Option(help="`--on ray`: how often a run whose node is lost is tried again; default: 2")
@@ -49,6 +51,7 @@ def register(
     ) -> None:
         """Run the missing runs of a comparison and write one record each."""
         with one_line_errors():
+            prepare, start = steps()
             check_choice(on, ENGINES, "engine")
             if on == ENGINES[0]:
                 _refuse_settings({"--address": address, "--gpus-per-run": gpus_per_run, "--retries": retries})
@@ -63,6 +66,10 @@ def register(
                 with on_ray(prepared.runtime, address, gpus_per_run, tries, lambda line: _say(console, line)) as away:
                     failed = start(prepared.plans, prepared.runtime, options.out, options.fresh, away)
         raise typer.Exit(1 if failed else 0)
+
+
+def _complete(incomplete: str) -> list[str]:
+    return [name for name in ENGINES if name.startswith(incomplete)]
 
 
 def _say(console: Console, line: str) -> None:

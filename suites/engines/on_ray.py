@@ -59,7 +59,9 @@ class RayEngine:
             wanted = f"{resources.cpus} CPUs" + (f" and {resources.gpus:g} of a GPU" if resources.gpus else "")
             each = "; ".join(f"{node['NodeManagerHostname']}: {amounts(node['Resources'])}" for node in nodes)
             raise ValueError(f"ray: no node has what a run asks for, {wanted} (nodes: {each or 'none'})")
-        return Capacity(slots, f"{len(nodes)} node{'s' * (len(nodes) != 1)}: {amounts(*(node["Resources"] for node in nodes))}")
+        return Capacity(
+            slots, f"{len(nodes)} node{'s' * (len(nodes) != 1)}: {amounts(*(node['Resources'] for node in nodes))}"
+        )
 
     def check_nodes(self, store: Path, resources: Resources) -> list[str]:
         """Ask every node that could take a run whether it can; return the names of those that do not share `store`.
@@ -157,9 +159,7 @@ def placed(runtime: Runtime, resources: Resources) -> Runtime:
     if not resources.gpus:
         return replace(runtime, threads=resources.cpus, workers=beside)
     given = ",".join(context.get_accelerator_ids()["GPU"])
-    return replace(
-        runtime, threads=max(1, int(mine.get("CPU", 1)) // beside), workers=beside, visible_devices=given
-    )
+    return replace(runtime, threads=max(1, int(mine.get("CPU", 1)) // beside), workers=beside, visible_devices=given)
 
 
 def _serve(code: str, nonce: str, packed: bytes, board: Any, handle: str) -> Gone:

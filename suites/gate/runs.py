@@ -29,7 +29,6 @@ LATER = re.compile(r"-?(?:r\d+|s\d+|[0-9a-f]{12})(?=-|$)")
 """Pieces of a label that a plan must be made for: rank, seed and hash."""
 
 
-
 class Row(Strict):
     """One comparison, of the usual methods unless it names them, see `rows.toml`."""
 

@@ -345,9 +345,7 @@ def test_a_node_that_shares_the_store_writes_into_it(tasks: list[Task], launched
     assert len(launched) == 1
 
 
-def test_a_node_without_the_store_gives_its_record_back(
-    tasks: list[Task], launched: list[Any], tmp_path: Path
-) -> None:
+def test_a_node_without_the_store_gives_its_record_back(tasks: list[Task], launched: list[Any], tmp_path: Path) -> None:
     (tmp_path / node.NONCE).write_text("another command's")
     gone = node.run_task(tasks[2], "abc", lambda *step: None)
     assert gone.record is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,16 +26,15 @@ class Away:
     """Runs plans on other machines; called as `suites.run.launch.launch` is.
 
     `slots`: runs at a time.
-    `check`: (store, runtime, resources) -> None; says what people should know of the nodes, or raises ValueError.
+    `check`: (store, runtime, nonce) -> None; says what people should know of the nodes, or raises ValueError.
     """
 
     engine: Engine
-    nonce: str
     resources: Resources
     retries: int
     slots: int
     say: Say
-    check: Callable[[Path, Runtime, Resources], None]
+    check: Callable[[Path, Runtime, str], None] = lambda store, runtime, nonce: None
 
     def __call__(
         self,
@@ -51,16 +51,25 @@ class Away:
             ValueError, Interrupted: as `follow`.
         """
         store, runtime = store.resolve(), absolute(runtime)
-        write_atomically(store / NONCE, self.nonce.encode())
+        nonce = self._nonce(store)
         try:
-            self.check(store, runtime, self.resources)
+            self.check(store, runtime, nonce)
             tasks = [
-                Task(plan, runtime, store, predicted.get(key), (reserved or {}).get(key), self.resources)
+                Task(plan, runtime, store, predicted.get(key), (reserved or {}).get(key), self.resources, nonce)
                 for plan, key in ((plan, plan.hash()) for plan in plans)
             ]
             return follow(tasks, self.engine, listen, self.retries, self.say).records
         finally:
-            (store / NONCE).unlink(missing_ok=True)
+            if not self.engine.outlives:
+                (store / NONCE).unlink(missing_ok=True)
+
+    def _nonce(self, store: Path) -> str:
+        """Put a nonce into the store; one that jobs of an earlier command may still look for stays."""
+        if self.engine.outlives and (store / NONCE).exists():
+            return (store / NONCE).read_text()
+        nonce = secrets.token_hex(16)
+        write_atomically(store / NONCE, nonce.encode())
+        return nonce
 
 
 def absolute(runtime: Runtime) -> Runtime:
@@ -106,14 +115,14 @@ def on_ray(runtime: Runtime, address: str | None, gpus_per_run: float | None, re
         raise ValueError("--on ray: Ray is not installed: pip install 'gnlorp[ray]'")
     from suites.engines.on_ray import RayEngine, connected
 
-    size, nonce = size_of_a_run(runtime, gpus_per_run), secrets.token_hex(16)
+    size = size_of_a_run(runtime, gpus_per_run)
     with connected(address):
-        engine = RayEngine(nonce)
+        engine = RayEngine()
         capacity = engine.capacity(size)
         say(f"ray: {capacity.where}; {capacity.slots} runs at a time, lost ones tried again {retries} times at most")
 
-        def check(store: Path, runtime: Runtime, resources: Resources) -> None:
-            apart = engine.check_nodes(store, resources)
+        def check(store: Path, runtime: Runtime, nonce: str) -> None:
+            apart = engine.check_nodes(store, nonce, size)
             if not apart:
                 return
             nodes = ", ".join(sorted(apart))
@@ -121,7 +130,40 @@ def on_ray(runtime: Runtime, address: str | None, gpus_per_run: float | None, re
                 raise ValueError(f"{store} is not shared with {nodes}: saved models and trackers need a shared folder")
             say(f"{store} is not shared with {nodes}: records come back from there; a lost one starts anew")
 
-        yield Away(engine, nonce, size, retries, capacity.slots, say, check)
+        yield Away(engine, size, retries, capacity.slots, say, check)
+
+
+@contextmanager
+def on_slurm(runtime: Runtime, store: Path, settings: str | None, retries: int, say: Say) -> Iterator[Away]:
+    """Look at SLURM's partitions, and say what the chosen one has.
+
+    Raises:
+        ValueError: submitit or SLURM is not here, a setting or partition that does not exist, or no node that could
+            ever take a run.
+    """
+    from suites.engines import queue
+
+    given = queue.settings_of(settings)
+    queue.minutes(given.get("time", "1"))
+    if importlib.util.find_spec("submitit") is None:
+        raise ValueError("--on slurm: submitit is not installed: pip install 'gnlorp[slurm]'")
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise ValueError("--on slurm: no sbatch is here: give the command on a login node of the cluster")
+    from suites.engines.on_slurm import SlurmEngine
+
+    size = size_of_a_run(runtime, None)
+    if "cpus" in given:
+        if not given["cpus"].isdigit() or given["cpus"] == "0":
+            raise ValueError(
+                f"--slurm cpus={given['cpus']}: must be a whole number from 1 on (nearest allowed value: 1)"
+            )
+        size = replace(size, cpus=int(given["cpus"]))
+    engine = SlurmEngine(store, given)
+    capacity = engine.capacity(size)
+    say(
+        f"slurm: {capacity.where}; {capacity.slots} runs at a time were it empty, lost ones tried again {retries} times"
+    )
+    yield Away(engine, size, retries, capacity.slots, say)
 
 
 def refuse_group(runtime: Runtime) -> None:

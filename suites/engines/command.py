@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,7 +12,14 @@ from rich.console import Console
 from results.choice import check_choice
 from suites.options import Options, takes_options
 
-ENGINES = ("here", "ray")
+if TYPE_CHECKING:
+    from suites.engines.away import Away
+    from suites.suite import Runtime
+
+HERE = "here"
+ENGINES = {HERE: (), "ray": ("--address", "--gpus-per-run", "--retries"), "slurm": ("--slurm", "--retries")}
+"""Names of the engines, and the settings that each takes."""
+RETRIES = 2
 
 
 def register(
@@ -31,10 +38,10 @@ def register(
             str,
             typer.Option(
                 "--on",
-                help="`here`: processes of this machine; `ray`: tasks of Ray (docs/machines.md)",
+                help="`here`: processes of this machine; `ray`: tasks of Ray; `slurm`: jobs (docs/machines.md)",
                 autocompletion=_complete,
             ),
-        ] = ENGINES[0],
+        ] = HERE,
         address: Annotated[
             str | None,
             typer.Option(
@@ -45,45 +52,54 @@ def register(
             float | None,
             typer.Option(help="`--on ray`: share of a GPU a run, 0.5 for two on each; default: a whole one"),
         ] = None,
+        slurm: Annotated[
+            str | None,
+            typer.Option(help="`--on slurm`: `partition=gpu,time=12:00:00`; also mem, cpus, account, qos, constraint"),
+        ] = None,
         retries: Annotated[
-            int | None, typer.Option(help="`--on ray`: how often a run whose node is lost is tried again; default: 2")
+            int | None, typer.Option(help="away: how often a run whose node is lost is tried again; default: 2")
         ] = None,
     ) -> None:
         """Run the missing runs of a comparison and write one record each."""
         with one_line_errors():
+            check_choice(on, list(ENGINES), "engine")
+            given = {"--address": address, "--gpus-per-run": gpus_per_run, "--slurm": slurm, "--retries": retries}
+            _check_settings(on, given)
             prepare, start = steps()
-            check_choice(on, ENGINES, "engine")
-            if on == ENGINES[0]:
-                _refuse_settings({"--address": address, "--gpus-per-run": gpus_per_run, "--retries": retries})
-                prepared = prepare(options)
-                failed = start(prepared.plans, prepared.runtime, options.out, options.fresh)
-            else:
-                prepared = prepare(options, away=True)
-                from suites.engines.away import on_ray, refuse_group
-
-                refuse_group(prepared.runtime)
-                tries = _checked_retries(retries)
-                with on_ray(prepared.runtime, address, gpus_per_run, tries, lambda line: _say(console, line)) as away:
-                    failed = start(prepared.plans, prepared.runtime, options.out, options.fresh, away)
+            prepared = prepare(options, away=on != HERE)
+            with _opened(on, prepared.runtime, options, given, console) as away:
+                failed = start(prepared.plans, prepared.runtime, options.out, options.fresh, away)
         raise typer.Exit(1 if failed else 0)
+
+
+def _opened(
+    on: str, runtime: Runtime, options: Options, given: Mapping[str, Any], console: Console
+) -> AbstractContextManager[Away | None]:
+    """Return what runs plans on an engine, inside its context; None for this machine's launcher."""
+    if on == HERE:
+        return nullcontext()
+    from suites.engines import away
+
+    def say(line: str) -> None:
+        console.print(line, style="yellow", markup=False)
+
+    away.refuse_group(runtime)
+    retries = RETRIES if given["--retries"] is None else given["--retries"]
+    if on == "slurm":
+        return away.on_slurm(runtime, options.out, given["--slurm"], retries, say)
+    return away.on_ray(runtime, given["--address"], given["--gpus-per-run"], retries, say)
 
 
 def _complete(incomplete: str) -> list[str]:
     return [name for name in ENGINES if name.startswith(incomplete)]
 
 
-def _say(console: Console, line: str) -> None:
-    console.print(line, style="yellow", markup=False)
-
-
-def _checked_retries(retries: int | None) -> int:
+def _check_settings(on: str, given: Mapping[str, Any]) -> None:
+    """Raise ValueError for a bad setting, or one that `on` does not take: it would be passed over without a word."""
+    for name, value in given.items():
+        if value is not None and name not in ENGINES[on]:
+            takers = [engine for engine, taken in ENGINES.items() if name in taken]
+            raise ValueError(f"{name} {value}: is for --on {' or '.join(takers)}, not for --on {on}")
+    retries = given["--retries"]
     if retries is not None and retries < 0:
         raise ValueError(f"retries {retries}: must be at least 0 (nearest allowed value: 0)")
-    return 2 if retries is None else retries
-
-
-def _refuse_settings(given: dict[str, object]) -> None:
-    """Raise ValueError for a setting of an engine that is not used: it would be passed over without a word."""
-    for name, value in given.items():
-        if value is not None:
-            raise ValueError(f"{name} {value}: is for --on {', '.join(ENGINES[1:])}; here there is nothing to set")

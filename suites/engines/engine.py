@@ -26,6 +26,7 @@ class Task:
     """One run as it is handed to an engine; every path is absolute, since the other side stands in another folder.
 
     `predicted`, `reserved`: bytes said before the run, of tensors and of a device's allocator; None: not known.
+    `nonce`: what the command's `store` holds, for a node to know that its own folder of that name is the same.
     """
 
     plan: Plan
@@ -34,6 +35,7 @@ class Task:
     predicted: int | None = None
     reserved: int | None = None
     resources: Resources = Resources()
+    nonce: str = ""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def shares(store: Path, nonce: str) -> bool:
         return False
 
 
-def run_task(task: Task, nonce: str, tell: Tell) -> Gone:
+def run_task(task: Task, tell: Tell) -> Gone:
     """Run a task here and return how it went; its record stands in the store, or comes with it where it is not shared.
 
     Raises:
@@ -52,7 +52,7 @@ def run_task(task: Task, nonce: str, tell: Tell) -> Gone:
         from suites.offline import go_offline
 
         go_offline()
-    shared = shares(task.store, nonce)
+    shared = shares(task.store, task.nonce)
     beside = task.runtime.beside
     if not shared and (beside.model or beside.trackers):
         raise Refusal(f"{task.store} is not shared with this node: saved models and trackers would be lost there")

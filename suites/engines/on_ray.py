@@ -34,17 +34,14 @@ Node = Mapping[str, Any]
 
 
 class RayEngine:
-    """See `suites.engines.engine.Engine`; a connection to Ray stands already.
-
-    `nonce`: what the command put into its store, for nodes to know that theirs is the same.
-    """
+    """See `suites.engines.engine.Engine`; a connection to Ray stands already."""
 
     name = "ray"
     outlives = False
     pause_s = 0.5
 
-    def __init__(self, nonce: str) -> None:
-        self._nonce, self._code = nonce, code_digest()
+    def __init__(self) -> None:
+        self._code = code_digest()
         self._serve = ray.remote(max_retries=0)(_serve)
         self._tasks: dict[str, Any] = {}
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
@@ -63,7 +60,7 @@ class RayEngine:
             slots, f"{len(nodes)} node{'s' * (len(nodes) != 1)}: {amounts(*(node['Resources'] for node in nodes))}"
         )
 
-    def check_nodes(self, store: Path, resources: Resources) -> list[str]:
+    def check_nodes(self, store: Path, nonce: str, resources: Resources) -> list[str]:
         """Ask every node that could take a run whether it can; return the names of those that do not share `store`.
 
         Raises:
@@ -74,7 +71,7 @@ class RayEngine:
         for node in _alive():
             if fits(node["Resources"], resources):
                 there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                answer = probe.options(scheduling_strategy=there).remote(self._code, str(store), self._nonce)
+                answer = probe.options(scheduling_strategy=there).remote(self._code, str(store), nonce)
                 asked[answer] = node["NodeManagerHostname"]
         apart = []
         for answer, name in asked.items():
@@ -92,7 +89,7 @@ class RayEngine:
         handle = uuid.uuid4().hex[:12]
         size = {"num_cpus": task.resources.cpus, "num_gpus": task.resources.gpus}
         options = self._serve.options(name=task.plan.label, **size)
-        self._tasks[handle] = options.remote(self._code, self._nonce, pickle.dumps(task), self._board, handle)
+        self._tasks[handle] = options.remote(self._code, pickle.dumps(task), self._board, handle)
         return handle
 
     def poll(self, handle: str) -> State:
@@ -162,7 +159,7 @@ def placed(runtime: Runtime, resources: Resources) -> Runtime:
     return replace(runtime, threads=max(1, int(mine.get("CPU", 1)) // beside), workers=beside, visible_devices=given)
 
 
-def _serve(code: str, nonce: str, packed: bytes, board: Any, handle: str) -> Gone:
+def _serve(code: str, packed: bytes, board: Any, handle: str) -> Gone:
     """Body of a task of Ray: the code is compared before anything of the command's is unpacked."""
     check_code(code, socket.gethostname())
     task: Task = pickle.loads(packed)
@@ -170,7 +167,7 @@ def _serve(code: str, nonce: str, packed: bytes, board: Any, handle: str) -> Gon
     def tell(step: int, loss: float | None) -> None:
         board.put.remote(handle, step, loss)
 
-    return run_task(replace(task, runtime=placed(task.runtime, task.resources)), nonce, tell)
+    return run_task(replace(task, runtime=placed(task.runtime, task.resources)), tell)
 
 
 def _probe(code: str, store: str, nonce: str) -> bool:

@@ -58,7 +58,7 @@ def test_runs_on_ray_are_those_of_the_launcher_and_a_killed_worker_comes_back(
         records = away(plans, asked, tmp_path / "ray", {}, strike)
         right, engine._code = engine._code, "0" * 12
         with pytest.raises(ValueError, match="its code is another"):
-            engine.check_nodes(tmp_path, Resources(1))
+            engine.check_nodes(tmp_path, "", Resources(1))
         engine._code = right
     assert len(killed) == 1
     assert len([line for line in lines if "tried again, 1 more" in line]) == 1, lines
@@ -78,6 +78,7 @@ def test_runs_are_bound_to_the_gpus_that_ray_gives_them(
     make_plan: Any, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from suites.engines.away import Away
+    from suites.engines.node import NONCE
     from suites.engines.on_ray import RayEngine
 
     def bound(size: Resources, runtime: Runtime) -> Runtime:
@@ -98,9 +99,11 @@ def test_runs_are_bound_to_the_gpus_that_ray_gives_them(
             assert {each.visible_devices for each in found} <= visible
             if size.gpus == 1:
                 assert {each.visible_devices for each in found} == visible
-        engine = RayEngine("a nonce that no store holds")
-        assert len(engine.check_nodes(tmp_path, Resources(1))) == 1
-        away = Away(engine, "another", Resources(1), 0, 4, lambda line: None, lambda *given: None)
+        engine = RayEngine()
+        assert len(engine.check_nodes(tmp_path, "none holds it", Resources(1))) == 1
+        away = Away(
+            engine, Resources(1), 0, 4, lambda line: None, lambda store, *given: (store / NONCE).write_text("another")
+        )
         (record,) = away([make_plan()], runtime, tmp_path, {}, lambda event: None)
         assert record.status == "ok"
         assert [path.name for path in tmp_path.glob("*.json")] == [f"{make_plan().label}.json"]

@@ -23,7 +23,7 @@ from suites.measure.environment import code_digest
 
 FOLDER = ".jobs"
 STEP = "step"
-STEP_EVERY_S = 5.0
+STEP_EVERY_S = 2.0
 PATIENCE_S = 60.0
 TIMEOUTS = 50
 """How often a job may reach its time limit and be queued again."""
@@ -74,7 +74,7 @@ class SlurmEngine:
         )
         try:
             job = executor.submit(Serve(), code_digest(), pickle.dumps(task), str(self._folder))
-        except submitit.core.utils.FailedJobError as error:
+        except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
             raise ValueError(f"--on slurm: sbatch refuses the job: {' '.join(str(error).split())[-300:]}") from error
         # What the queue said before this job was in it says nothing of it.
         self._jobs = None

@@ -1,4 +1,4 @@
-"""Real runs as jobs of the SLURM that `sinfo` reaches: equal to the launcher's, and a dead supervisor's run comes back."""
+"""Real runs as jobs of the SLURM that `sinfo` reaches: equal to the launcher's; a dead supervisor's run comes back."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_runs_on_slurm_are_those_of_the_launcher_and_a_dead_supervisor_is_notice
 
     # The store is a local folder: what is not there at once will not come.
     monkeypatch.setattr(rules, "SETTLE_S", 5.0)
-    plans: list[Plan] = [make_plan(method="gradnormlorp", steps=400), make_plan(method="lora", steps=200)]
+    plans: list[Plan] = [make_plan(method="gradnormlorp", steps=1200), make_plan(method="lora", steps=200)]
     asked = replace(runtime, threads=1, workers=1, checkpoint_steps=20)
     lines: list[str] = []
     killed: list[int] = []
@@ -69,7 +69,6 @@ def test_runs_on_slurm_are_those_of_the_launcher_and_a_dead_supervisor_is_notice
         monkeypatch.setattr(
             engine, "submit", lambda task: handed.setdefault(handle := submit(task), task.plan) and handle
         )
-        monkeypatch.setattr("suites.engines.on_slurm.STEP_EVERY_S", 0.2)
         records = away(plans, asked, tmp_path / "slurm", {}, strike)
     assert len(killed) == 1
     assert len([line for line in lines if "tried again, 1 more" in line]) == 1, lines

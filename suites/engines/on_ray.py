@@ -134,8 +134,6 @@ def connected(address: str | None) -> Iterator[None]:
     """
     where = address or os.environ.get("RAY_ADDRESS") or LOCAL
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray empties CUDA_VISIBLE_DEVICES of tasks without a GPU; what a run sees is its launcher's business here.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     check_address(where)
     own: dict[str, Any] = {"num_cpus": usable_cpus(), "include_dashboard": False} if where == LOCAL else {}
     try:

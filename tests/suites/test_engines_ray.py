@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ from suites.suite import Runtime
 
 ray: Any = pytest.importorskip("ray")
 pytestmark = pytest.mark.slow
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def facts(record: Record) -> dict[str, Any]:
@@ -109,3 +115,21 @@ def test_runs_are_bound_to_the_gpus_that_ray_gives_them(
         assert [path.name for path in tmp_path.glob("*.json")] == [f"{make_plan().label}.json"]
     finally:
         ray.shutdown()
+
+
+def test_ctrl_c_at_the_command_records_what_was_in_hand(tmp_path: Path) -> None:
+    words = "run glue --profile micro --task rte --method lora --seeds 0 --steps 20000 --checkpoint-every 20 --on ray"
+    command = [sys.executable, "-m", "suites", *words.split(), "--out", str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        until = time.monotonic() + 180
+        while not list(tmp_path.glob("checkpoints/*/step-*.pt")):
+            assert process.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        said = process.communicate(timeout=90)[1]
+    assert process.returncode == 2
+    assert said.splitlines()[-1].startswith("interrupted: the runs in hand are recorded"), said
+    (record,) = read_records([tmp_path])
+    assert record.status == "interrupted"
+    assert list(tmp_path.glob("checkpoints/*/step-*.pt"))

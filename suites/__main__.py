@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +15,7 @@ from rich.console import Console
 
 from results import ending
 from suites.bf16_study import register as register_bf16_study
+from suites.engines.command import register as register_run
 from suites.gate.command import register as register_gate
 from suites.gpu.command import register as register_gpu_check
 from suites.lab.command import register as register_memory
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     import torch
 
     from results.schema import Plan, Record
+    from suites.engines.away import Away
     from suites.measure.predict import Prediction
     from suites.plan import Request
     from suites.run.distributed import Group
@@ -108,14 +110,7 @@ def completion(shell: Annotated[str, typer.Argument(help="`bash`, `zsh` or `fish
         sys.stdout.write(ending.completion("suites", shell))
 
 
-@app.command()
-@takes_options()
-def run(options: Options) -> None:
-    """Run the missing runs of a comparison and write one record each."""
-    with one_line_errors():
-        prepared = prepare(options)
-        failed = start(prepared.plans, prepared.runtime, options.out, options.fresh)
-    raise typer.Exit(1 if failed else 0)
+register_run(app, console, one_line_errors, lambda: (prepare, start))
 
 
 @app.command()
@@ -280,8 +275,10 @@ def which_profile(suite: Suite = "glue", profile: Profile = "auto", device: Devi
         console.print(resolve_profile(profile, resolve_device(device))[0])
 
 
-def prepare(options: Options, plans: bool = True, dry: bool = False) -> Prepared:
+def prepare(options: Options, plans: bool = True, dry: bool = False, away: bool = False) -> Prepared:
     """Resolve the command line. Says in its first line which profile runs and where; `dry`: nothing is to be run.
+
+    `away`: it runs on other machines, so that their device need not be here.
 
     Raises:
         ValueError: whatever is wrong with it, in one line.
@@ -296,7 +293,7 @@ def prepare(options: Options, plans: bool = True, dry: bool = False) -> Prepared
     group = joined_group()
     errors.quiet = not group.leads
     console.quiet = options.quiet or errors.quiet
-    device = resolve_device(options.device, dry)
+    device = resolve_device(options.device, dry or away)
     name, why = resolve_profile(options.profile, device, insisted=options.device == "cpu")
     console.print(f"profile {name} ({why}), device {device.type}", style="bold")
     from suites import outside
@@ -397,8 +394,8 @@ def show(
         console.print(warning, style="yellow", markup=False)
 
 
-def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False) -> int:
-    """Show and run the missing plans; return how many did not end well.
+def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False, away: Away | None = None) -> int:
+    """Show and run the missing plans, here unless `away`; return how many did not end well.
 
     Raises:
         ValueError: bad input, or a store that cannot be used.
@@ -418,11 +415,11 @@ def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False) -
     # The step of one process that has it all says nothing of a shard's: see `memory --gpus N --shard`.
     predictions = predict(todo, runtime) if group.shard is None else {}
     predicted: dict[str, int | None] = {key: found.peak.total_bytes for key, found in predictions.items()}
-    reserved = reserved_bytes(todo, predictions, runtime)
+    reserved = reserved_bytes(todo, predictions, runtime, there=away is not None)
     if todo and group.leads:
         check_writable(out)
         begin_anew(todo, out) if fresh else checkpoint.check_unchanged(out, todo)
-    show(plans, runtime, todo, known, predicted, out)
+    show(plans, replace(runtime, workers=away.slots) if away else runtime, todo, known, predicted, out)
     if line := saved.without_model(plans, todo, out) if runtime.beside.model else None:
         console.print(line, style="yellow", markup=False)
     if not todo:
@@ -431,18 +428,21 @@ def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False) -
     if going_on := checkpoint.unfinished(out, todo):
         console.print(f"{going_on} of them go on from a checkpoint in {out / checkpoint.FOLDER}", markup=False)
     with ProgressListener(console, todo) as listener:
-        run_all = launch if group.size == 1 else launch_here
+        run_all = away or (launch if group.size == 1 else launch_here)
         records = run_all(todo, runtime, out, predicted, listener, reserved)
     bad = [record for record in records if record.status != "ok"]
-    console.print(f"{len(records) - len(bad)} runs ok" + (f", {len(bad)} not" if bad else ""))
+    not_well = len(todo) - len(records) + len(bad)
+    console.print(f"{len(records) - len(bad)} runs ok" + (f", {not_well} not" if not_well else ""))
     for record in bad if console.quiet and group.leads else ():
         errors.print(view_of(record), markup=False)
     publish(plans, runtime, out)
-    return len(bad)
+    return not_well
 
 
-def reserved_bytes(plans: list[Plan], predictions: Mapping[str, Prediction], runtime: Runtime) -> dict[str, int]:
-    """Say which plans may not fit the device; return what its allocator should reserve, by plan hash.
+def reserved_bytes(
+    plans: list[Plan], predictions: Mapping[str, Prediction], runtime: Runtime, there: bool = False
+) -> dict[str, int]:
+    """Say which plans may not fit the device (not known `there`); return what its allocator should reserve, by hash.
 
     Raises:
         ValueError: a plan that cannot fit.
@@ -452,7 +452,7 @@ def reserved_bytes(plans: list[Plan], predictions: Mapping[str, Prediction], run
 
     if runtime.device.type != "cuda":
         return {}
-    for line in memory_warnings(plans, predictions, device_memory_bytes(runtime.device)):
+    for line in memory_warnings(plans, predictions, None if there else device_memory_bytes(runtime.device)):
         console.print(line, style="yellow", markup=False)
     return {key: found.held.reserved_bytes for key, found in predictions.items()}
 

@@ -50,6 +50,8 @@ class Runtime:
     `checkpoint_steps`: optimizer steps between checkpoints; None: one every `checkpoint_s` seconds.
     `dry`: nothing will be run, so nothing is downloaded to check it.
     `outside`: files of methods and tasks that are no part of the repository, for processes to know them by name.
+    `visible_devices`: what CUDA_VISIBLE_DEVICES is in the process of a run; None: as the fork server's.
+    `lock_wait_s`: how long a run waits for a process of the same run that was just killed; None: `LOCK_WAIT_S`.
     """
 
     device: torch.device
@@ -65,6 +67,8 @@ class Runtime:
     dry: bool = False
     outside: Outside = Outside()
     beside: Beside = Beside()
+    visible_devices: str | None = None
+    lock_wait_s: float | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from baselines.registry import default_methods
 from results.gate.comparable import stack_of
 from results.gate.quantities import cell_of, names
 from results.schema import Plan, Strict
-from suites.measure.environment import ROOT, environment
+from suites.measure.environment import CODE_FILES, ROOT, environment
 from suites.plan import Request, comparison, make_plans
 from suites.run.processes import shared_out
 from suites.suite import Runtime
@@ -27,7 +27,6 @@ PROFILE = "micro"
 CODE = ("gnlorp", "baselines", "suites")
 LATER = re.compile(r"-?(?:r\d+|s\d+|[0-9a-f]{12})(?=-|$)")
 """Pieces of a label that a plan must be made for: rank, seed and hash."""
-KEPT = (".py", ".toml", ".json", ".safetensors")
 
 
 class Row(Strict):
@@ -106,7 +105,7 @@ def fingerprint(root: Path = ROOT) -> str:
     for folder in CODE:
         for path in sorted((root / folder).rglob("*")):
             name = path.relative_to(root).as_posix()
-            if path.suffix in KEPT and path.is_file():
+            if path.suffix in CODE_FILES and path.is_file():
                 found.update(f"{name}\0".encode())
                 found.update(hashlib.sha256(path.read_bytes()).digest())
     found.update(repr(sorted(stack_of(environment(torch.device("cpu"), 1, 1)).items())).encode())

@@ -32,6 +32,9 @@ PACKAGES = (
 CODE = ("gnlorp", "baselines", "suites", "pyproject.toml")
 """What can change a result; records that a run writes do not make its checkout dirty."""
 
+CODE_FILES = (".py", ".toml", ".json", ".safetensors")
+"""Endings of code and of the data that lies among it."""
+
 VARIABLES = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONEDNN_MAX_CPU_ISA")
 """Environment variables that choose the kernels of torch, MKL and oneDNN."""
 
@@ -77,6 +80,16 @@ def code_version(root: Path) -> tuple[str | None, bool | None]:
         return None, None
     changes = _git(root, "status", "--porcelain", "--", *CODE)
     return commit, None if changes is None else bool(changes)
+
+
+def code_digest(root: Path = ROOT) -> str:
+    """Return 12 hex digits over the content of what can change a result, for machines to compare; git is not asked."""
+    found = hashlib.sha256()
+    for path in sorted(path for name in CODE for path in (root / name, *(root / name).rglob("*"))):
+        if path.is_file() and path.suffix in CODE_FILES:
+            found.update(f"{path.relative_to(root).as_posix()}\0".encode())
+            found.update(hashlib.sha256(path.read_bytes()).digest())
+    return found.hexdigest()[:12]
 
 
 def _git(root: Path, *arguments: str) -> str | None:

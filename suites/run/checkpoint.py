@@ -119,16 +119,17 @@ def remove(folder: Path) -> None:
 
 
 @contextmanager
-def held(store: Path, plan: Plan) -> Iterator[None]:
+def held(store: Path, plan: Plan, wait_s: float | None = None) -> Iterator[None]:
     """Hold a run against a second process of the same run, until this process ends or the context does.
 
     Raises:
-        CheckpointError: another process holds it, for longer than one that was just killed would.
+        CheckpointError: another process holds it, for longer than one that was just killed would: `wait_s` seconds,
+            `LOCK_WAIT_S` unless said.
     """
     folder = store / LOCKS
     folder.mkdir(parents=True, exist_ok=True)
     # The system frees it with the process, however that ends.
-    lock = FileLock(folder / plan.hash(), timeout=LOCK_WAIT_S)
+    lock = FileLock(folder / plan.hash(), timeout=LOCK_WAIT_S if wait_s is None else wait_s)
     try:
         lock.acquire()
     except Timeout:

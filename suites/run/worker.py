@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing.connection
+import os
 import signal
 import time
 from collections.abc import Callable, Mapping
@@ -86,6 +87,9 @@ def _work(plan: Plan, runtime: Runtime, store: Path, said: tuple[int | None, int
 
     signal.signal(signal.SIGINT, _interrupt_once)
     torch.set_num_threads(runtime.threads)
+    if runtime.visible_devices is not None:
+        # A process keeps the fork server's environment, not that of whoever asked for it; no device was touched yet.
+        os.environ["CUDA_VISIBLE_DEVICES"] = runtime.visible_devices
 
     def tell(step: int, loss: float) -> None:
         try:
@@ -95,7 +99,7 @@ def _work(plan: Plan, runtime: Runtime, store: Path, said: tuple[int | None, int
             raise KeyboardInterrupt from None
 
     try:
-        with checkpoint.held(store, plan):
+        with checkpoint.held(store, plan, runtime.lock_wait_s):
             report = now_and_then(plan, tell)
             record = execute(plan, runtime, said[0], report, checkpoint.folder_of(store, plan), said[1])
             signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,172 @@
+"""From the command line to an engine and back: `run ... --on ray`."""
+
+from __future__ import annotations
+
+import importlib.util
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from results.schema import Plan, Record
+from results.store import write_atomically
+from suites.engines.engine import Engine, Resources, Task
+from suites.engines.follow import follow
+from suites.engines.node import NONCE
+from suites.run.worker import Listener
+from suites.suite import Runtime
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Away:
+    """Runs plans on other machines; called as `suites.run.launch.launch` is.
+
+    `slots`: runs at a time.
+    `check`: (store, runtime, nonce) -> None; says what people should know of the nodes, or raises ValueError.
+    """
+
+    engine: Engine
+    resources: Resources
+    retries: int
+    slots: int
+    say: Say
+    check: Callable[[Path, Runtime, str], None] = lambda store, runtime, nonce: None
+
+    def __call__(
+        self,
+        plans: Sequence[Plan],
+        runtime: Runtime,
+        store: Path,
+        predicted: Mapping[str, int | None],
+        listen: Listener,
+        reserved: Mapping[str, int] | None = None,
+    ) -> list[Record]:
+        """Run `plans` and return the records of those that came to an end; the others were said to be lost.
+
+        Raises:
+            ValueError, Interrupted: as `follow`.
+        """
+        store, runtime = store.resolve(), absolute(runtime)
+        nonce = self._nonce(store)
+        try:
+            self.check(store, runtime, nonce)
+            tasks = [
+                Task(plan, runtime, store, predicted.get(key), (reserved or {}).get(key), self.resources, nonce)
+                for plan, key in ((plan, plan.hash()) for plan in plans)
+            ]
+            return follow(tasks, self.engine, listen, self.retries, self.say).records
+        finally:
+            if not self.engine.outlives:
+                (store / NONCE).unlink(missing_ok=True)
+
+    def _nonce(self, store: Path) -> str:
+        """Put a nonce into the store; one that jobs of an earlier command may still look for stays."""
+        if self.engine.outlives and (store / NONCE).exists():
+            return (store / NONCE).read_text()
+        nonce = secrets.token_hex(16)
+        write_atomically(store / NONCE, nonce.encode())
+        return nonce
+
+
+def absolute(runtime: Runtime) -> Runtime:
+    """Return `runtime` with paths that mean the same in every folder."""
+    beside, model = runtime.beside, runtime.model_dir
+    return replace(
+        runtime,
+        model_dir=None if model is None else model.resolve(),
+        beside=replace(beside, folder=None if beside.folder is None else beside.folder.resolve()),
+    )
+
+
+def size_of_a_run(runtime: Runtime, gpus_per_run: float | None) -> Resources:
+    """Return what a run is given: its threads on a processor; on a GPU one of them, or the share that is asked for.
+
+    Raises:
+        ValueError: a share outside (0, 1], or GPUs for runs on the processor.
+    """
+    if runtime.device.type != "cuda":
+        if gpus_per_run is not None:
+            raise ValueError(
+                f"gpus-per-run {gpus_per_run:g}: the runs are on the processor; --device cuda asks for GPUs"
+            )
+        return Resources(runtime.threads)
+    gpus = 1.0 if gpus_per_run is None else gpus_per_run
+    if not 0 < gpus <= 1:
+        near = 1 if gpus > 1 else 0.5
+        raise ValueError(
+            f"gpus-per-run {gpus:g}: must be above 0 and at most 1, since a run uses one device "
+            f"(nearest allowed value: {near:g})"
+        )
+    return Resources(1, gpus)
+
+
+@contextmanager
+def on_ray(runtime: Runtime, address: str | None, gpus_per_run: float | None, retries: int, say: Say) -> Iterator[Away]:
+    """Connect to Ray, and say what it has.
+
+    Raises:
+        ValueError: Ray is not installed or not there, or no node could ever take a run.
+    """
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError("--on ray: Ray is not installed: pip install 'gnlorp[ray]'")
+    from suites.engines.on_ray import RayEngine, connected
+
+    size = size_of_a_run(runtime, gpus_per_run)
+    with connected(address):
+        engine = RayEngine()
+        capacity = engine.capacity(size)
+        say(f"ray: {capacity.where}; {capacity.slots} runs at a time, lost ones tried again {retries} times at most")
+
+        def check(store: Path, runtime: Runtime, nonce: str) -> None:
+            apart = engine.check_nodes(store, nonce, size)
+            if not apart:
+                return
+            nodes = ", ".join(sorted(apart))
+            if runtime.beside.model or runtime.beside.trackers:
+                raise ValueError(f"{store} is not shared with {nodes}: saved models and trackers need a shared folder")
+            say(f"{store} is not shared with {nodes}: records come back from there; a lost one starts anew")
+
+        yield Away(engine, size, retries, capacity.slots, say, check)
+
+
+@contextmanager
+def on_slurm(runtime: Runtime, store: Path, settings: str | None, retries: int, say: Say) -> Iterator[Away]:
+    """Look at SLURM's partitions, and say what the chosen one has.
+
+    Raises:
+        ValueError: submitit or SLURM is not here, a setting or partition that does not exist, or no node that could
+            ever take a run.
+    """
+    from suites.engines import queue
+
+    given = queue.settings_of(settings)
+    queue.minutes(given.get("time", "1"))
+    if importlib.util.find_spec("submitit") is None:
+        raise ValueError("--on slurm: submitit is not installed: pip install 'gnlorp[slurm]'")
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise ValueError("--on slurm: no sbatch is here: give the command on a login node of the cluster")
+    from suites.engines.on_slurm import SlurmEngine
+
+    size = size_of_a_run(runtime, None)
+    if "cpus" in given:
+        if not given["cpus"].isdigit() or given["cpus"] == "0":
+            raise ValueError(
+                f"--slurm cpus={given['cpus']}: must be a whole number from 1 on (nearest allowed value: 1)"
+            )
+        size = replace(size, cpus=int(given["cpus"]))
+    engine = SlurmEngine(store, given)
+    capacity = engine.capacity(size)
+    say(
+        f"slurm: {capacity.where}; {capacity.slots} runs at a time were it empty, lost ones tried again {retries} times"
+    )
+    yield Away(engine, size, retries, capacity.slots, say)
+
+
+def refuse_group(runtime: Runtime) -> None:
+    """Raise ValueError where torchrun started this command: an engine hands out whole runs."""
+    if runtime.group.size > 1:
+        raise ValueError(f"--on: {runtime.group.size} processes of torchrun work on one run here; use --on here")

@@ -1,0 +1,47 @@
+"""What Ray says of its nodes, and where it is looked for; read without Ray itself."""
+
+from __future__ import annotations
+
+import math
+import socket
+from collections.abc import Mapping
+
+from suites.engines.engine import Resources
+
+LOCAL = "local"
+CONNECT_S = 5.0
+
+
+def check_address(where: str) -> None:
+    """Raise ValueError where nothing listens: Ray itself would try for long, and may end the process."""
+    if where in (LOCAL, "auto"):
+        return
+    host, colon, port = where.rpartition(":")
+    if "://" in where or not (colon and host and port.isdigit()):
+        raise ValueError(
+            f"--address {where!r}: must be host:port of a Ray head, or auto; run the command on a node of the cluster, "
+            "or hand it to `ray job submit`"
+        )
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(
+            f"--address {where}: no Ray answers there ({error}): start one with `ray start --head`"
+        ) from None
+
+
+def fits(available: Mapping[str, float], resources: Resources) -> int:
+    """Return how many runs a node with these resources of Ray takes at a time; no run spans two GPUs by halves."""
+    found = int(available.get("CPU", 0)) // resources.cpus
+    if resources.gpus:
+        found = min(found, int(available.get("GPU", 0)) * math.floor(1 / resources.gpus + 1e-9))
+    return found
+
+
+def amounts(*resources: Mapping[str, float]) -> str:
+    """Return CPUs, GPUs and their kinds as Ray names them, for reading."""
+    cpus, gpus = (sum(int(each.get(name, 0)) for each in resources) for name in ("CPU", "GPU"))
+    kinds = sorted(
+        {name.partition(":")[2] for each in resources for name in each if name.startswith("accelerator_type:")}
+    )
+    return f"{cpus} CPUs, {gpus} GPUs" + (f" ({', '.join(kinds)})" if kinds else "")

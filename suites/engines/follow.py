@@ -1,0 +1,206 @@
+"""The rules for runs on other machines, over any engine.
+
+- The store is the truth: a run has ended when a record of this hand-over stands there, whatever the engine says.
+- A run's own end, good or bad, is that record and is never tried again.
+- Loss of a node or of the supervisor on it is tried again, up to a number of times, from the newest checkpoint.
+- Memory that runs out beside other runs on a device says nothing: the run is tried again alone, and that counts.
+- Nothing is submitted twice: one command a store, and the next one takes up what the engine still has in hand.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from results.schema import Record
+from results.store import FINAL, read_record
+from suites.engines import journal
+from suites.engines.engine import Engine, Gone, Running, State, Task
+from suites.run.launch import Interrupted
+from suites.run.worker import Event, Listener, keep, record_path
+
+SETTLE_S = 60.0
+"""How long a record may take to be seen here after its writer has ended: a network file system keeps names cached."""
+GRACE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Seconds from any start, and waiting: what a test puts its own in place of."""
+
+    now: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+
+
+@dataclass(frozen=True)
+class Ended:
+    """Records as they came, and why there is none of the others, by plan hash."""
+
+    records: list[Record]
+    lost: dict[str, str]
+
+
+@dataclass
+class _Hand:
+    """A run in an engine's hands; `earlier`: digest of the record before it; `silent_at`: when it ended without one."""
+
+    task: Task
+    handle: str
+    earlier: str | None
+    retries: int
+    shown: Running | None = None
+    silent_at: float | None = None
+
+
+@dataclass
+class _Following:
+    engine: Engine
+    listen: Listener
+    say: Callable[[str], None]
+    clock: Clock
+    ended: Ended = field(default_factory=lambda: Ended([], {}))
+
+    def taken_up(self, task: Task, retries: int) -> _Hand:
+        """Return the hand that an earlier command left, if the engine still has it; else submit the task.
+
+        Raises:
+            ValueError: it was handed to another engine.
+        """
+        found = journal.entry(task.store, task.plan)
+        if found is not None:
+            if found.engine != self.engine.name:
+                raise ValueError(
+                    f"{task.plan.label}: was handed to {found.engine} ({found.handle}) before: go on with "
+                    f"--on {found.engine}, or end it there and remove {task.store / journal.FOLDER}"
+                )
+            if not isinstance(self.engine.poll(found.handle), Gone):
+                self.say(f"{task.plan.label}: goes on as {found.handle}")
+                return _Hand(task, found.handle, found.earlier, retries)
+        return self.submitted(task, retries)
+
+    def submitted(self, task: Task, retries: int) -> _Hand:
+        earlier = journal.digest(task.store, task.plan)
+        handle = self.engine.submit(task)
+        if self.engine.outlives:
+            journal.note(task.store, task.plan, journal.Entry(self.engine.name, handle, earlier))
+        return _Hand(task, handle, earlier, retries)
+
+    def step(self, hand: _Hand) -> _Hand | None:
+        """Look at one run; return what is in hand of it now, None once it has ended.
+
+        Raises:
+            ValueError: a node refuses it.
+            StoreError: a record that cannot be read or written.
+        """
+        state = self.engine.poll(hand.handle)
+        if isinstance(state, Gone):
+            return self._gone(hand, state)
+        self._show(hand, state)
+        return hand
+
+    def _show(self, hand: _Hand, state: State) -> None:
+        if isinstance(state, Running) and state != hand.shown:
+            if hand.shown is None or state.step is not None:
+                self.listen(Event(hand.task.plan, step=state.step or 0, loss=state.loss))
+            hand.shown = state
+
+    def _gone(self, hand: _Hand, gone: Gone) -> _Hand | None:
+        task = hand.task
+        if gone.cause == "crowded":
+            self.say(f"{task.plan.label}: memory ran out beside other runs on its device; it is tried again alone")
+            alone = replace(task, resources=replace(task.resources, gpus=1.0))
+            return self.submitted(alone, hand.retries)
+        if gone.record is not None:
+            keep(task.store, gone.record)
+        record = self._record(hand)
+        if record is not None and record.status != "interrupted":
+            return self._end(hand, record)
+        if gone.cause == "refused":
+            raise ValueError(f"{task.plan.label}: {gone.why}")
+        if gone.cause == "ended" and record is None:
+            hand.silent_at = self.clock.now() if hand.silent_at is None else hand.silent_at
+            if self.clock.now() - hand.silent_at < SETTLE_S:
+                return hand
+        return self._again(hand, gone)
+
+    def _again(self, hand: _Hand, gone: Gone) -> _Hand | None:
+        label = hand.task.plan.label
+        if hand.retries > 0:
+            self.say(f"{label}: lost ({gone.why}); tried again, {hand.retries - 1} more times at most")
+            return self.submitted(hand.task, hand.retries - 1)
+        journal.drop(hand.task.store, hand.task.plan)
+        self.say(f"{label}: lost ({gone.why}) and not tried again; the same command goes on with it")
+        self.ended.lost[hand.task.plan.hash()] = gone.why
+        return None
+
+    def _record(self, hand: _Hand) -> Record | None:
+        """Return the record of this hand-over; None while the store holds none, or an earlier one that is not final."""
+        found = journal.digest(hand.task.store, hand.task.plan)
+        if found is None:
+            return None
+        record = read_record(record_path(hand.task.store, hand.task.plan))
+        return record if found != hand.earlier or record.status in FINAL else None
+
+    def _end(self, hand: _Hand, record: Record) -> None:
+        journal.drop(hand.task.store, hand.task.plan)
+        if hand.shown is None:
+            self.listen(Event(hand.task.plan))
+        self.listen(Event(hand.task.plan, record=record))
+        self.ended.records.append(record)
+
+    def stop(self, hands: Sequence[_Hand]) -> None:
+        """Ask all to end, and wait for what they write then, no longer than `GRACE_S`."""
+        for hand in hands:
+            self.engine.cancel(hand.handle)
+        until = self.clock.now() + GRACE_S
+        left = list(hands)
+        while left and self.clock.now() < until:
+            left = [hand for hand in left if not isinstance(self.engine.poll(hand.handle), Gone)]
+            if left:
+                self.clock.sleep(self.engine.pause_s)
+        for hand in hands:
+            if hand not in left:
+                journal.drop(hand.task.store, hand.task.plan)
+
+
+def follow(
+    tasks: Sequence[Task],
+    engine: Engine,
+    listen: Listener,
+    retries: int,
+    say: Callable[[str], None] = lambda line: None,
+    clock: Clock = Clock(),  # noqa: B008  frozen
+) -> Ended:
+    """Hand `tasks` of one store to `engine`, follow them to their end, and return their records.
+
+    Args:
+        listen: told where each run stands, and its record.
+        retries: how often one run may be lost and tried again.
+        say: told in a line what people should know and no record says.
+
+    Raises:
+        ValueError: a node refuses a run, or another command follows runs of this store; all others are ended first.
+        Interrupted: Ctrl-C; what ran was asked to end and has a record of status interrupted.
+    """
+    if not tasks:
+        return Ended([], {})
+    following = _Following(engine, listen, say, clock)
+    hands: list[_Hand] = []
+    with journal.alone(tasks[0].store):
+        try:
+            for task in tasks:
+                hands.append(following.taken_up(task, retries))
+            while hands:
+                for index in reversed(range(len(hands))):
+                    after = following.step(hands[index])
+                    hands[index : index + 1] = [] if after is None else [after]
+                if hands:
+                    clock.sleep(engine.pause_s)
+        except KeyboardInterrupt as stop:
+            following.stop(hands)
+            raise Interrupted from stop
+        except BaseException:
+            following.stop(hands)
+            raise
+    return following.ended

@@ -1,0 +1,97 @@
+"""The other side: on a node, one run through the suite's own launcher, into the store if the node shares it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from results.schema import Record
+from results.store import FINAL, StoreError, read_record
+from suites.engines.engine import Gone, Task
+from suites.measure.environment import code_digest
+from suites.run.launch import launch
+from suites.run.worker import Event, record_path
+
+LOCK_WAIT_S = 120.0
+"""A node that died holds a run's lock until its network file system's lease is over: 90 s is usual."""
+NONCE = ".nonce"
+Tell = Callable[[int, float | None], None]
+
+
+class Refusal(ValueError):
+    """A node that cannot take a run, whatever is tried."""
+
+
+def check_code(expected: str, node: str) -> None:
+    """Raise Refusal unless this node's code is that of the command."""
+    found = code_digest()
+    if found != expected:
+        raise Refusal(
+            f"node {node}: its code is another ({found}, the command's is {expected}): check out the same commit there"
+        )
+
+
+def shares(store: Path, nonce: str) -> bool:
+    """Whether `store` on this node is the folder that the command put `nonce` into."""
+    try:
+        return (store / NONCE).read_text() == nonce
+    except OSError:
+        return False
+
+
+def run_task(task: Task, tell: Tell) -> Gone:
+    """Run a task here and return how it went; its record stands in the store, or comes with it where it is not shared.
+
+    Raises:
+        Refusal: the store cannot be used, or what the run should leave in it beside its record would be lost.
+    """
+    if task.runtime.offline:
+        from suites.offline import go_offline
+
+        go_offline()
+    shared = shares(task.store, task.nonce)
+    beside = task.runtime.beside
+    if not shared and (beside.model or beside.trackers):
+        raise Refusal(f"{task.store} is not shared with this node: saved models and trackers would be lost there")
+    with _folder(task.store if shared else None) as folder:
+        if _has_ended(folder, task):
+            return Gone("it has a record already", "ended")
+        record = _launched(task, folder, tell)
+        if record.status == "out_of_memory" and 0 < task.resources.gpus < 1:
+            record_path(folder, task.plan).unlink()
+            return Gone(record.error or "memory ran out", "crowded")
+        return Gone(record.error or record.status, "ended", None if shared else record)
+
+
+def _launched(task: Task, folder: Path, tell: Tell) -> Record:
+    key = task.plan.hash()
+    runtime = replace(task.runtime, lock_wait_s=LOCK_WAIT_S)
+    reserved = {} if task.reserved is None else {key: task.reserved}
+
+    def listen(event: Event) -> None:
+        if event.record is None:
+            tell(event.step, event.loss)
+
+    try:
+        (record,) = launch([task.plan], runtime, folder, {key: task.predicted}, listen, reserved)
+    except StoreError as error:
+        raise Refusal(str(error)) from error
+    return record
+
+
+def _has_ended(folder: Path, task: Task) -> bool:
+    """Whether the store holds a final record: a job that was queued long may come when all is done."""
+    path = record_path(folder, task.plan)
+    return path.exists() and read_record(path).status in FINAL
+
+
+@contextmanager
+def _folder(shared: Path | None) -> Iterator[Path]:
+    if shared is not None:
+        yield shared
+        return
+    with tempfile.TemporaryDirectory(prefix="gnlorp-") as folder:
+        yield Path(folder)

@@ -1,0 +1,667 @@
+"""The rules for runs on other machines, over an engine and a clock that are made up: no process, no second passes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import pickle
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from results.schema import Plan, Record, Status
+from results.store import StoreError, read_record, read_records, write_record
+from suites.__main__ import app
+from suites.catalogue import catalogue_for
+from suites.engines import away, cluster, journal, node, on_slurm, queue
+from suites.engines import follow as rules
+from suites.engines.engine import Capacity, Gone, Queued, Resources, Running, State, Task
+from suites.engines.follow import Clock, Ended, follow
+from suites.measure.environment import code_digest, environment
+from suites.run import checkpoint, worker
+from suites.run.launch import Interrupted
+from suites.run.worker import Event, record_path
+from suites.suite import Beside, Runtime
+
+Script = Callable[["World", Task, int], State]
+
+
+def record_of(plan: Plan, status: Status = "ok", error: str | None = None) -> Record:
+    now = "2026-01-01T00:00:00+00:00"
+    return Record(
+        plan=plan,
+        plan_hash=plan.hash(),
+        status=status,
+        error=error,
+        started_at=now,
+        finished_at=now,
+        environment=environment(torch.device("cpu"), 1, 1),
+        catalogue=catalogue_for(plan),
+    )
+
+
+@dataclass
+class World:
+    """An engine and a clock. `script` says what a hand-over is like so many seconds after it; it may write records."""
+
+    script: Script
+    name: str = "fake"
+    outlives: bool = False
+    pause_s: float = 1.0
+    now: float = 0.0
+    begun: dict[str, tuple[Task, float]] = field(default_factory=dict)
+    submitted: list[Task] = field(default_factory=list)
+    cancelled: list[str] = field(default_factory=list)
+    stop_at: float | None = None
+
+    def capacity(self, resources: Resources) -> Capacity:
+        return Capacity(2, "nowhere")
+
+    def submit(self, task: Task) -> str:
+        self.submitted.append(task)
+        self.begun[f"job-{len(self.submitted)}"] = (task, self.now)
+        return f"job-{len(self.submitted)}"
+
+    def poll(self, handle: str) -> State:
+        if handle in self.cancelled or handle not in self.begun:
+            return Gone("nobody knows it", "lost")
+        task, since = self.begun[handle]
+        return self.script(self, task, int(self.now - since))
+
+    def cancel(self, handle: str) -> None:
+        self.cancelled.append(handle)
+
+    def sleep(self, seconds: float) -> None:
+        assert self.now < 10_000, "the rules wait for ever"
+        self.now += seconds
+        if self.stop_at is not None and self.now >= self.stop_at:
+            self.stop_at = None
+            raise KeyboardInterrupt
+
+    @property
+    def clock(self) -> Clock:
+        return Clock(lambda: self.now, self.sleep)
+
+    def tries(self, task: Task) -> int:
+        return sum(each.plan == task.plan for each in self.submitted)
+
+
+@dataclass
+class Told:
+    events: list[Event] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+    def run(self, world: World, tasks: list[Task], retries: int = 2) -> Ended:
+        return follow(tasks, world, self.events.append, retries, self.lines.append, world.clock)
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def tasks(make_plan: Any, runtime: Runtime, tmp_path: Path) -> list[Task]:
+    return [Task(make_plan(seed=seed), runtime, tmp_path) for seed in (0, 1, 2)]
+
+
+def usual(world: World, task: Task, second: int) -> State:
+    """Queued for two seconds, three steps, a record."""
+    if second < 2:
+        return Queued()
+    if second < 5:
+        return Running(second - 1, 0.5)
+    if not record_path(task.store, task.plan).exists():
+        write_record(task.store, record_of(task.plan))
+    return Gone("ok", "ended")
+
+
+def test_runs_are_handed_over_once_and_their_records_are_those_of_the_store(tasks: list[Task], told: Told) -> None:
+    world = World(usual)
+    ended = told.run(world, tasks)
+    assert world.submitted == tasks
+    assert ended.lost == {}
+    assert sorted(record.plan_hash for record in ended.records) == sorted(task.plan.hash() for task in tasks)
+    assert ended.records == [read_record(record_path(task.store, task.plan)) for task in reversed(tasks)]
+    of_first = [event for event in told.events if event.plan == tasks[0].plan]
+    assert [event.step for event in of_first] == [1, 2, 3, 0]
+    assert [event.record is not None for event in of_first] == [False, False, False, True]
+    assert told.lines == []
+
+
+def test_a_run_of_its_own_failure_is_a_record_and_leaves_the_rest_alone(tasks: list[Task], told: Told) -> None:
+    def script(world: World, task: Task, second: int) -> State:
+        if task.plan != tasks[1].plan:
+            return usual(world, task, second)
+        write_record(task.store, record_of(task.plan, "failed", "ValueError: no"))
+        return Gone("failed", "ended")
+
+    world = World(script)
+    ended = told.run(world, tasks)
+    assert len(world.submitted) == 3
+    assert {record.plan_hash: record.status for record in ended.records} == {
+        task.plan.hash(): "failed" if task is tasks[1] else "ok" for task in tasks
+    }
+    assert ended.lost == {}
+
+
+@pytest.mark.parametrize("left", [None, "interrupted"])
+def test_a_lost_run_is_tried_again_and_only_so_often(tasks: list[Task], told: Told, left: Status | None) -> None:
+    def script(world: World, task: Task, second: int) -> State:
+        if task.plan != tasks[0].plan:
+            return usual(world, task, second)
+        if second < 3:
+            return Running(second, 0.5)
+        if left is not None:
+            write_record(task.store, record_of(task.plan, left))
+        return Gone("its node went away", "lost")
+
+    world = World(script)
+    ended = told.run(world, tasks, retries=2)
+    assert world.tries(tasks[0]) == 3
+    assert ended.lost == {tasks[0].plan.hash(): "its node went away"}
+    assert len(ended.records) == 2
+    assert [line for line in told.lines if "its node went away" in line] == told.lines
+    assert "the same command goes on" in told.lines[-1]
+    assert len(told.lines) == 3
+
+
+def test_a_run_that_comes_back_from_its_loss_is_a_record(tasks: list[Task], told: Told) -> None:
+    def script(world: World, task: Task, second: int) -> State:
+        if task.plan == tasks[2].plan and world.tries(task) == 1:
+            return Running(9) if second < 3 else Gone("its worker was killed", "lost")
+        return usual(world, task, second)
+
+    world = World(script)
+    assert len(told.run(world, tasks, retries=1).records) == 3
+    assert len(world.submitted) == 4
+
+
+def test_the_store_is_believed_before_the_engine(tasks: list[Task], told: Told) -> None:
+    def script(world: World, task: Task, second: int) -> State:
+        usual(world, task, second)
+        return Running() if second < 7 else Gone("the node died after the record was written", "lost")
+
+    world = World(script)
+    ended = told.run(world, tasks)
+    assert (len(world.submitted), len(ended.records), ended.lost) == (3, 3, {})
+
+
+def test_a_record_from_before_is_not_taken_for_the_new_one(tasks: list[Task], told: Told) -> None:
+    write_record(tasks[0].store, record_of(tasks[0].plan, "failed", "an earlier day"))
+    world = World(lambda world, task, second: Gone("gone", "lost"))
+    ended = told.run(world, tasks[:1], retries=0)
+    assert (ended.records, list(ended.lost)) == ([], [tasks[0].plan.hash()])
+
+
+def test_a_record_that_a_slow_file_system_shows_late_is_waited_for(tasks: list[Task], told: Told) -> None:
+    def script(world: World, task: Task, second: int) -> State:
+        if second >= 40:
+            write_record(task.store, record_of(task.plan))
+        return Gone("ok", "ended")
+
+    world = World(script)
+    ended = told.run(world, tasks[:1])
+    assert (len(world.submitted), len(ended.records)) == (1, 1)
+
+
+def test_an_end_without_a_record_is_a_loss(tasks: list[Task], told: Told) -> None:
+    world = World(lambda world, task, second: Gone("it said that all was well", "ended"))
+    ended = told.run(world, tasks[:1], retries=1)
+    assert (len(world.submitted), list(ended.lost)) == (2, [tasks[0].plan.hash()])
+    assert world.now >= 2 * rules.SETTLE_S
+
+
+def test_a_record_comes_back_by_value_where_no_store_is_shared(tasks: list[Task], told: Told) -> None:
+    world = World(lambda world, task, second: Gone("ok", "ended", record_of(task.plan)))
+    ended = told.run(world, tasks)
+    assert sorted(record.plan_hash for record in read_records([tasks[0].store])) == sorted(
+        record.plan_hash for record in ended.records
+    )
+    assert len(ended.records) == 3
+
+
+def test_memory_that_ran_out_beside_others_counts_only_alone(tasks: list[Task], told: Told) -> None:
+    def script(world: World, task: Task, second: int) -> State:
+        if task.resources.gpus < 1:
+            return Gone("out of memory", "crowded")
+        write_record(task.store, record_of(task.plan, "out_of_memory", "alone too"))
+        return Gone("out of memory", "ended")
+
+    world = World(script)
+    ended = told.run(world, [replace(tasks[0], resources=Resources(1, 0.5))], retries=0)
+    assert [task.resources.gpus for task in world.submitted] == [0.5, 1.0]
+    assert [record.error for record in ended.records] == ["alone too"]
+
+
+def test_a_node_that_refuses_ends_the_command_in_one_line(tasks: list[Task], told: Told) -> None:
+    def script(world: World, task: Task, second: int) -> State:
+        return Gone("node b: its code is another", "refused") if task is tasks[1] else Running()
+
+    world = World(script)
+    with pytest.raises(ValueError, match="its code is another"):
+        told.run(world, tasks)
+    assert sorted(world.cancelled) == ["job-1", "job-2", "job-3"]
+
+
+def test_ctrl_c_ends_what_is_in_hand(tasks: list[Task], told: Told) -> None:
+    world = World(usual, stop_at=3)
+    with pytest.raises(Interrupted, match="the same command goes on"):
+        told.run(world, tasks)
+    assert sorted(world.cancelled) == ["job-1", "job-2", "job-3"]
+
+
+def test_runs_that_do_not_end_are_not_waited_for_for_ever(tasks: list[Task], told: Told) -> None:
+    world = World(lambda world, task, second: Running(), stop_at=3)
+    world.cancel = lambda handle: None  # type: ignore[method-assign]
+    with pytest.raises(Interrupted):
+        told.run(world, tasks)
+    assert rules.GRACE_S <= world.now < rules.GRACE_S + 10
+
+
+class Dead(BaseException):
+    """The command is killed: nothing of it runs any more."""
+
+
+def test_the_next_command_takes_up_what_the_engine_still_has(
+    tasks: list[Task], told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(usual, outlives=True)
+
+    def die(seconds: float) -> None:
+        raise Dead
+
+    with monkeypatch.context() as killed:
+        killed.setattr(rules._Following, "stop", lambda self, hands: None)
+        with pytest.raises(Dead):
+            follow(tasks, world, told.events.append, 2, clock=Clock(lambda: world.now, die))
+    assert len(world.submitted) == 3
+    world.begun.pop("job-2")
+    ended = told.run(world, tasks)
+    assert world.submitted[3:] == [tasks[1]]
+    assert (len(ended.records), ended.lost) == (3, {})
+    assert len([line for line in told.lines if "goes on as job-" in line]) == 2
+    assert not list((tasks[0].store / journal.FOLDER).iterdir())
+
+
+def test_a_run_in_another_engines_hands_is_not_handed_over_again(tasks: list[Task], told: Told) -> None:
+    journal.note(tasks[0].store, tasks[0].plan, journal.Entry("other", "17", None))
+    world = World(usual, outlives=True)
+    with pytest.raises(ValueError, match=r"handed to other \(17\).*--on other"):
+        told.run(world, tasks)
+    assert world.submitted == []
+    (tasks[0].store / journal.FOLDER / tasks[0].plan.hash()).write_text("{")
+    with pytest.raises(ValueError, match="remove it"):
+        told.run(world, tasks)
+
+
+def test_two_commands_do_not_hand_out_the_runs_of_one_store(tasks: list[Task], told: Told) -> None:
+    with journal.alone(tasks[0].store), pytest.raises(ValueError, match="another command hands out runs"):
+        told.run(World(usual), tasks)
+    assert len(told.run(World(usual), tasks).records) == 3
+
+
+# The node side, without its launcher
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Stand-in for the launcher: writes the record that the plan's seed asks for, and keeps what it was given."""
+    given: list[Any] = []
+    statuses: tuple[Status, ...] = ("ok", "out_of_memory", "failed")
+
+    def launch(plans: Any, runtime: Runtime, store: Path, predicted: Any, listen: Any, reserved: Any) -> list[Record]:
+        given.append((plans, runtime, store, predicted, reserved))
+        if plans[0].seed > 2:
+            raise StoreError("the disk is full")
+        listen(Event(plans[0], step=2, loss=0.25))
+        record = record_of(plans[0], statuses[plans[0].seed], "as asked" if plans[0].seed else None)
+        write_record(store, record)
+        listen(Event(plans[0], record=record))
+        return [record]
+
+    monkeypatch.setattr(node, "launch", launch)
+    return given
+
+
+def test_a_node_that_shares_the_store_writes_into_it(tasks: list[Task], launched: list[Any]) -> None:
+    (tasks[0].store / node.NONCE).write_text("abc")
+    steps: list[Any] = []
+    gone = node.run_task(replace(tasks[0], predicted=5, reserved=7, nonce="abc"), lambda *step: steps.append(step))
+    assert (gone.cause, gone.record, steps) == ("ended", None, [(2, 0.25)])
+    assert read_record(record_path(tasks[0].store, tasks[0].plan)).status == "ok"
+    ((plans, runtime, store, predicted, reserved),) = launched
+    key = tasks[0].plan.hash()
+    assert (plans, store, predicted, reserved) == ([tasks[0].plan], tasks[0].store, {key: 5}, {key: 7})
+    assert (runtime.lock_wait_s or 0) > 90
+    assert node.run_task(replace(tasks[0], nonce="abc"), lambda *step: None).why == "it has a record already"
+    assert len(launched) == 1
+
+
+def test_a_node_without_the_store_gives_its_record_back(tasks: list[Task], launched: list[Any], tmp_path: Path) -> None:
+    (tmp_path / node.NONCE).write_text("another command's")
+    gone = node.run_task(replace(tasks[2], nonce="abc"), lambda *step: None)
+    assert gone.record is not None
+    assert (gone.record.status, gone.cause) == ("failed", "ended")
+    assert not record_path(tmp_path, tasks[2].plan).exists()
+    assert not launched[0][2].exists()
+    beside = replace(tasks[0], runtime=replace(tasks[0].runtime, beside=Beside(tmp_path, model="merged")))
+    with pytest.raises(node.Refusal, match="saved models and trackers would be lost"):
+        node.run_task(beside, lambda *step: None)
+
+
+def test_memory_that_runs_out_on_a_shared_device_leaves_no_record(tasks: list[Task], launched: list[Any]) -> None:
+    (tasks[1].store / node.NONCE).write_text("abc")
+    packed = replace(tasks[1], resources=Resources(1, 0.5), nonce="abc")
+    assert node.run_task(packed, lambda *step: None).cause == "crowded"
+    assert not record_path(packed.store, packed.plan).exists()
+    alone = replace(packed, resources=Resources(1, 1.0))
+    assert node.run_task(alone, lambda *step: None).cause == "ended"
+    assert read_record(record_path(packed.store, packed.plan)).status == "out_of_memory"
+
+
+def test_a_store_that_fails_there_is_a_refusal(make_plan: Any, tasks: list[Task], launched: list[Any]) -> None:
+    with pytest.raises(node.Refusal, match="the disk is full"):
+        node.run_task(replace(tasks[0], plan=make_plan(seed=3)), lambda *step: None)
+
+
+def test_another_code_on_a_node_is_refused(tmp_path: Path) -> None:
+    node.check_code(code_digest(), "a")
+    with pytest.raises(node.Refusal, match=r"node a: its code is another .*check out the same commit"):
+        node.check_code("0" * 12, "a")
+    for name, text in (("suites/a.py", "1"), ("gnlorp/b.py", "2"), ("pyproject.toml", "3"), ("suites/c.pyc", "4")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    before = code_digest(tmp_path)
+    (tmp_path / "suites" / "c.pyc").write_text("5")
+    assert code_digest(tmp_path) == before
+    (tmp_path / "suites" / "a.py").write_text("2")
+    assert code_digest(tmp_path) != before
+
+
+def test_a_lock_is_waited_for_as_long_as_the_runtime_says(make_plan: Any, tmp_path: Path) -> None:
+    with (
+        checkpoint.held(tmp_path, make_plan()),
+        pytest.raises(checkpoint.CheckpointError, match="another process"),
+        checkpoint.held(tmp_path, make_plan(), wait_s=0.05),
+    ):
+        pass
+
+
+# From the command line to an engine
+
+
+def test_a_run_has_the_devices_that_its_launcher_was_given(
+    make_plan: Any, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str | None] = []
+
+    def execute(plan: Plan, *given: Any) -> Record:
+        seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return record_of(plan)
+
+    monkeypatch.setattr("suites.run.execute.execute", execute)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
+    before = signal.getsignal(signal.SIGINT)
+    pipe = SimpleNamespace(send=lambda said: None, close=lambda: None)
+    try:
+        for given in (None, "2"):
+            asked = replace(runtime, visible_devices=given)
+            worker._work(make_plan(), asked, tmp_path, (None, None), pipe)  # type: ignore[arg-type]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == ["0,1,2,3", "2"]
+
+
+@pytest.mark.parametrize(
+    ("available", "resources", "runs"),
+    [
+        ({"CPU": 2.0}, Resources(1), 2),
+        ({"CPU": 16.0}, Resources(8), 2),
+        ({"CPU": 4.0}, Resources(8), 0),
+        ({}, Resources(1), 0),
+        ({"CPU": 16.0}, Resources(1, 1.0), 0),
+        ({"CPU": 16.0, "GPU": 8.0}, Resources(1, 1.0), 8),
+        ({"CPU": 16.0, "GPU": 8.0}, Resources(4, 1.0), 4),
+        ({"CPU": 16.0, "GPU": 2.0}, Resources(1, 0.5), 4),
+        ({"CPU": 16.0, "GPU": 2.0}, Resources(1, 0.4), 4),
+        ({"CPU": 16.0, "GPU": 2.0}, Resources(1, 1 / 3), 6),
+        ({"CPU": 16.0, "GPU": 2.0}, Resources(1, 0.1), 16),
+    ],
+)
+def test_runs_are_counted_node_by_node(available: dict[str, float], resources: Resources, runs: int) -> None:
+    assert cluster.fits(available, resources) == runs
+
+
+def test_amounts_are_said_for_people() -> None:
+    nodes = ({"CPU": 8.0, "GPU": 4.0, "accelerator_type:H100": 1.0}, {"CPU": 2.0})
+    assert cluster.amounts(*nodes) == "10 CPUs, 4 GPUs (H100)"
+    assert cluster.amounts(nodes[1]) == "2 CPUs, 0 GPUs"
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "head", ":6379", "head:port"])
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    with pytest.raises(ValueError, match="must be host:port"):
+        cluster.check_address(address)
+
+
+def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        cluster.check_address(f"127.0.0.1:{port}")
+    with pytest.raises(ValueError, match="no Ray answers there"):
+        cluster.check_address(f"127.0.0.1:{port}")
+
+
+def test_a_run_is_given_its_threads_or_a_gpu(runtime: Runtime) -> None:
+    assert away.size_of_a_run(replace(runtime, threads=4), None) == Resources(4)
+    on_gpu = replace(runtime, device=torch.device("cuda"), threads=16)
+    assert away.size_of_a_run(on_gpu, None) == Resources(1, 1.0)
+    assert away.size_of_a_run(on_gpu, 0.5) == Resources(1, 0.5)
+    for wrong, near in ((0.0, "0.5"), (2.0, "1"), (-1.0, "0.5")):
+        with pytest.raises(ValueError, match=rf"gpus-per-run .*nearest allowed value: {near}\)"):
+            away.size_of_a_run(on_gpu, wrong)
+    with pytest.raises(ValueError, match="--device cuda"):
+        away.size_of_a_run(runtime, 0.5)
+
+
+def test_paths_mean_the_same_on_a_node(runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = replace(runtime, model_dir=Path("model"), beside=Beside(Path("out")))
+    found = away.absolute(given)
+    assert (found.model_dir, found.beside.folder) == (tmp_path / "model", tmp_path / "out")
+    assert away.absolute(runtime) == runtime
+
+
+def test_away_hands_over_what_the_launcher_would_be_given(tasks: list[Task], told: Told) -> None:
+    world = World(usual)
+    nonces: list[str] = []
+
+    def check(store: Path, runtime: Runtime, nonce: str) -> None:
+        assert (store / node.NONCE).read_text() == nonce
+        nonces.append(nonce)
+
+    size = Resources(2, 0.5)
+    out = away.Away(world, size, 1, 2, told.lines.append, check)
+    plan, store = tasks[0].plan, tasks[0].store
+    world.pause_s = 0.0
+    world.script = lambda world, task, second: usual(world, task, 9)
+    (record,) = out([plan], tasks[0].runtime, store, {plan.hash(): 5}, told.events.append, {plan.hash(): 7})
+    assert world.submitted == [Task(plan, tasks[0].runtime, store, 5, 7, size, nonces[0])]
+    assert (record.status, len(nonces[0])) == ("ok", 32)
+    assert not (store / node.NONCE).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--on", "rai"), ("unknown engine 'rai'", "known are here, ray, slurm", "nearest: ray")),
+        (("--address", "head:1"), ("--address head:1", "is for --on ray, not for --on here")),
+        (("--retries", "3"), ("--retries 3", "is for --on ray or slurm")),
+        (("--gpus-per-run", "0.5", "--on", "slurm"), ("--gpus-per-run 0.5", "is for --on ray")),
+        (("--slurm", "partition=gpu", "--on", "ray"), ("--slurm partition=gpu", "is for --on slurm")),
+        (("--on", "ray", "--retries=-1"), ("retries -1", "nearest allowed value: 0")),
+        (("--on", "ray"), ("Ray is not installed", "pip install 'gnlorp[ray]'")),
+        (("--on", "slurm"), ("submitit is not installed", "pip install 'gnlorp[slurm]'")),
+        (("--on", "slurm", "--slurm", "partitoin=gpu"), ("unknown setting of --slurm", "nearest: partition")),
+        (("--on", "slurm", "--slurm", "time=never"), ("time=never", "H:MM:SS")),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: tuple[str, ...], parts: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name in ("ray", "submitit") else found(name, *more)
+    )
+    few = ("--seeds", "0", "--task", "cola", "--method", "lora", "--device", "cpu")
+    result = CliRunner().invoke(app, ("run", "glue", *few, *arguments))
+    assert result.exit_code == 2, result.output
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+    assert all(part in result.stderr for part in parts), result.stderr
+    assert not list(tmp_path.rglob("*.json"))
+
+
+# What SLURM says (recorded from SLURM 22.05, but for the lines with GPUs: its two nodes had none)
+
+SQUEUE = """5|RUNNING|None
+6|RUNNING|None
+7|PENDING|Resources
+8|PENDING|PartitionConfig
+9|PENDING|BeginTime
+"""
+SCONTROL = (
+    "JobId=1 JobName=wrap UserId=root(0) GroupId=root(0) MCS_label=N/A Priority=4294901759 Nice=0 Account=(null) "
+    "QOS=(null) JobState=FAILED Reason=BadConstraints Dependency=(null) Requeue=1 Restarts=0 BatchFlag=1 Reboot=0 "
+    "ExitCode=0:1 RunTime=00:00:00 TimeLimit=01:00:00 TimeMin=N/A SubmitTime=2026-11-28T07:35:27\n"
+)
+SINFO = "low*|up|1|2|(null)\nhigh|up|1|2|(null)\n"
+WITH_GPUS = "cpu|up|4|64|(null)\ngpu*|up|2|32|gpu:a100:4(S:0-1)\ngpu*|up|1|8|gpu:2,shard:8\nold|down|9|8|gpu:8\n"
+
+
+def test_the_queue_is_read_line_by_line() -> None:
+    found = queue.jobs(SQUEUE)
+    assert list(found) == ["5", "6", "7", "8", "9"]
+    assert (found["6"], found["8"]) == (("RUNNING", "None"), ("PENDING", "PartitionConfig"))
+    assert queue.jobs("") == {}
+    assert queue.facts(SCONTROL)["Reason"] == "BadConstraints"
+    assert queue.why(SCONTROL) == "SLURM says FAILED, reason BadConstraints, exit code 0:1"
+    assert "knows nothing" in queue.why("slurm_load_jobs error: Invalid job id specified")
+    assert not queue.WAITING & queue.AT_WORK
+
+
+def test_partitions_are_read_and_what_none_can_take_is_refused() -> None:
+    known = queue.partitions(SINFO)
+    assert queue.chosen(known, None).name == "low"
+    assert queue.slots(queue.chosen(known, "high"), Resources(1)) == 2
+    with pytest.raises(ValueError, match=r"partition 'low': no node has what a run asks for, 1 CPUs and a GPU"):
+        queue.slots(known["low"], Resources(1, 1.0))
+    with pytest.raises(ValueError, match=r"unknown partition 'hihg': known are low, high; nearest: high"):
+        queue.chosen(known, "hihg")
+    with pytest.raises(ValueError, match="give partition=, of high"):
+        queue.chosen({"high": known["high"]}, None)
+    gpus = queue.partitions(WITH_GPUS)
+    assert list(gpus) == ["cpu", "gpu"]
+    assert gpus["gpu"].nodes == ((2, 32, 4), (1, 8, 2))
+    assert queue.slots(queue.chosen(gpus, None), Resources(4, 1.0)) == 10
+    assert queue.slots(gpus["gpu"], Resources(16, 1.0)) == 4
+
+
+def test_settings_of_slurm_are_read() -> None:
+    assert queue.settings_of(None) == {}
+    assert queue.settings_of("partition=gpu, time=2:00:00") == {"partition": "gpu", "time": "2:00:00"}
+    assert [queue.minutes(text) for text in ("90", "2:00:00", "0:00:01", "1-12:00:00")] == [90, 120, 1, 2160]
+    for wrong in ("partition", "=1", "partition=", "partition=a,partition=b"):
+        with pytest.raises(ValueError, match="--slurm"):
+            queue.settings_of(wrong)
+    for wrong in ("0", "0:00:00", "-1", "2h"):
+        with pytest.raises(ValueError, match="H:MM:SS"):
+            queue.minutes(wrong)
+
+
+@dataclass
+class Cluster:
+    """What SLURM's commands answer; None: they fail."""
+
+    squeue: str | None = SQUEUE
+    asked: list[tuple[str, ...]] = field(default_factory=list)
+
+    def __call__(self, command: Any) -> str | None:
+        self.asked.append(tuple(command))
+        return {"squeue": self.squeue, "sinfo": SINFO, "scontrol": SCONTROL}.get(command[0])
+
+
+def say_at_the_end(folder: Path, handle: str, *said: Any) -> None:
+    (folder / on_slurm.FOLDER / handle).mkdir(parents=True, exist_ok=True)
+    (folder / on_slurm.FOLDER / handle / f"{handle}_0_result.pkl").write_bytes(pickle.dumps(said))
+
+
+def test_a_job_is_what_queue_and_result_say(tmp_path: Path) -> None:
+    cluster_ = Cluster()
+    engine = on_slurm.SlurmEngine(tmp_path, {}, cluster_)
+    assert engine.capacity(Resources(1)).slots == 2
+    assert isinstance(engine.poll("7"), Queued)
+    assert engine.poll("5") == Running()
+    (tmp_path / on_slurm.FOLDER / "5").mkdir(parents=True)
+    (tmp_path / on_slurm.FOLDER / "5" / on_slurm.STEP).write_text("40 0.25")
+    assert engine.poll("5") == Running(40, 0.25)
+    stuck = engine.poll("8")
+    assert isinstance(stuck, Gone)
+    assert (stuck.cause, "PartitionConfig" in stuck.why, cluster_.asked[-1]) == ("refused", True, ("scancel", "8"))
+    dead = engine.poll("1")
+    assert isinstance(dead, Gone)
+    assert (dead.cause, "FAILED, reason BadConstraints" in dead.why) == ("ended", True)
+    say_at_the_end(tmp_path, "6", "success", Gone("ok", "ended"))
+    assert engine.poll("6") == Gone("ok", "ended")
+    say_at_the_end(tmp_path, "6", "error", "Trace\nsuites.engines.node.Refusal: node b: its code is another\n")
+    assert engine.poll("6") == Gone("node b: its code is another", "refused")
+    say_at_the_end(tmp_path, "6", "error", "Trace\nsubmitit.core.utils.UncompletedJobError: timed out\n")
+    gone = engine.poll("6")
+    assert isinstance(gone, Gone)
+    assert (gone.cause, "timed out" in gone.why) == ("lost", True)
+
+
+def test_a_queue_that_does_not_answer_says_nothing(tmp_path: Path) -> None:
+    cluster_ = Cluster(squeue=None)
+    engine = on_slurm.SlurmEngine(tmp_path, {}, cluster_)
+    engine.pause_s = 0.0
+    assert isinstance(engine.poll("5"), Queued)
+    cluster_.squeue = SQUEUE
+    assert isinstance(engine.poll("5"), Running)
+    cluster_.squeue = None
+    assert isinstance(engine.poll("5"), Running)
+    cluster_.squeue = ""
+    assert isinstance(engine.poll("5"), Gone)
+
+
+def test_a_supervisor_that_dies_without_a_word_is_noticed_and_its_run_comes_back(
+    tasks: list[Task], told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rules over the SLURM engine, with its commands made up: the first job vanishes from the queue."""
+    cluster_ = Cluster(squeue="11|RUNNING|None\n")
+    engine = on_slurm.SlurmEngine(tasks[0].store, {}, cluster_)
+    engine.pause_s = 0.0
+    handles = iter(("11", "12"))
+    monkeypatch.setattr(engine, "submit", lambda task: next(handles))
+    world = World(usual)
+
+    def sleep(seconds: float) -> None:
+        world.sleep(10.0)
+        if world.now >= 30:
+            cluster_.squeue = "12|RUNNING|None\n"
+        if world.now >= 200:
+            write_record(tasks[0].store, record_of(tasks[0].plan))
+            say_at_the_end(tasks[0].store, "12", "success", Gone("ok", "ended"))
+
+    ended = follow(tasks[:1], engine, told.events.append, 1, told.lines.append, Clock(lambda: world.now, sleep))
+    assert [record.status for record in ended.records] == ["ok"]
+    assert len([line for line in told.lines if "job 11: SLURM says FAILED" in line]) == 1

@@ -115,7 +115,8 @@ class _Following:
             keep(task.store, gone.record)
         record = self._record(hand)
         if record is not None and record.status != "interrupted":
-            return self._end(hand, record)
+            self._end(hand, record)
+            return None
         if gone.cause == "refused":
             raise ValueError(f"{task.plan.label}: {gone.why}")
         if gone.cause == "ended" and record is None:

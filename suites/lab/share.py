@@ -43,7 +43,7 @@ def pretended(processes: int) -> Iterator[None]:
     import torch.distributed._tools.fake_collectives  # noqa: F401
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())  # type: ignore[no-untyped-call]
+    dist.init_process_group("fake", rank=0, world_size=processes, store=FakeStore())
     try:
         yield
     finally:

@@ -36,6 +36,11 @@ class Setting(Strict):
     shard: Literal["all", "frozen"] | None = Field(default=None, description="weights that are sharded over them")
     device: DeviceKind = Field(default="cpu", description="whose rules of precision and attention are followed")
     variant: str = Field(default="", description="what sets the row apart from its method, as the method calls it")
+    work: Literal["fine-tuning", "pre-training"] | None = Field(
+        default=None, description="of language models; None: pre-training, as all of the matrix"
+    )
+    targets: str = Field(default="attention+mlp", description="set or endings of the layers that methods work on")
+    base_bits: Literal[4] | None = Field(default=None, description="of frozen linear layers, as QLoRA keeps them")
     config: tuple[tuple[str, str | int | float | bool], ...] = Field(
         default=(), description="settings of the method that differ from its own at this rank"
     )
@@ -125,6 +130,57 @@ def write_cells(path: Path, cells: list[MemoryCell], catalogue: Catalogue | None
     known = "" if catalogue is None else f', "catalogue": {catalogue.model_dump_json(exclude_defaults=True)}'
     text = '{"schema_version": 1, "cells": [\n' + ",\n".join(lines) + f"\n]{known}}}\n"
     return write_atomically(path, text.encode())
+
+
+class Fit(Strict):
+    """What one estimate of a device's memory says of one method."""
+
+    asked_bytes: Bytes = Field(description="of a step at the batch that was asked about")
+    fits: bool = Field(description="whether that is within the limit")
+    largest_batch: int = Field(ge=0, description="0: not even one row fits")
+    takes_bytes: Bytes | None = Field(description="of a step at the largest batch; None: none fits")
+    next_bytes: Bytes | None = Field(description="of a step of one row more; None: no larger batch was looked at")
+
+
+class FitsRow(Strict):
+    """One method on one model under a limit; `refused` says why there is nothing else."""
+
+    method: str
+    title: str
+    rank: int
+    refused: str | None = None
+    trains: str = ""
+    trained_parameters: int = 0
+    weight_bytes: Bytes = Field(default=0, description="what the method adds and tables of 4-bit weights included")
+    gradient_bytes: Bytes = 0
+    state_bytes: Bytes = 0
+    state_dtypes: dict[str, Bytes] = Field(default={}, description="bytes of the state by dtype")
+    parts: dict[str, Bytes] = Field(default={}, description="tensors at the highest moment of a step at that batch")
+    estimates: dict[Literal["low", "expected", "high"], Fit] = {}
+
+
+class FitsAnswer(Strict):
+    """What fits: one model, every method asked about. `setting` is the question's, its method and config left open."""
+
+    schema_version: Literal[1] = 1
+    model: str
+    sources: list[str] = Field(description="where the configuration stands; empty: built in, or a folder's own")
+    parameters: int
+    limit_bytes: Bytes
+    work: Literal["fine-tuning", "pre-training"]
+    precision: Precision
+    batch: int
+    sequence: int
+    accumulation: int
+    state_bits: int
+    base_bits: int | None
+    targets: str
+    not_adapted: list[str] = Field(description="matrices that the set of targets means and no method works on")
+    options: list[str] = Field(description="per-layer, checkpointing, recomputed parts, rule for updates in bf16")
+    tied_head: bool
+    rows: list[FitsRow]
+    accelerate_bytes: dict[str, int] = Field(description="what accelerate's estimate-memory says, whatever the batch")
+    seconds: float
 
 
 Quantity = Literal["weights+state", "weights", "state", "cut of state", "fits", "order by estimate", "order by peak"]

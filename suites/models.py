@@ -330,9 +330,14 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """Return the layers that run one after the other: the longest list of modules of one type."""
-    lists = [list(module) for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(block_list(model) or [])
+
+
+def block_list(model: nn.Module) -> nn.ModuleList | None:
+    """Return the list that `blocks_of` takes them from; None where there is none."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     alike = [found for found in lists if len({type(module) for module in found}) == 1]
-    return max(alike, key=len, default=[])
+    return max(alike, key=len, default=None)
 
 
 def unreachable(what: str, plan: ModelPlan, error: Exception) -> str:

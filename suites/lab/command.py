@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,10 +14,19 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from results.lab import MemoryCell, Setting
+    from suites.lab.asked import Asked
     from suites.lab.lab import Lab
 
 RUNS = Path("results") / "runs" / "memory"
 FAMILY = "llama"
+MODEL_HELP = (
+    "a name that needs no hub (`llama-3.1-8b`, `qwen3-4b`, `roberta-large`, ...; a wrong one lists all), a LLaMA size "
+    "of C4 (`60m` to `7b`), a folder with config.json, a hub name; with --fits several, comma-joined, or `llama`: the "
+    "largest of those sizes that fits"
+)
+STATE_HELP = (
+    "32: moments in the weights' dtype (bf16 in bf16, but with --bf16-updates), or 8 through bitsandbytes, by rule"
+)
 
 
 Updates = Annotated[
@@ -26,6 +36,13 @@ Again = Annotated[
     str, typer.Option("--recompute", help="made again in backward, exactly: some of norms,mlp,loss (comma-joined)")
 ]
 Variant = Annotated[str, typer.Option(help="of the method, as the tables call it: `8-bit weights`, `4-bit weights`")]
+Train = Annotated[
+    str,
+    typer.Option(
+        help="`fine-tuning`: a language model keeps embeddings and head, as most do; or `pre-training`; default: "
+        "fine-tuning, but for C4's sizes"
+    ),
+]
 Overhead = Annotated[
     str,
     typer.Option(
@@ -48,21 +65,19 @@ def register(app: typer.Typer, console: Console, one_line_errors: OneLineErrors)
 def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLineErrors) -> None:
     @app.command()
     def memory(
-        model: Annotated[
-            str,
-            typer.Argument(
-                help="`roberta-base`, `bert-base`, `minilm`, `micro`, a LLaMA size (`60m` to `7b`), a folder with "
-                "config.json, a hub name; with --fits also `llama`: the largest size that fits"
-            ),
-        ],
-        method: Annotated[list[str] | None, typer.Argument(help="methods; default: all")] = None,
-        rank: Annotated[int | None, typer.Option(help="rank of the comparison; default: the model's")] = None,
-        batch: Annotated[int, typer.Option(help="sequences an optimizer step")] = 16,
+        model: Annotated[str, typer.Argument(help=MODEL_HELP)],
+        method: Annotated[
+            list[str] | None, typer.Argument(help="methods; default: a comparison's, with --fits all")
+        ] = None,
+        rank: Annotated[int | None, typer.Option(help="default: 8; to pre-train a quarter of the width")] = None,
+        batch: Annotated[int, typer.Option(help="sequences an optimizer step; default: 16, with --fits 1")] = 0,
         accumulation: Annotated[int, typer.Option(help="micro-batches an optimizer step")] = 1,
-        sequence: Annotated[int, typer.Option(help="tokens a sequence")] = 256,
-        precision: Annotated[str, typer.Option(help="`fp32`, `bf16` or `bf16-autocast`; default: bf16 for LLaMA")] = "",
+        sequence: Annotated[int, typer.Option("--sequence", "--length", help="tokens a sequence")] = 256,
+        precision: Annotated[
+            str, typer.Option(help="`fp32`, `bf16` or `bf16-autocast`; default: bf16 for language models")
+        ] = "",
         bf16_updates: Updates = "nearest",
-        state_bits: Annotated[int, typer.Option(help="32, or 8 through bitsandbytes, counted by rule")] = 32,
+        state_bits: Annotated[int, typer.Option(help=STATE_HELP)] = 32,
         per_layer: Annotated[bool, typer.Option("--per-layer", help="update inside backward")] = False,
         checkpointing: Annotated[bool, typer.Option("--checkpointing", help="compute activations again")] = False,
         again: Again = "",
@@ -72,31 +87,55 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
         keep_trained_whole: Annotated[
             bool, typer.Option("--keep-trained-whole", help="with --shard: the frozen weights alone are sharded")
         ] = False,
-        fits: Annotated[str, typer.Option(help="a limit such as 24GiB: print the largest batch that fits")] = "",
+        train: Train = "",
+        targets: Annotated[
+            str, typer.Option(help="`attention+mlp`, `attention`, `mlp`, or endings such as `q_proj,v_proj`")
+        ] = "attention+mlp",
+        base_bits: Annotated[
+            int | None,
+            typer.Option(help="4: frozen weights as QLoRA keeps them (NF4 of bitsandbytes, or the method's)"),
+        ] = None,
+        fits: Annotated[str, typer.Option(help="a limit such as 24GiB: which methods fit, with which batch")] = "",
+        as_json: Annotated[bool, typer.Option("--json", help="with --fits: the answer as JSON, in bytes")] = False,
         overhead: Overhead = "",
         device: Rules = "",
         offline: Annotated[bool, typer.Option("--offline", help="never use the network")] = False,
     ) -> None:
-        """Print the memory ledger of methods on a model: formula, count and peak, without weights or a GPU."""
+        """Print the memory ledger of methods on a model, or what fits: without weights, a GPU or, for names in the
+        list, the hub.
+
+        `memory llama-3.1-8b --fits 24GiB` answers for fine-tuning with adapters alone trained;
+        `--train pre-training` for training from the start.
+        """
         with one_line_errors():
+            from suites.lab.named import check_hub
+
+            for each in model.split(","):
+                check_hub(each.strip(), offline)
+            from suites.lab.asked import Asked
             from suites.recompute import parts
 
-            asked: dict[str, Any] = {
-                "batch": batch, "accumulation": accumulation, "sequence": sequence, "state_bits": state_bits,
-                "per_layer": per_layer, "checkpointing": checkpointing, "recompute": parts(again),
-                "variant": variant, "bf16_updates": bf16_updates, **_shared(gpus, shard, keep_trained_whole),
+            rules = _device(device, "cuda" if fits else "cpu")
+            whole = bool(fits) and rules == "cuda" and not overhead and model != FAMILY
+            rest: dict[str, Any] = {
+                "batch": batch if batch else 1 if whole else 16, "accumulation": accumulation, "sequence": sequence,
+                "state_bits": state_bits, "per_layer": per_layer, "checkpointing": checkpointing,
+                "recompute": parts(again), "variant": variant, "bf16_updates": bf16_updates, "device": rules,
+                **_shared(gpus, shard, keep_trained_whole),
             }  # fmt: skip
-            names = _methods(method)
-            asked["device"] = _device(device, "cuda" if fits else "cpu")
-            if fits and asked["device"] == "cuda" and not overhead and model != FAMILY:
-                _print_estimates(console, model, names, rank, precision, asked, fits, offline)
-                return
-            if fits:
-                _print_fits(console, model, names, rank, precision, asked, fits, overhead or "1GiB", offline)
-                return
-            for name in names:
-                lab, setting = _lab(model, name, rank, precision, asked, offline)
-                _print_ledger(console, lab.cell(setting))
+            asked = Asked(rank, precision, train, targets, base_bits, rest)
+            if whole and (rest["shard"] is not None or gpus > 1):
+                _print_estimates(console, model, _methods(method), asked, fits, offline)
+            elif whole:
+                from suites.lab.fits_command import print_answers
+
+                print_answers(console, model, _methods(method, whole), asked, fits, offline, as_json)
+            elif as_json:
+                raise ValueError("--json: only with --fits, for `cuda` and without --overhead")
+            elif fits:
+                _print_fits(console, model, _methods(method), asked, fits, overhead or "1GiB", offline)
+            else:
+                _print_ledgers(console, model, _methods(method), asked, offline)
 
 
 def _register_matrix(app: typer.Typer, console: Console, one_line_errors: OneLineErrors) -> None:
@@ -152,70 +191,35 @@ def _shared(gpus: int, shard: bool, keep_trained_whole: bool) -> dict[str, Any]:
     return {"processes": gpus, "shard": sharded_group(Group(0, gpus), shard, keep_trained_whole).shard}
 
 
-def _one_row(asked: dict[str, Any]) -> dict[str, Any]:
+def _one_row(asked: Asked) -> Asked:
     """Return what was asked for with one row a process."""
-    return {**asked, "batch": asked["processes"], "accumulation": asked["processes"]}
+    gpus = asked.rest["processes"]
+    return replace(asked, rest={**asked.rest, "batch": gpus, "accumulation": gpus})
 
 
-def _methods(names: list[str] | None) -> list[str]:
-    from baselines.registry import default_methods, get_method
+def _methods(names: list[str] | None, all_of_them: bool = False) -> list[str]:
+    from baselines.registry import default_methods, get_method, methods
 
-    return [get_method(name).name for name in names or default_methods()]
+    every = [name for name, each in methods().items() if not each.control]
+    return [get_method(name).name for name in names or (every if all_of_them else default_methods())]
 
 
-def _lab(
-    model: str, method: str, rank: int | None, precision: str, asked: dict[str, Any], offline: bool
-) -> tuple[Lab, Setting]:
-    from baselines.registry import checked_name, get_method
-    from results.lab import Setting
-    from suites.lab.lab import Lab, plain_config
+def _print_ledgers(console: Console, model: str, names: list[str], asked: Asked, offline: bool) -> None:
+    """Print a ledger a method; one that does not fit the model is said among several, and an error alone."""
+    from suites.lab.asked import lab_of
     from suites.lab.networks import find_network
-    from suites.run.rounding import REST_BYTES
 
     network = find_network(model, offline)
-    chosen: Any = checked_name(
-        precision or ("bf16" if network.language_model else "fp32"), ("fp32", "bf16", "bf16-autocast"), "precision"
-    )
-    updates: Any = checked_name(asked["bf16_updates"], REST_BYTES, "bf16_updates")
-    if updates != "nearest" and chosen != "bf16":
-        raise ValueError(f"bf16_updates {updates!r} with precision {chosen!r}: no weight is in bf16 then")
-    if asked["state_bits"] not in (8, 32):
-        raise ValueError(f"state_bits {asked['state_bits']}: must be 32 or 8")
-    rows, parts = asked["batch"], asked["accumulation"]
-    for what in ("batch", "accumulation"):
-        if asked[what] < 1:
-            raise ValueError(f"{what} {asked[what]}: must be at least 1 (nearest allowed value: 1)")
-    if rows % parts:
-        near = min((n for n in range(1, rows + 1) if rows % n == 0), key=lambda n: abs(n - parts))
-        raise ValueError(f"accumulation {parts}: must divide the batch of {rows} (nearest allowed value: {near})")
-    gpus = asked["processes"]
-    if parts % gpus:
-        near = -(-parts // gpus) * gpus
-        raise ValueError(
-            f"accumulation {parts}: must be a multiple of the {gpus} GPUs, so that each gets as many micro-batches a "
-            f"step (nearest allowed value: {near})"
-        )
-    variants = get_method(method).variants
-    checked_name(asked["variant"], variants, f"variant of {method}")
-    config = {**plain_config(network, method), **variants[asked["variant"]]}
-    ranked = rank if rank is not None else network.rank
-    options: Any = network, method, ranked, chosen, (asked["state_bits"],), config, asked["device"], updates
-    if asked["shard"] is None:
-        lab = Lab(*options)
-    else:
-        from suites.lab.share import ShardedLab
-
-        lab = ShardedLab(gpus, asked["shard"], *options)
-    setting = Setting(
-        model=network.name,
-        method=method,
-        rank=lab.rank,
-        precision=chosen,
-        config=tuple(sorted(config.items())),
-        **{**asked, "batch": rows // parts, "accumulation": parts // gpus},
-    )
-    network.batch(1, setting.sequence)
-    return lab, setting
+    for name in names:
+        try:
+            lab, setting = lab_of(network, name, asked)
+            cell = lab.cell(setting)
+        except ValueError as error:
+            if len(names) == 1:
+                raise
+            console.print(f"{name}: {error}", markup=False)
+            continue
+        _print_ledger(console, cell)
 
 
 def _print_ledger(console: Console, cell: MemoryCell) -> None:
@@ -253,19 +257,19 @@ def _device(name: str, default: str) -> str:
     return checked_name(name or default, ("cpu", "cuda"), "device")
 
 
-def _print_estimates(
-    console: Console, model: str, names: list[str], rank: int | None, precision: str, asked: dict[str, Any],
-    fits: str, offline: bool,
-) -> None:  # fmt: skip
+def _print_estimates(console: Console, model: str, names: list[str], asked: Asked, fits: str, offline: bool) -> None:
+    """Print what fits a process of several, traced as it is."""
+    from suites.lab.asked import lab_of
     from suites.lab.fits import largest, parse_bytes
+    from suites.lab.networks import find_network
     from suites.measure.estimate import ESTIMATE_WORDS, ESTIMATES, Estimate, estimated
 
-    limit = parse_bytes(fits, "limit")
+    limit, network = parse_bytes(fits, "limit"), find_network(model, offline)
     console.print(f"limit {fits} of a CUDA device, largest batch by estimate ({ESTIMATE_WORDS}).", markup=False)
     console.print("Peaks are of the whole step, one that refreshes bases included; no device was asked.")
     table = Table("method", *(f"{estimate}: batch, takes, the next one" for estimate in ESTIMATES))
     for name in names:
-        lab, setting = _lab(model, name, rank, precision, _one_row(asked), offline)
+        lab, setting = lab_of(network, name, _one_row(asked))
 
         def peak(rows: int, estimate: Estimate, lab: Lab = lab, setting: Setting = setting) -> int:
             return estimated(lab.held(setting.model_copy(update={"batch": rows})), estimate)
@@ -280,10 +284,11 @@ def _print_estimates(
 
 
 def _print_fits(
-    console: Console, model: str, names: list[str], rank: int | None, precision: str, asked: dict[str, Any],
-    fits: str, overhead: str, offline: bool,
-) -> None:  # fmt: skip
+    console: Console, model: str, names: list[str], asked: Asked, fits: str, overhead: str, offline: bool
+) -> None:
+    from suites.lab.asked import lab_of
     from suites.lab.fits import OVERHEAD_WORDS, largest, parse_bytes
+    from suites.lab.networks import find_network
 
     limit, taken = parse_bytes(fits, "limit"), parse_bytes(overhead, "overhead")
     if taken >= limit:
@@ -297,9 +302,9 @@ def _print_fits(
     table = Table("method", what, "its peak", "the next one's peak")
     for name in names:
         if family:
-            table.add_row(name, *_largest_size(name, rank, precision, asked, limit - taken, offline))
+            table.add_row(name, *_largest_size(name, asked, limit - taken, offline))
             continue
-        lab, setting = _lab(model, name, rank, precision, _one_row(asked), offline)
+        lab, setting = lab_of(find_network(model, offline), name, _one_row(asked))
 
         def peak(rows: int, lab: Lab = lab, setting: Setting = setting) -> int:
             return lab.peak_bytes(setting.model_copy(update={"batch": rows}))
@@ -309,15 +314,15 @@ def _print_fits(
     console.print(table)
 
 
-def _largest_size(
-    method: str, rank: int | None, precision: str, asked: dict[str, Any], limit: int, offline: bool
-) -> tuple[str, str, str]:
+def _largest_size(method: str, asked: Asked, limit: int, offline: bool) -> tuple[str, str, str]:
     """Return (name, peak, peak of the next larger one), from the largest downwards."""
     from suites.c4.sizes import SIZES
+    from suites.lab.asked import lab_of
+    from suites.lab.networks import find_network
 
     after: int | None = None
     for size in reversed(SIZES):
-        lab, setting = _lab(size, method, rank, precision, asked, offline)
+        lab, setting = lab_of(find_network(size, offline), method, asked)
         peak = lab.peak_bytes(setting)
         if peak <= limit:
             return size, _gib(peak), _gib(after)
@@ -329,16 +334,28 @@ def _title(setting: Setting, parameters: int) -> str:
     words = (
         f"{setting.method} on {setting.model} ({parameters:,} parameters), rank {setting.rank}, {setting.precision}, "
     )
-    words += f"{setting.state_bits}-bit state, micro-batch {setting.batch} x {setting.sequence}"
+    words += f"{_moments(setting)}, micro-batch {setting.batch} x {setting.sequence}"
     words += f", {setting.accumulation} micro-batches" if setting.accumulation > 1 else ""
     if setting.processes > 1:
         how = {None: "a copy each", "all": "sharded", "frozen": "frozen weights sharded"}[setting.shard]
         words += f", one of {setting.processes} processes ({how})"
+    words += f", {setting.work}: embeddings and head frozen unless the method trains everything" if setting.work else ""
+    words += f", targets {setting.targets}" if setting.targets != "attention+mlp" else ""
+    words += ", frozen weights in 4 bits" if setting.base_bits else ""
     words += ", per-layer updates" if setting.per_layer else ""
     words += f", {setting.variant}" if setting.variant else ""
     words += f", recomputed: {', '.join(setting.recompute)}" if setting.recompute else ""
     words += ", checkpointing" if setting.checkpointing else ""
     return words + f", for {setting.device}"
+
+
+def _moments(setting: Setting) -> str:
+    """Return in which dtype the moments are, which the width of the state alone does not say."""
+    if setting.state_bits == 8:
+        return "8-bit moments"
+    if setting.precision == "bf16" and setting.bf16_updates == "nearest":
+        return "moments in bf16 like the weights (projected ones in fp32)"
+    return "moments in fp32"
 
 
 def _number(value: int | None) -> str:

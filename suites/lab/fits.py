@@ -1,7 +1,9 @@
-"""What fits: the largest batch, or model, whose step stays within a limit, by traces of the answer and the next one."""
+"""The largest batch whose step stays within a limit; both the answer and the next one are looked at."""
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 from collections.abc import Callable
 
@@ -12,6 +14,7 @@ OVERHEAD_WORDS = (
     "an assumption, not a measurement: a CUDA context of about half a GiB, and what the allocator rounds up"
 )
 MOST_ROWS = 1 << 16
+STRAIGHT = 12
 
 
 def parse_bytes(text: str, what: str) -> int:
@@ -64,3 +67,23 @@ def largest(peak: Callable[[int], int], limit_bytes: int, most: int = MOST_ROWS)
         else:
             high, high_peak = guess, guess_peak
     return low, low_peak, high_peak
+
+
+def largest_near(
+    peak: Callable[[int], int], limit_bytes: int, guess: int, slope: float, most: int = MOST_ROWS
+) -> tuple[int, int, int | None]:
+    """Return what `largest` does, from a guess on and by straight lines of about `slope` bytes a row.
+
+    One row is looked at last, and only if two do not fit.
+    """
+    low, high, rows = 0, most + 1, min(max(guess, 2), most)
+    known: dict[int, int] = {}
+    for turn in itertools.count():
+        known[rows] = peak(rows)
+        low, high = (rows, high) if known[rows] <= limit_bytes else (low, rows)
+        if high - low == 1:
+            break
+        step = math.floor((limit_bytes - known[rows]) / max(1.0, slope))
+        wanted = rows + (step or (1 if rows == low else -1)) if turn < STRAIGHT else (low + high) // 2
+        rows = min(max(wanted, low + 1), high - 1)
+    return low, known.get(low, 0), known.get(high)

@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, Placement, set_refresh_gap
+from baselines.method import AdamSettings, Placement, Work, set_refresh_gap
 from baselines.registry import get_method
 from baselines.shared import targets
 from results.lab import Counted, DeviceKind, MemoryCell, Parts, Precision, Setting
@@ -26,9 +26,10 @@ from results.schema import Layer, Peak
 from suites.config import method_config
 from suites.lab import splice, step
 from suites.lab.networks import Network
+from suites.lab.quantised import keep_in_four_bits
 from suites.measure import allocator, live
 from suites.measure.cuda import cuda_rules
-from suites.measure.formula import Rest, formula_of, quantises, rest_of
+from suites.measure.formula import Rest, formula_of, is_plain, quantises, rest_of
 from suites.measure.ledger import outside_formula
 from suites.measure.predict import without_values
 from suites.measure.tracker import Category, Phase, Trace, peak_of, track, track_load
@@ -71,12 +72,26 @@ class Whole:
     outside: dict[str, int]
 
 
+@dataclass(frozen=True)
+class Finished:
+    """An optimizer that has stepped, what its steps took, and the sizes of the single tensors at rest."""
+
+    optimizer: Optimizer
+    gradient_bytes: int
+    finish: Trace
+    refresh: Trace | None
+    sizes: Mapping[Category, Sequence[int]]
+    rules: Counter[str]
+
+
 class Lab:
     """One network under one method at one rank and precision; `cell` answers for any setting of the rest.
 
     `widths` are the widths of the state that will be asked for: they share one model. `config` are settings of the
     method that differ from its own at this rank. `device` says whose rules are followed (`suites.measure.cuda`); all of
-    it is traced on a processor.
+    it is traced on a processor. `work`: fine-tuning leaves embeddings and head of a language model to methods that
+    train everything; None: what the matrix has, pre-training of language models. `base_bits`: linear layers as QLoRA
+    keeps them, before the method is attached.
 
     Raises:
         ValueError: from every member, for settings that do not fit the network.
@@ -92,8 +107,14 @@ class Lab:
         config: Mapping[str, Any] | None = None,
         device: DeviceKind = "cpu",
         updates: Updates = "nearest",
+        work: Work | None = None,
+        target_set: str = TARGETS,
+        base_bits: Literal[4] | None = None,
     ) -> None:
         self.network = network
+        self.trains_rest = network.language_model and work != "fine-tuning"
+        self.target_set = target_set
+        self.base_bits = base_bits
         self.updates = updates
         self.device = device
         self.method = get_method(method)
@@ -178,21 +199,24 @@ class Lab:
         found = formula_of(self.method, self.config, layers, rest, state_bits, dtype, self.updates)
         return Counted(**{name: getattr(found, name) for name in Counted.model_fields})
 
-    def build(self, layers: int | None = None) -> tuple[nn.Module, Placement]:
+    def build(self, layers: int | Sequence[int] | None = None) -> tuple[nn.Module, Placement]:
         """Return the model with the method attached, made as a run makes it."""
         model = self._plain(layers)
-        placement = targets.place(model, TARGETS, train_rest=self.network.language_model)
+        placement = self.placement(model)
         self.method.attach(model, placement, self.config)
         return model, placement
 
-    def _plain(self, layers: int | None) -> nn.Module:
+    def _plain(self, layers: int | Sequence[int] | None) -> nn.Module:
         model = self.network.model(layers)
-        return model.to(torch.bfloat16) if self.precision == "bf16" else model
+        model = model.to(torch.bfloat16) if self.precision == "bf16" else model
+        if self.base_bits is not None:
+            keep_in_four_bits(model)
+        return model
 
     def share(self, model: nn.Module, where: Placement) -> None:
         """Share a model out over processes, in place, once all else is done to it; here there is one."""
 
-    def changed(self, setting: Setting, layers: int | None = None) -> tuple[nn.Module, Placement]:
+    def changed(self, setting: Setting, layers: int | Sequence[int] | None = None) -> tuple[nn.Module, Placement]:
         """Return the model as `build` makes it, with what the setting changes of it."""
         model, placement = self.build(layers)
         if setting.checkpointing:
@@ -200,6 +224,12 @@ class Lab:
         recompute(model, setting.recompute)
         self.share(model, placement)
         return model, placement
+
+    def placement(self, model: nn.Module) -> Placement:
+        """Return where the method works in a model that it has not changed yet."""
+        if is_plain(self.method, self.config) and not targets.linear_layers(model):
+            return Placement((), tuple(name for name, _ in model.named_parameters()))
+        return targets.place(model, self.target_set, self.trains_rest, train_head=not self.network.language_model)
 
     def optimizer(self, model: nn.Module, placement: Placement, state_bits: int) -> Optimizer:
         """Return the method's optimizer."""
@@ -219,7 +249,7 @@ class Lab:
     def _shapes(self) -> tuple[list[Layer], dict[str, Rest]]:
         with torch.device("meta"):
             model = self.network.model()
-        placement = targets.place(model, TARGETS, train_rest=self.network.language_model)
+        placement = self.placement(model)
         found = targets.shapes(model, placement.targets)
         layers = [Layer(name=name, shape=shape) for name, shape in found.items()]
         rest = rest_of(model, placement, self.method, self.config)
@@ -245,6 +275,20 @@ class Lab:
             return load, {bits: self._finished(*made, bits, rules) for bits in self.widths}
 
     def _finished(self, model: nn.Module, placement: Placement, state_bits: int, rules: Counter[str]) -> Whole:
+        found = self.finished(model, placement, state_bits, rules)
+        optimizer = found.optimizer
+        count = Counted(
+            weight_bytes=live.weight_bytes(model),
+            adapter_bytes=self._adapter_bytes(model),
+            gradient_bytes=found.gradient_bytes,
+            state_bytes=live.state_bytes(optimizer, model),
+            basis_bytes=live.basis_bytes(optimizer),
+            buffer_bytes=live.buffer_bytes(model),
+        )
+        return Whole(count, found.sizes, found.finish, found.refresh, found.rules, outside_formula(optimizer))
+
+    def finished(self, model: nn.Module, placement: Placement, state_bits: int, rules: Counter[str]) -> Finished:
+        """Trace the optimizer's half of a step, a plain one and one that refreshes bases, within `without_values`."""
         optimizer = self.optimizer(model, placement, state_bits)
         step.give_gradients(optimizer)
         gradient_bytes = live.gradient_bytes(model)
@@ -255,20 +299,12 @@ class Lab:
         used = Counter(rules)
         refreshes = set_refresh_gap(optimizer, 1)
         refresh = self._track_finish(model, optimizer) if refreshes else None
-        count = Counted(
-            weight_bytes=live.weight_bytes(model),
-            adapter_bytes=self._adapter_bytes(model),
-            gradient_bytes=gradient_bytes,
-            state_bytes=live.state_bytes(optimizer, model),
-            basis_bytes=live.basis_bytes(optimizer),
-            buffer_bytes=live.buffer_bytes(model),
-        )
         sizes: dict[Category, Sequence[int]] = {
             "parameter": _sizes(model.parameters()),
             "buffer": _sizes(model.buffers()),
             "optimizer": _sizes(tensor for _, tensor in live.held_tensors(optimizer, model)),
         }
-        return Whole(count, sizes, finish, refresh, used, outside_formula(optimizer))
+        return Finished(optimizer, gradient_bytes, finish, refresh, sizes, used)
 
     def _adapter_bytes(self, model: nn.Module) -> int:
         return live.weight_bytes(model) - self._original_bytes()
@@ -286,7 +322,7 @@ class Lab:
         bits = setting.state_bits if setting.per_layer else None
         changes = (setting.accumulation, setting.checkpointing, setting.recompute)
         key = ("half", setting.batch, setting.sequence, *changes, bits)
-        return self._deep(key, lambda layers: self._trace_half(setting, layers))
+        return self._deep(key, lambda layers: self.trace_half(setting, layers))
 
     def _evaluation(self, setting: Setting) -> Half:
         key = ("evaluation", setting.batch, setting.sequence, setting.recompute)
@@ -310,38 +346,67 @@ class Lab:
             return None
         return Half(whole, refresh, layers, shallow.rules)
 
-    def _trace_half(self, setting: Setting, layers: int | None) -> Half:
-        batches = [self.network.batch(setting.batch, setting.sequence) for _ in range(setting.accumulation)]
-        held: list[Tensor] = []
-        with self._without_values() as rules, self._rules():
+    def trace_half(self, setting: Setting, layers: int | Sequence[int] | None) -> Half:
+        """Trace forward and backward, per layer the whole step, of a model of some layers, or of all."""
+        # Made outside: a batch has values.
+        batches = self.batches(setting)
+        with self._without_values() as rules:
             model, placement = self.changed(setting, layers)
+            if setting.per_layer:
+                return self._trace_per_layer(model, placement, setting, batches, rules)
+            return self.trace_backward(model, batches, rules)
 
-            def run() -> None:
-                held[:] = [step.forward_backward(model, batches, self.loss)]
+    def batches(self, setting: Setting) -> list[Batch]:
+        """Return the micro-batches of a step."""
+        return [self.network.batch(setting.batch, setting.sequence) for _ in range(setting.accumulation)]
 
+    def trace_backward(self, model: nn.Module, batches: Sequence[Batch], rules: Counter[str]) -> Half:
+        """Trace forward and backward of a prepared model, within `without_values`."""
+        run = self._run(model, batches, [])
+        with self._rules():
             if self.method.settles:
                 run()
                 rules.clear()
-            if not setting.per_layer:
-                model.zero_grad(set_to_none=True)
-                return Half(self._track(model, None, run), None, None, Counter(rules))
-            optimizer = self.optimizer(model, placement, setting.state_bits)
-            step.give_gradients(optimizer)
-            take_step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
-            refreshes = set_refresh_gap(optimizer, NEVER)
-            updates = PerLayer(optimizer, setting.accumulation, group=self.group)
-            rules.clear()
+            model.zero_grad(set_to_none=True)
+            return Half(self._track(model, None, run), None, None, Counter(rules))
 
-            def update() -> None:
-                run()
-                updates.finish()
+    def _run(self, model: nn.Module, batches: Sequence[Batch], held: list[Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            held[:] = [step.forward_backward(model, batches, self.loss)]
 
-            trace = self._track(model, optimizer, update)
-            used = Counter(rules)
-            held.clear()
-            set_refresh_gap(optimizer, 1)
-            return Half(trace, self._track(model, optimizer, update) if refreshes else None, None, used)
+        return run
+
+    def _trace_per_layer(
+        self, model: nn.Module, placement: Placement, setting: Setting, batches: Sequence[Batch], rules: Counter[str]
+    ) -> Half:
+        held: list[Tensor] = []
+        run = self._run(model, batches, held)
+        with self._rules():
+            return self._traced_updates(model, placement, setting, run, held, rules)
+
+    def _traced_updates(
+        self, model: nn.Module, placement: Placement, setting: Setting, run: Callable[[], None], held: list[Tensor],
+        rules: Counter[str],
+    ) -> Half:  # fmt: skip
+        if self.method.settles:
+            run()
+        optimizer = self.optimizer(model, placement, setting.state_bits)
+        step.give_gradients(optimizer)
+        take_step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+        refreshes = set_refresh_gap(optimizer, NEVER)
+        updates = PerLayer(optimizer, setting.accumulation, group=self.group)
+        rules.clear()
+
+        def update() -> None:
+            run()
+            updates.finish()
+
+        trace = self._track(model, optimizer, update)
+        used = Counter(rules)
+        held.clear()
+        set_refresh_gap(optimizer, 1)
+        return Half(trace, self._track(model, optimizer, update) if refreshes else None, None, used)
 
     def _without_values(self) -> AbstractContextManager[Counter[str]]:
         return without_values()

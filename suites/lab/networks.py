@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from baselines.registry import checked_name
+from baselines.method import Work
 from suites import models
 from suites.c4.sizes import SIZES, llama_config
+from suites.lab.named import check_hub, check_name, named, named_models
 
 # Longer than pre-training needs, so that other lengths can be asked about; positions cost no memory.
 LONGEST = 2048
@@ -48,6 +49,7 @@ BUILT_IN: dict[str, Callable[[], Any]] = {
     **{name: partial(llama_config, name, positions=LONGEST) for name in SIZES},
 }
 RANK = 8
+NOT_OF_LAYERS = ("architectures", "eos_token_id", "pos_att_type")
 
 
 @dataclass(frozen=True)
@@ -62,9 +64,33 @@ class Network:
     @property
     def layers(self) -> int | None:
         """Return the number of layers where a shallower copy can be made, else None."""
-        kinds = getattr(self.config, "layer_types", None)
         count = getattr(self.config, "num_hidden_layers", None)
-        return count if isinstance(count, int) and (not kinds or len(set(kinds)) == 1) else None
+        return count if isinstance(count, int) and len(set(self.kinds)) <= 1 else None
+
+    @property
+    def kinds(self) -> tuple[tuple[object, ...], ...]:
+        """Return what the configuration says of each layer alone (its attention, whether it has positions)."""
+        count = getattr(self.config, "num_hidden_layers", 0)
+        return tuple(zip(*self._of_layers().values(), strict=True)) or ((),) * count
+
+    def _of_layers(self) -> dict[str, Sequence[object]]:
+        count = getattr(self.config, "num_hidden_layers", 0)
+        return {
+            name: value
+            for name, value in vars(self.config).items()
+            if isinstance(value, (list, tuple)) and len(value) == count and name not in NOT_OF_LAYERS
+        }
+
+    @cached_property
+    def parameters(self) -> int:
+        """Return how many values the model has, tied ones once."""
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in self.model().parameters())
+
+    @property
+    def work(self) -> Work:
+        """Return what a model is trained for where nothing is asked: C4's sizes from the start, others further."""
+        return "pre-training" if self.language_model and self.name in SIZES else "fine-tuning"
 
     @property
     def rank(self) -> int:
@@ -74,17 +100,21 @@ class Network:
         size = SIZES.get(self.name)
         return size.rank if size is not None and size.rank else max(1, self.config.hidden_size // 4)
 
-    def model(self, layers: int | None = None) -> nn.Module:
+    def model(self, layers: int | Sequence[int] | None = None) -> nn.Module:
         """Return the model in training mode, on whatever device or mode is active; with fewer layers where told.
+
+        Args:
+            layers: how many of the first, or which.
 
         Raises:
             ValueError: transformers rejects the configuration.
         """
         config = copy.deepcopy(self.config)
         if layers is not None:
-            config.num_hidden_layers = layers
-            if getattr(config, "layer_types", None):
-                config.layer_types = config.layer_types[:layers]
+            chosen = range(layers) if isinstance(layers, int) else layers
+            for name, values in self._of_layers().items():
+                setattr(config, name, [values[index] for index in chosen])
+            config.num_hidden_layers = len(chosen)
         kind: Any = AutoModelForCausalLM if self.language_model else AutoModelForSequenceClassification
         # The warning that weights are fresh is what the lab wants.
         logging.set_verbosity_error()
@@ -118,8 +148,8 @@ class Network:
 
 
 def find_network(name: str, offline: bool = False) -> Network:
-    """Return the network called `name`: built in (a LLaMA size also as `llama-60m`), a folder with config.json, or a
-    hub name.
+    """Return the network called `name`: built in (a LLaMA size also as `llama-60m`), known by name, a folder with
+    config.json, or a hub name.
 
     Raises:
         ValueError: unknown, a folder without a configuration, or one that transformers rejects.
@@ -127,8 +157,12 @@ def find_network(name: str, offline: bool = False) -> Network:
     short = name.removeprefix("llama-")
     if short in BUILT_IN:
         return _network(short, BUILT_IN[short]())
-    if not Path(name).is_dir() and (name.startswith((".", "/", "~")) or "/" not in name or offline):
-        checked_name(name, BUILT_IN, "model (neither built in nor a folder with config.json; a hub name has a slash)")
+    known = named(name)
+    if known:
+        said = dict(named_models()[known].config)
+        return _network(known, AutoConfig.for_model(said.pop("model_type"), **said))
+    check_name(name, BUILT_IN)
+    check_hub(name, offline)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False, local_files_only=offline)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, StrictDataclassError) as error:

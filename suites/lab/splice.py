@@ -7,12 +7,14 @@ agree event by event is checked, not assumed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby, pairwise
+from typing import Any
 
 from suites.measure.tracker import Category, Event, Phase, Trace
 
 SHALLOW = 4
+LOOK = 12
 Deltas = list[tuple[int, str | None, str]]
 
 
@@ -89,3 +91,81 @@ def join(first: Trace, second: Trace, known: Sequence[Category], rename: Mapping
     ]
     categories = {**first.categories, **{serial + shift: what for serial, what in second.categories.items()}}
     return Trace((*early, *first.events, *later), categories)
+
+
+def new_spans(fewer: Sequence[object], more: Sequence[object], alike: Callable[[Any, Any], bool]) -> list[range]:
+    """Return the spans of `more` that `fewer` lacks, where `more` is of one layer more and a layer says itself again.
+
+    Each span repeats what stands before it, so that saying it n times more gives n layers more. Elsewhere the two must
+    be `alike`: what grows with the number of layers (all norms in one tensor) is there once in both.
+
+    Raises:
+        NotPeriodicError: they are not of this form.
+    """
+    spans: list[range] = []
+    left, right = 0, 0
+    while right < len(more):
+        if left < len(fewer) and fewer[left] == more[right]:
+            left, right = left + 1, right + 1
+            continue
+        room = (len(more) - right) - (len(fewer) - left)
+        lengths = (
+            length
+            for length in range(1, min(room, right) + 1)
+            if more[right : right + length] == more[right - length : right]
+            and _goes_on(fewer, left, more, right + length, alike)
+        )
+        length = next(lengths, 0)
+        if length:
+            spans.append(range(right, right + length))
+            right += length
+        elif left < len(fewer) and alike(fewer[left], more[right]):
+            left, right = left + 1, right + 1
+        else:
+            raise NotPeriodicError(f"a layer more is not said again at {right} of {len(more)}")
+    if left != len(fewer):
+        raise NotPeriodicError("fewer layers say what more of them do not")
+    return spans
+
+
+def _goes_on(
+    fewer: Sequence[object], left: int, more: Sequence[object], right: int, alike: Callable[[Any, Any], bool]
+) -> bool:
+    """Whether the two agree for a while from here on, but for one place at most that is only alike."""
+    pairs = list(zip(fewer[left : left + LOOK], more[right : right + LOOK], strict=False))
+    if len(pairs) < LOOK and len(fewer) - left != len(more) - right:
+        return False
+    return all(alike(*pair) for pair in pairs) and sum(first != second for first, second in pairs) <= 1
+
+
+def arrange(trace: Trace, chosen: Sequence[int], kinds: Sequence[object]) -> list[int]:
+    """Return the events of a trace of some layers, by index, in the order in which all layers have them.
+
+    Args:
+        chosen: the layers that the traced model has, the first and the last of all among them.
+        kinds: of all layers; those of one kind between the first and the last do the same.
+
+    Raises:
+        NotPeriodicError: two layers of a kind differ, or one is missing.
+    """
+    ends = [*(mark.event for mark in trace.marks[1:]), len(trace.events)]
+    stretches = [(mark, range(mark.event, end)) for mark, end in zip(trace.marks, ends, strict=True)]
+    found = list(range(trace.marks[0].event)) if trace.marks else []
+    last, between = len(kinds) - 1, range(1, len(kinds) - 1)
+    for phase, group in groupby(stretches, key=lambda each: each[0].phase):
+        by_layer = {chosen[mark.block]: stretch for mark, stretch in group}
+        if set(by_layer) != set(chosen):
+            raise NotPeriodicError(f"a {phase} does not pass every layer once")
+        of_kind: dict[object, range] = {}
+        for layer in chosen[1:-1]:
+            same = of_kind.setdefault(kinds[layer], by_layer[layer])
+            if _said(trace, same) != _said(trace, by_layer[layer]):
+                raise NotPeriodicError(f"two layers of a kind differ in their {phase}")
+        order = [0, *between, last] if phase == "forward" else [last, *reversed(between), 0]
+        for layer in order:
+            found += by_layer[layer] if layer in (0, last) else of_kind[kinds[layer]]
+    return found
+
+
+def _said(trace: Trace, stretch: range) -> Deltas:
+    return deltas((trace.events[index] for index in stretch), trace.categories)

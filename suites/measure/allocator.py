@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import bisect
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ class Held(NamedTuple):
     reserved_bytes: int
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Block:
     address: int
     size: int
@@ -45,10 +45,6 @@ class _Block:
     before: _Block | None = None
     after: _Block | None = None
 
-    @property
-    def key(self) -> tuple[int, int]:
-        return self.size, self.address
-
 
 class Allocator:
     """The allocator's blocks and segments; sizes in bytes."""
@@ -56,15 +52,17 @@ class Allocator:
     def __init__(self) -> None:
         self.allocated = self.reserved = 0
         self._next = 0
-        self._free: dict[bool, list[_Block]] = {True: [], False: []}
+        # Free blocks by size, then address, of small segments and of large ones; and which block lies at an address.
+        self._free: dict[bool, list[tuple[int, int]]] = {True: [], False: []}
+        self._at: dict[int, _Block] = {}
 
     def take(self, size: int) -> _Block:
         """Return a block for a tensor of `size` bytes, from a new segment where no free block holds it."""
         wanted = rounded(size)
         small = wanted <= SMALL
         pool = self._free[small]
-        index = bisect.bisect_left(pool, (wanted, -1), key=lambda block: block.key)
-        block = pool.pop(index) if index < len(pool) else self._segment(wanted, small)
+        index = bisect.bisect_left(pool, (wanted, -1))
+        block = self._at.pop(pool.pop(index)[1]) if index < len(pool) else self._segment(wanted, small)
         rest = block.size - wanted
         if rest >= SMALLEST if small else rest > SMALL:
             left = _Block(block.address + wanted, rest, small, True, block, block.after)
@@ -82,7 +80,9 @@ class Allocator:
         block.free = True
         for other in (block.before, block.after):
             if other is not None and other.free:
-                self._free[block.small].remove(other)
+                pool = self._free[block.small]
+                del pool[bisect.bisect_left(pool, (other.size, other.address))]
+                del self._at[other.address]
         if block.before is not None and block.before.free:
             block = self._merge(block.before, block)
         if block.after is not None and block.after.free:
@@ -97,7 +97,8 @@ class Allocator:
         return first
 
     def _put(self, block: _Block) -> None:
-        bisect.insort(self._free[block.small], block, key=lambda each: each.key)
+        bisect.insort(self._free[block.small], (block.size, block.address))
+        self._at[block.address] = block
 
     def _segment(self, wanted: int, small: bool) -> _Block:
         size = SMALL_SEGMENT if small else LARGE_SEGMENT if wanted < OWN_SEGMENT else _up(wanted, ROUND_LARGE)
@@ -118,25 +119,36 @@ def held(trace: Trace, at_start: Mapping[Category, Sequence[int]] | None = None)
     Args:
         at_start: sizes of the single tensors of a category that the trace begins with, where it has them as one lump.
     """
-    allocator = Allocator()
-    blocks: dict[int, list[tuple[int, _Block]]] = defaultdict(list)
-    tensors = most_tensors = most_allocated = most_reserved = 0
     lumps = at_start or {}
+    changes: list[tuple[int, int]] = []
     for event in trace.events:
         if event.storage is None or event.delta_bytes == 0:
             continue
-        tensors += event.delta_bytes
-        mine = blocks[event.storage]
-        if event.delta_bytes > 0:
-            sizes = [event.delta_bytes]
-            if event.phase == "start" and trace.categories[event.storage] in lumps:
-                sizes = list(lumps[trace.categories[event.storage]])
-            mine.extend((size, allocator.take(size)) for size in sizes if size)
+        if event.phase == "start" and event.delta_bytes > 0 and trace.categories[event.storage] in lumps:
+            changes += [(event.storage, size) for size in lumps[trace.categories[event.storage]] if size]
         else:
-            _give_back(allocator, mine, -event.delta_bytes)
-        most_tensors, most_allocated = max(most_tensors, tensors), max(most_allocated, allocator.allocated)
-        most_reserved = max(most_reserved, allocator.reserved)
-    return Held(most_tensors, most_allocated, most_reserved)
+            changes.append((event.storage, event.delta_bytes))
+    return replay(changes)
+
+
+def replay(changes: Iterable[tuple[int, int]]) -> Held:
+    """Return the peaks under the allocator of changes (storage, bytes more or less), in the order of time.
+
+    A storage that is taken several times before it is freed, as where a trace says a layer again, has a block a time.
+    """
+    allocator = Allocator()
+    blocks: dict[int, list[tuple[int, _Block]]] = defaultdict(list)
+    tensors = most_tensors = most_allocated = 0
+    for storage, size in changes:
+        tensors += size
+        if size > 0:
+            blocks[storage].append((size, allocator.take(size)))
+        else:
+            _give_back(allocator, blocks[storage], -size)
+        most_tensors = max(most_tensors, tensors)
+        most_allocated = max(most_allocated, allocator.allocated)
+    # Nothing goes back to the device: the last of it is the most of it.
+    return Held(most_tensors, most_allocated, allocator.reserved)
 
 
 def _give_back(allocator: Allocator, mine: list[tuple[int, _Block]], size: int) -> None:

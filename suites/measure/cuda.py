@@ -60,6 +60,8 @@ class _Rules(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is ATTENTION:
             return _attention(*args, **kwargs)
+        if getattr(func, "_name", "") == "bitsandbytes::gemm_4bit":
+            return _four_bit_product(*args, **kwargs)
         if torch.is_autocast_enabled("cpu"):
             if func in FP32:
                 return func(*map(_high, args), **{name: _high(value) for name, value in kwargs.items()})
@@ -83,6 +85,20 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *_: Any, **given: Any)
         query, key, value = query.to(low), key.to(low), value.to(low)
     found: Tensor = _Attention.apply(query, key, value)  # type: ignore[no-untyped-call]
     return found
+
+
+def _four_bit_product(
+    x: Tensor, packed: Tensor, shape: Any, absmax: Tensor, block: int, kind: str, bias: Tensor | None = None,
+    absmax_8bit: Tensor | None = None, absmax_code: Tensor | None = None, absmax_offset: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    """Do what bitsandbytes does beyond some hundred tokens: write the weight out in x's dtype, and multiply."""
+    if absmax_8bit is not None:
+        absmax = torch.ops.bitsandbytes.dequantize_blockwise.default(
+            absmax_8bit, absmax, absmax_code, 256, torch.float32
+        )
+        absmax = absmax + absmax_offset
+    weight = torch.ops.bitsandbytes.dequantize_4bit.default(packed, absmax, block, kind, shape, x.dtype)
+    return F.linear(x, weight, bias)
 
 
 class _Attention(torch.autograd.Function):

@@ -81,7 +81,7 @@ def formula_of(
 def rest_of(model: nn.Module, placement: Placement, method: Method[Any], config: BaseModel) -> dict[str, Rest]:
     """Return what lies outside the target weights of a model that the method has not changed yet, by name."""
     taken = {f"{name}.weight" for name in placement.targets}
-    everything = trains_everything(method, config, next(iter(shapes(model, placement.targets).values())))
+    everything = trains_everything(method, config, next(iter(shapes(model, placement.targets).values()), (2, 2)))
     kept = method.rest_kept(model, placement, config)
     return {
         name: Rest(tuple(parameter.shape), everything or name in placement.trained, kept.get(name))
@@ -93,6 +93,12 @@ def rest_of(model: nn.Module, placement: Placement, method: Method[Any], config:
 def quantises(method: Method[Any], config: BaseModel, layers: Sequence[Layer]) -> bool:
     """Return whether the method keeps target weights in fewer bits than the model has them in."""
     return any(part.quantised for layer in layers for part in method.layer_parts(layer.shape, config))
+
+
+def is_plain(method: Method[Any], config: BaseModel) -> bool:
+    """Return whether the method is AdamW on the weights as they are, so that it needs no linear layers to work on."""
+    parts = method.layer_parts((2, 2), config) if not method.factors and not method.bases else ()
+    return len(parts) == 1 and parts[0].trained and parts[0].projection_rank is None and parts[0].kept is None
 
 
 def trains_everything(method: Method[Any], config: BaseModel, shape: tuple[int, int]) -> bool:

@@ -82,7 +82,7 @@ def test_blocks_never_overlap_and_nothing_is_lost() -> None:
             live.append(allocator.take(chance.choice([100, 5000, MIB, 3 * MIB, 11 * MIB])))
         spans = sorted((block.address, block.address + block.size) for block in live)
         assert all(first[1] <= second[0] for first, second in zip(spans, spans[1:], strict=False))
-    free = sum(block.size for pool in allocator._free.values() for block in pool)
+    free = sum(size for pool in allocator._free.values() for size, _ in pool)
     assert allocator.allocated + free == allocator.reserved
 
 

@@ -1,0 +1,249 @@
+"""A step at any batch and depth from traces of a few layers: quick enough to ask for every method and many models.
+
+    bytes of an event = a + b rows         forward and backward, from traces at two batches           `lines.line_of`
+    events of N layers = those of a few, with a layer's stretch said again                             `splice.arrange`
+    optimizer's half of N layers = that of L + 1, with what L lack said N - L times                `lines.more_layers`
+
+Each is checked where it is used (traces must agree event by event, else the whole model is traced) and, by tests,
+against the trace of the whole model. Forward and backward are shared by methods that leave a model built alike.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from baselines.method import Placement
+from baselines.shared import targets
+from results.lab import Setting
+from suites.lab import lines, splice
+from suites.lab.lab import Lab
+from suites.lab.lines import CATEGORIES, ROWS, Line
+from suites.measure import allocator, live
+from suites.measure.predict import without_values
+from suites.measure.tracker import Category, Trace
+from suites.models import block_list
+
+Shared = dict[Hashable, Line | None]
+
+
+@dataclass(frozen=True)
+class Rest:
+    """What a model holds between steps, and what its optimizer's half of a step changes.
+
+    Attributes:
+        sizes: of the single tensors at rest.
+        trained: number of values that are trained.
+        dtypes: bytes of the optimizer's state by dtype.
+    """
+
+    sizes: Mapping[Category, list[int]]
+    trained: int
+    gradient_bytes: int
+    dtypes: Mapping[str, int]
+    finish: Line
+    refresh: Line | None
+
+
+class Composed:
+    """The steps of one lab at one setting of everything but the batch.
+
+    Args:
+        shared: forwards and backwards that other methods have traced on the same network; filled.
+
+    Raises:
+        ValueError: settings that do not fit the network.
+        RuntimeError: from torch, where a step needs values that are not there.
+    """
+
+    def __init__(self, lab: Lab, setting: Setting, shared: Shared) -> None:
+        self.lab = lab
+        self.setting = setting
+        self._shared = shared
+        self._kinds = lab.network.kinds
+        self._held: dict[int, allocator.Held] = {}
+        batches = {rows: lab.batches(self._at(rows)) for rows in (1, *ROWS)}
+        with torch.device("meta"):
+            plain = lab.network.model(self._chosen)
+        self.left_out = targets.left_out(plain, setting.targets) if lab.placement(plain).targets else ()
+        with without_values() as rules:
+            model, placement = lab.changed(setting, self._chosen)
+            self._key: tuple[Hashable, ...] = (structure(model), lab.method.settles, lab.precision, *self._sharing())
+            self.placement = placement
+            if not setting.per_layer and self._key not in shared:
+                one, *two = [lab.trace_backward(model, batches[rows], rules).trace for rows in (1, *ROWS)]
+                shared[self._key] = self._deep(*two)
+                shared[(*self._key, 1, False)] = self._deep(one, one)
+            self.rest = self._rest(model, placement, rules)
+
+    @cached_property
+    def _chosen(self) -> list[int] | None:
+        """Which layers are traced: the first, the last, and of those between two of the one kind, or one of each."""
+        last = len(self._kinds) - 1
+        if last < splice.SHALLOW:
+            return None
+        between = [self._kinds.index(kind, 1, last) for kind in dict.fromkeys(self._kinds[1:last])]
+        return sorted({0, *between, *((1, 2) if len(between) == 1 else ()), last})
+
+    def _sharing(self) -> tuple[Hashable, ...]:
+        setting = self.setting
+        own = (setting.method, setting.config, setting.state_bits) if setting.per_layer else ()
+        return (setting.sequence, setting.accumulation, setting.checkpointing, setting.recompute, setting.device, own)
+
+    def _at(self, rows: int) -> Setting:
+        return self.setting.model_copy(update={"batch": rows})
+
+    def _deep(self, first: Trace, second: Trace) -> Line | None:
+        """Return the changes of all layers from those of some, at two batches; None where they are not of that form."""
+        try:
+            line = lines.line_of(first, second)
+            if self._chosen is not None:
+                order = splice.arrange(first, self._chosen, self._kinds)
+                line = lines.handed_on(line, first).at(order)
+        except splice.NotPeriodicError:
+            return None
+        return line.changes()
+
+    def _rest(self, model: nn.Module, placement: Placement, rules: Counter[str]) -> Rest:
+        """Return what the whole model holds, from two shallow ones where a layer more says itself again."""
+        whole, blocks = len(self._kinds), block_list(model)
+        if blocks is None or self._chosen is None:
+            return self._rest_of(model, placement, rules)
+        few = 1 if _shapes(blocks[0]) == _shapes(blocks[1]) else 2
+        found = []
+        for layers in (few + 1, few):
+            del blocks[layers:]
+            found.append(self._rest_of(model, _still_there(placement, model), rules))
+        try:
+            return _extended(found[1], found[0], whole - few)
+        except splice.NotPeriodicError:
+            return self._rest_of(*self.lab.build(), rules)
+
+    def _rest_of(self, model: nn.Module, placement: Placement, rules: Counter[str]) -> Rest:
+        made = self.lab.finished(model, placement, self.setting.state_bits, rules)
+        dtypes: Counter[str] = Counter()
+        for _, tensor in live.held_tensors(made.optimizer, model):
+            dtypes[str(tensor.dtype).removeprefix("torch.")] += tensor.untyped_storage().nbytes()
+        model.zero_grad(set_to_none=True)
+        return Rest(
+            sizes={category: list(sizes) for category, sizes in made.sizes.items()},
+            trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+            gradient_bytes=made.gradient_bytes,
+            dtypes=dtypes,
+            finish=lines.line_of(made.finish, made.finish).changes(),
+            refresh=None if made.refresh is None else lines.line_of(made.refresh, made.refresh).changes(),
+        )
+
+    def step(self, rows: int, refresh: bool = False) -> Line | None:
+        """Return the changes of a whole step of `rows` rows; None where no step refreshes bases."""
+        finish = self.rest.refresh if refresh else self.rest.finish
+        if finish is None:
+            return None
+        rest = lines.at_rest(self.rest.sizes)
+        if self.setting.per_layer:
+            return lines.joined(rest, self._own(rows, refresh), None)
+        half = self._shared[self._key] if rows >= ROWS[0] else None
+        return lines.joined(rest, half or self._own(rows), finish)
+
+    def _own(self, rows: int, refresh: bool = False) -> Line:
+        """Return forward and backward (per layer: the step) from a trace at this batch alone.
+
+        So one row is, where what else is a copy may be a view, and what is no straight line in the rows.
+        """
+        key = (*self._key, rows, refresh)
+        found = self._shared.get(key)
+        if found is None and self._chosen is not None and key not in self._shared:
+            trace = self._traced(rows, refresh, self._chosen)
+            found = self._deep(trace, trace)
+        if found is None:
+            trace = self._traced(rows, refresh, None)
+            found = lines.line_of(trace, trace).changes()
+        self._shared[key] = found
+        return found
+
+    def _traced(self, rows: int, refresh: bool, layers: Sequence[int] | None) -> Trace:
+        half = self.lab.trace_half(self._at(rows), layers)
+        trace = half.refresh if refresh else half.trace
+        assert trace is not None
+        return trace
+
+    def tensor_bytes(self, rows: int) -> int:
+        """Return the highest sum of tensors in a step of `rows` rows, one that refreshes bases included."""
+        return max(int(np.cumsum(line.sizes(rows)).max()) for line in self._steps(rows))
+
+    def parts(self, rows: int) -> dict[Category, int]:
+        """Return the bytes by category at the moment of that sum."""
+        line = max(self._steps(rows), key=lambda each: int(np.cumsum(each.sizes(rows)).max()))
+        sizes = line.sizes(rows)
+        end = int(np.cumsum(sizes).argmax()) + 1
+        sums = np.zeros(len(CATEGORIES), dtype=np.int64)
+        np.add.at(sums, line.category[:end], sizes[:end])
+        return dict(zip(CATEGORIES, sums.tolist(), strict=True))
+
+    def held(self, rows: int) -> allocator.Held:
+        """Return the peaks of a step of `rows` rows under a device's allocator, a refresh included."""
+        if rows not in self._held:
+            found = [
+                allocator.replay(zip(line.storage.tolist(), line.sizes(rows).tolist(), strict=True))
+                for line in self._steps(rows)
+            ]
+            self._held[rows] = allocator.Held(*map(max, zip(*found, strict=True)))
+        return self._held[rows]
+
+    def _steps(self, rows: int) -> list[Line]:
+        return [line for line in (self.step(rows), self.step(rows, refresh=True)) if line is not None]
+
+
+def structure(model: nn.Module) -> str:
+    """Return all that decides what a model's forward and backward take: modules, plain settings, tensors' shapes."""
+    said = []
+    for name, module in model.named_modules():
+        own = {
+            key: value for key, value in vars(module).items() if isinstance(value, (bool, int, float, str, dict, tuple))
+        }
+        plain = {key: repr(value) for key, value in own.items() if not key.startswith("_")}
+        tensors = [
+            (key, tuple(tensor.shape), str(tensor.dtype), tensor.requires_grad)
+            for held in (module._parameters, module._buffers)
+            for key, tensor in held.items()
+            if tensor is not None
+        ]
+        said.append(f"{name} {type(module).__module__}.{type(module).__qualname__} {plain} {tensors}")
+    return "\n".join(said)
+
+
+def _extended(fewer: Rest, more: Rest, times: int) -> Rest:
+    def line(first: int, second: int) -> int:
+        return second + (times - 1) * (second - first)
+
+    refresh = None
+    if fewer.refresh is not None and more.refresh is not None:
+        refresh = lines.more_layers(fewer.refresh, more.refresh, times)
+    return Rest(
+        sizes={each: lines.more_sizes(fewer.sizes[each], sizes, times) for each, sizes in more.sizes.items()},
+        trained=line(fewer.trained, more.trained),
+        gradient_bytes=line(fewer.gradient_bytes, more.gradient_bytes),
+        dtypes={name: line(fewer.dtypes.get(name, 0), size) for name, size in more.dtypes.items()},
+        finish=lines.more_layers(fewer.finish, more.finish, times),
+        refresh=refresh,
+    )
+
+
+def _still_there(placement: Placement, model: nn.Module) -> Placement:
+    modules, parameters = dict(model.named_modules()), dict(model.named_parameters())
+    return Placement(
+        tuple(name for name in placement.targets if name in modules),
+        tuple(name for name in placement.trained if name in parameters),
+    )
+
+
+def _shapes(block: nn.Module) -> list[tuple[str, torch.Size]]:
+    tensors: dict[str, Any] = {**dict(block.named_parameters()), **dict(block.named_buffers())}
+    return [(name, tensor.shape) for name, tensor in tensors.items()]

@@ -1,0 +1,129 @@
+"""`python -m suites memory MODEL --fits LIMIT`: what fits, as a table for people or as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from results.lab import FitsAnswer, FitsRow
+from suites.lab.answer import answer
+from suites.lab.asked import Asked
+from suites.lab.fits import parse_bytes
+from suites.measure.environment import usable_cpus
+from suites.measure.estimate import ESTIMATE_WORDS, ESTIMATES
+from suites.options import split
+from suites.run.processes import in_processes
+
+SMALL_SHARE = 0.01
+
+
+def print_answers(
+    console: Console, models: str, methods: Sequence[str], asked: Asked, fits: str, offline: bool, as_json: bool
+) -> None:
+    """Answer for each model, one a process where there are several, and print in the order they were asked.
+
+    Raises:
+        ValueError: an unknown model, a limit that cannot be read, a value that is not allowed.
+    """
+    limit = parse_bytes(fits, "limit")
+    if limit == 0:
+        raise ValueError(f"limit {fits!r}: must be above 0 (such as 24GiB)")
+    names = split(models)
+    shares = [(name, methods, asked, limit, offline) for name in names]
+    found = list(in_processes(_answered, [(index, *share) for index, share in enumerate(shares)], usable_cpus(), 1))
+    answers = [each for _, each in sorted(found, key=lambda pair: pair[0])]
+    if as_json:
+        console.file.write("[" + ",\n".join(each.model_dump_json() for each in answers) + "]\n")
+        return
+    for each in answers:
+        print_answer(console, each, fits)
+
+
+def _answered(
+    index: int, name: str, methods: Sequence[str], asked: Asked, limit: int, offline: bool
+) -> tuple[int, FitsAnswer]:
+    return index, answer(name, methods, asked, limit, offline)
+
+
+def print_answer(console: Console, found: FitsAnswer, fits: str) -> None:
+    """Print one answer: the question in words, a row a method, what accelerate says, what the words mean."""
+    for line in question(found, fits):
+        console.print(line, markup=False, soft_wrap=True)
+    table = Table(
+        "method", "trains", "weights", "gradients", "state", f"a step of {found.batch}", "fits", "largest batch"
+    )
+    for row in found.rows:
+        table.add_row(*([row.title, *cells(row)] if row.refused is None else [row.title, "-", *["-"] * 4, "no", "-"]))
+    beside = found.accelerate_bytes
+    table.add_section()
+    table.add_row("accelerate estimate-memory", "everything", _gib(beside["weights"]), "-", "-",
+                  f"{_gib(beside['training'])} without activations", "-", "-")  # fmt: skip
+    console.print(table)
+    for row in found.rows:
+        if row.refused is not None:
+            console.print(f"{row.title}: {row.refused}", markup=False, soft_wrap=True)
+    console.print(
+        f"GiB; a step: expected (low to high); largest batch: low / expected / high. {ESTIMATE_WORDS}. No device was "
+        f"asked. {found.seconds:.0f} s.",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def question(found: FitsAnswer, fits: str) -> list[str]:
+    """Return the question in words: model, work, ranks, precision, length, what is adapted and what is not."""
+    ranks = sorted({row.rank for row in found.rows if row.refused is None})
+    words = [
+        f"{found.model}: {_large(found.parameters)} parameters"
+        + (", head tied to the embeddings" if found.tied_head else ""),
+        found.work,
+        f"rank {', '.join(map(str, ranks))}",
+        found.precision,
+        f"batch {found.batch} x {found.sequence} tokens",
+    ]
+    words += [f"{found.accumulation} micro-batches"] if found.accumulation > 1 else []
+    words += ["8-bit moments"] if found.state_bits == 8 else []
+    words += ["frozen weights in 4 bits"] if found.base_bits == 4 else []
+    lines = [", ".join([*words, f"targets {found.targets}", *found.options, f"limit {fits} of a CUDA device"])]
+    if found.not_adapted:
+        lines.append(
+            f"not adapted, and kept as the model has them: {', '.join(found.not_adapted)} (no linear layers, or left "
+            "out by the set; methods that train everything train them)"
+        )
+    return lines
+
+
+def cells(row: FitsRow) -> list[str]:
+    """Return the cells of a method after its name."""
+    low, expected, high = (row.estimates[each] for each in ESTIMATES)
+    verdict = "yes" if high.fits else "likely" if expected.fits else "perhaps" if low.fits else "no"
+    batches = " / ".join(f"{each.largest_batch:,}" if each.largest_batch else "none" for each in (low, expected, high))
+    return [
+        f"{row.trains} ({_large(row.trained_parameters)})",
+        _gib(row.weight_bytes),
+        _gib(row.gradient_bytes),
+        f"{_gib(row.state_bytes)} {state_words(row)}",
+        f"{_gib(expected.asked_bytes)} ({_gib(low.asked_bytes)} to {_gib(high.asked_bytes)})",
+        verdict,
+        batches,
+    ]
+
+
+def state_words(row: FitsRow) -> str:
+    """Return the dtypes that the optimizer's state is in, those of a hundredth of it at least."""
+    total = sum(row.state_dtypes.values())
+    named = sorted(row.state_dtypes.items(), key=lambda item: -item[1])
+    return " + ".join(name for name, size in named if size >= SMALL_SHARE * total)
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.1f}" if size >= 0.05 * 2**30 else f"{size / 2**30:.3f}"
+
+
+def _large(number: int) -> str:
+    for unit, name in ((10**9, "B"), (10**6, "M"), (10**3, "k")):
+        if number >= unit:
+            return f"{number / unit:.2f}{name}"
+    return str(number)

@@ -1,0 +1,163 @@
+"""Traces as arrays: each change of bytes a straight line in the rows of a batch, said again for as many layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import NamedTuple, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from suites.lab.splice import NotPeriodicError, new_spans
+from suites.measure.tracker import Category, Trace
+
+Column = NDArray[np.int64]
+ROWS = (2, 3)
+CATEGORIES: tuple[Category, ...] = get_args(Category)
+KEPT: tuple[Category, ...] = ("parameter", "buffer", "optimizer", "gradient")
+"""Tensors that one half of a step leaves to the other: named by what they are, so that either half can free them."""
+HANDED, LATER = 1 << 40, 1 << 50
+
+
+class Line(NamedTuple):
+    """Changes in the order of time: storage, bytes a + b rows, category by place in `CATEGORIES`, whether at start."""
+
+    storage: Column
+    fixed: Column
+    per_row: Column
+    category: Column
+    start: Column
+
+    def sizes(self, rows: int) -> Column:
+        """Return the bytes of each change at a batch of `rows`."""
+        return self.fixed + rows * self.per_row
+
+    def at(self, index: Sequence[int] | Column) -> Line:
+        """Return the changes at these places."""
+        chosen = np.asarray(index, dtype=np.int64)
+        return Line(*(column[chosen] for column in self))
+
+    def changes(self) -> Line:
+        """Return it without what changes nothing."""
+        return self.at(np.flatnonzero((self.fixed != 0) | (self.per_row != 0)))
+
+
+def line_of(first: Trace, second: Trace) -> Line:
+    """Return the changes of a step at `ROWS` rows, traced at both; of one that no batch changes, given twice.
+
+    What is `KEPT` and existed at the start is left out (as bytes of nothing, so that places stay).
+
+    Raises:
+        NotPeriodicError: the two differ in more than sizes.
+    """
+    same = first.marks == second.marks and first.categories == second.categories
+    shapes = [[(event.storage, event.phase) for event in trace.events] for trace in (first, second)]
+    if not same or shapes[0] != shapes[1]:
+        raise NotPeriodicError("two batches differ in more than sizes")
+    rows = []
+    names: dict[int, int] = {}
+    for event, other in zip(first.events, second.events, strict=True):
+        if event.storage is None:
+            rows.append((0, 0, 0, 0, 0))
+            continue
+        category = first.categories[event.storage]
+        code, start = CATEGORIES.index(category), event.phase == "start"
+        name = names.setdefault(event.storage, name_of(category, event.delta_bytes) or event.storage + 1)
+        if start and category in KEPT:
+            rows.append((name, 0, 0, code, 1))
+            continue
+        per_row = (other.delta_bytes - event.delta_bytes) // (ROWS[1] - ROWS[0])
+        rows.append((name, event.delta_bytes - ROWS[0] * per_row, per_row, code, int(start)))
+    return Line(*np.array(rows, dtype=np.int64).reshape(-1, 5).T.copy())
+
+
+def name_of(category: Category, size: int) -> int:
+    """Return the number that stands for every tensor of a kept category and size, 0 for other categories."""
+    return -(size * len(CATEGORIES) + CATEGORIES.index(category)) - 1 if category in KEPT else 0
+
+
+def handed_on(line: Line, trace: Trace) -> Line:
+    """Give one number to all that a layer makes and the next one frees, of one size in one pass.
+
+    Where a layer is said again, what it frees is then what the layer before it made, whichever that was.
+    """
+    begins = [mark.event for mark in trace.marks]
+    stretch = np.searchsorted(begins, np.arange(len(line.storage)), side="right")
+    passes = [0]
+    for index, (_, group) in enumerate(groupby(mark.phase for mark in trace.marks)):
+        passes += [index] * len(list(group))
+    made: dict[int, int] = {}
+    handed: dict[int, tuple[int, int, int]] = {}
+    grows = (line.fixed + ROWS[0] * line.per_row) > 0
+    for place, name in enumerate(line.storage.tolist()):
+        if name > 0 and grows[place]:
+            made.setdefault(name, place)
+        elif name > 0 and name in made:
+            before, now = int(stretch[made[name]]), int(stretch[place])
+            if before != now and passes[before] == passes[now]:
+                born = made[name]
+                handed[name] = (passes[now], int(line.fixed[born]), int(line.per_row[born]))
+    numbers = {kind: HANDED + index for index, kind in enumerate(dict.fromkeys(handed.values()))}
+    renamed = [numbers[handed[name]] if name in handed else name for name in line.storage.tolist()]
+    return line._replace(storage=np.array(renamed, dtype=np.int64))
+
+
+def more_layers(fewer: Line, more: Line, times: int) -> Line:
+    """Return the changes with what `more` says and `fewer` does not said `times` times: of so many layers more.
+
+    Raises:
+        NotPeriodicError: they are not of that form.
+    """
+    said = [list(zip(*(column.tolist() for column in line[1:]), strict=True)) for line in (fewer, more)]
+    spans = new_spans(*said, alike=_alike)
+    extra = {place for span in spans for place in span}
+    both = [place for place in range(len(more.fixed)) if place not in extra]
+    grown = np.zeros_like(more.fixed)
+    grown[both] = more.fixed[both] - fewer.fixed
+    return more._replace(fixed=more.fixed + (times - 1) * grown).at(again(len(more.fixed), spans, times))
+
+
+def more_sizes(fewer: Sequence[int], more: Sequence[int], times: int) -> list[int]:
+    """Return the sizes of tensors, those that `more` has and `fewer` has not `times` times."""
+    spans = new_spans(fewer, more, alike=lambda first, second: False)
+    return [more[place] for place in again(len(more), spans, times)]
+
+
+def again(length: int, spans: Sequence[range], times: int) -> list[int]:
+    """Return the places from 0 to `length`, each span of them `times` times."""
+    found: list[int] = []
+    done = 0
+    for span in spans:
+        found += [*range(done, span.start), *list(span) * times]
+        done = span.stop
+    return found + list(range(done, length))
+
+
+def _alike(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
+    return first[1:] == second[1:] and (first[0] > 0) == (second[0] > 0)
+
+
+def at_rest(sizes: Mapping[Category, Sequence[int]]) -> Line:
+    """Return the tensors that a step begins with as changes at the start."""
+    rows = [
+        (name_of(category, size), size, 0, CATEGORIES.index(category), 1)
+        for category, found in sizes.items()
+        for size in found
+        if size
+    ]
+    return Line(*np.array(rows, dtype=np.int64).reshape(-1, 5).T.copy())
+
+
+def joined(rest: Line, half: Line, finish: Line | None) -> Line:
+    """Return the changes of a whole step: what is there, forward and backward, the optimizer's half."""
+    if finish is None:
+        return _together(rest, half)
+    own = finish.storage > 0
+    moved = finish._replace(storage=np.where(own, finish.storage + LATER, finish.storage))
+    early = moved.start == 1
+    return _together(rest, moved.at(np.flatnonzero(early)), half, moved.at(np.flatnonzero(~early)))
+
+
+def _together(*lines: Line) -> Line:
+    return Line(*(np.concatenate(columns) for columns in zip(*lines, strict=True)))

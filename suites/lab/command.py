@@ -36,6 +36,11 @@ Again = Annotated[
     str, typer.Option("--recompute", help="made again in backward, exactly: some of norms,mlp,loss (comma-joined)")
 ]
 Variant = Annotated[str, typer.Option(help="of the method, as the tables call it: `8-bit weights`, `4-bit weights`")]
+PRECISION_HELP = "`fp32`, `bf16` or `bf16-autocast`; default: bf16 for language models"
+TARGETS_HELP = "`attention+mlp`, `attention`, `mlp`, or endings such as `q_proj,v_proj`"
+BASE_HELP = "4: frozen weights as QLoRA keeps them (NF4 of bitsandbytes, or the method's own)"
+Methods = Annotated[list[str] | None, typer.Argument(help="methods; default: a comparison's, with --fits all")]
+Whole = Annotated[bool, typer.Option("--keep-trained-whole", help="with --shard: the frozen weights alone are sharded")]
 Train = Annotated[
     str,
     typer.Option(
@@ -66,16 +71,12 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
     @app.command()
     def memory(
         model: Annotated[str, typer.Argument(help=MODEL_HELP)],
-        method: Annotated[
-            list[str] | None, typer.Argument(help="methods; default: a comparison's, with --fits all")
-        ] = None,
+        method: Methods = None,
         rank: Annotated[int | None, typer.Option(help="default: 8; to pre-train a quarter of the width")] = None,
-        batch: Annotated[int, typer.Option(help="sequences an optimizer step; default: 16, with --fits 1")] = 0,
+        batch: Annotated[int | None, typer.Option(help="sequences a step; default: 16, with --fits 1")] = None,
         accumulation: Annotated[int, typer.Option(help="micro-batches an optimizer step")] = 1,
         sequence: Annotated[int, typer.Option("--sequence", "--length", help="tokens a sequence")] = 256,
-        precision: Annotated[
-            str, typer.Option(help="`fp32`, `bf16` or `bf16-autocast`; default: bf16 for language models")
-        ] = "",
+        precision: Annotated[str, typer.Option(help=PRECISION_HELP)] = "",
         bf16_updates: Updates = "nearest",
         state_bits: Annotated[int, typer.Option(help=STATE_HELP)] = 32,
         per_layer: Annotated[bool, typer.Option("--per-layer", help="update inside backward")] = False,
@@ -84,17 +85,10 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
         variant: Variant = "",
         gpus: Annotated[int, typer.Option(help="processes that share a step: its micro-batches, with --shard all")] = 1,
         shard: Annotated[bool, typer.Option("--shard", help="weights, gradients and state sharded (FSDP2)")] = False,
-        keep_trained_whole: Annotated[
-            bool, typer.Option("--keep-trained-whole", help="with --shard: the frozen weights alone are sharded")
-        ] = False,
+        keep_trained_whole: Whole = False,
         train: Train = "",
-        targets: Annotated[
-            str, typer.Option(help="`attention+mlp`, `attention`, `mlp`, or endings such as `q_proj,v_proj`")
-        ] = "attention+mlp",
-        base_bits: Annotated[
-            int | None,
-            typer.Option(help="4: frozen weights as QLoRA keeps them (NF4 of bitsandbytes, or the method's)"),
-        ] = None,
+        targets: Annotated[str, typer.Option(help=TARGETS_HELP)] = "attention+mlp",
+        base_bits: Annotated[int | None, typer.Option(help=BASE_HELP)] = None,
         fits: Annotated[str, typer.Option(help="a limit such as 24GiB: which methods fit, with which batch")] = "",
         as_json: Annotated[bool, typer.Option("--json", help="with --fits: the answer as JSON, in bytes")] = False,
         overhead: Overhead = "",
@@ -118,24 +112,31 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
             rules = _device(device, "cuda" if fits else "cpu")
             whole = bool(fits) and rules == "cuda" and not overhead and model != FAMILY
             rest: dict[str, Any] = {
-                "batch": batch if batch else 1 if whole else 16, "accumulation": accumulation, "sequence": sequence,
-                "state_bits": state_bits, "per_layer": per_layer, "checkpointing": checkpointing,
+                "batch": (1 if whole else 16) if batch is None else batch, "accumulation": accumulation,
+                "sequence": sequence, "state_bits": state_bits, "per_layer": per_layer, "checkpointing": checkpointing,
                 "recompute": parts(again), "variant": variant, "bf16_updates": bf16_updates, "device": rules,
                 **_shared(gpus, shard, keep_trained_whole),
             }  # fmt: skip
             asked = Asked(rank, precision, train, targets, base_bits, rest)
-            if whole and (rest["shard"] is not None or gpus > 1):
-                _print_estimates(console, model, _methods(method), asked, fits, offline)
-            elif whole:
-                from suites.lab.fits_command import print_answers
-
-                print_answers(console, model, _methods(method, whole), asked, fits, offline, as_json)
-            elif as_json:
-                raise ValueError("--json: only with --fits, for `cuda` and without --overhead")
+            if as_json and not (whole and gpus == 1):
+                raise ValueError("--json: only with --fits, for one `cuda` device and without --overhead")
+            if whole:
+                _answer(console, model, method, asked, fits, offline, as_json)
             elif fits:
                 _print_fits(console, model, _methods(method), asked, fits, overhead or "1GiB", offline)
             else:
                 _print_ledgers(console, model, _methods(method), asked, offline)
+
+
+def _answer(
+    console: Console, model: str, method: list[str] | None, asked: Asked, fits: str, offline: bool, as_json: bool
+) -> None:
+    if asked.rest["processes"] > 1:
+        _print_estimates(console, model, _methods(method), asked, fits, offline)
+        return
+    from suites.lab.fits_command import print_answers
+
+    print_answers(console, model, _methods(method, all_of_them=True), asked, fits, offline, as_json)
 
 
 def _register_matrix(app: typer.Typer, console: Console, one_line_errors: OneLineErrors) -> None:

@@ -126,7 +126,7 @@ class ShardedLab(Lab):
         with torch.device("meta"):
             return {name for name, _ in self.network.model().named_parameters()}
 
-    def _plain(self, layers: int | None) -> nn.Module:
+    def _plain(self, layers: int | Sequence[int] | None) -> nn.Module:
         model = super()._plain(layers)
         self._originals = list(model.parameters())
         return model

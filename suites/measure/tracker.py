@@ -372,7 +372,7 @@ def _unseen_waits() -> Iterator[None]:
     plain = kind.wait
 
     def wait(work: Any, *given: Any, **options: Any) -> Any:
-        with _disable_current_modes():  # type: ignore[no-untyped-call]
+        with _disable_current_modes():
             return plain(work, *given, **options)
 
     kind.wait = wait

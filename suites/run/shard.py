@@ -131,8 +131,8 @@ def set_apart(optimizer: Optimizer) -> None:
 
 def own_state_bytes(optimizer: Optimizer, group: Group) -> int:
     """Return the bytes of optimizer state on this process by formula; step counters belong to an implementation."""
-    from gnlorp.moments import optimizer_state_bytes
-    from gnlorp.sharded import local_state_bytes, share_of
+    from gnlorp.moments import layout_bytes, optimizer_state_bytes
+    from gnlorp.sharded import local_state_layout, share_of
 
     total = 0
     for each in optimizer.param_groups:
@@ -141,7 +141,8 @@ def own_state_bytes(optimizer: Optimizer, group: Group) -> int:
             shape, dtype = parameter.shape, parameter.dtype
             if is_sharded(parameter):
                 dim = share_of(parameter).dim
-                total += local_state_bytes(shape, dtype, rank, side, group.size, group.rank, dim)
+                layout = local_state_layout(shape, dtype, rank, side, group.size, group.rank, dim)
+                total += layout_bytes(layout)
             else:
                 total += optimizer_state_bytes(shape, rank, side, 32, dtype)
     return total

@@ -9,7 +9,7 @@ Sharded along the side that the basis spans (both sides are, or FSDP2 cannot div
 summed, so that moments are whole on every process, and a refresh gathers one gradient at a time. Bases are shared out
 by rows whichever it is. A refresh works on as many weights at once as there are processes, each process on one.
 
-State, of an M x N weight on D processes, ceil for what does not divide: see `local_state_bytes`.
+State, of an M x N weight on D processes, ceil for what does not divide: see `local_state_layout`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from gnlorp import base_weight, update
 from gnlorp.checks import is_sharded, needed_layout
-from gnlorp.moments import Layout, State, carry_moments_, layout_bytes, state_layout
+from gnlorp.moments import Layout, State, carry_moments_, state_layout
 from gnlorp.projection import Bases, down, fit, oriented, projected_sides
 
 BASES = {"basis_left": 0, "basis_right": 1}
@@ -110,25 +110,6 @@ def placement(groups: Iterable[Mapping[str, Any]], processes: int) -> Callable[[
     return lambda weight: Shard(dims.get(id(weight), 0))
 
 
-def local_state_bytes(
-    shape: Sequence[int],
-    dtype: torch.dtype,
-    projection_rank: int | None,
-    side: Any,
-    processes: int,
-    rank: int = 0,
-    dim: int | None = None,
-) -> int:
-    """Return the bytes of one weight's optimizer state on one process, 32 bit, sharded along `dim` (None: as
-    `shard_dim` says).
-
-    With b bytes a value, c = ceil(n / D) of the shared dimension, M >= N and the basis on the small side:
-
-        plain: 2 b c N      projected, M shared: b (2 c P + ceil(N / D) P)      N shared: b (2 M P + ceil(N / D) P)
-    """
-    return layout_bytes(local_state_layout(shape, dtype, projection_rank, side, processes, rank, dim))
-
-
 def local_state_layout(
     shape: Sequence[int],
     dtype: torch.dtype,
@@ -138,7 +119,13 @@ def local_state_layout(
     rank: int = 0,
     dim: int | None = None,
 ) -> Layout:
-    """Return name -> (shape, dtype) of what one process keeps for a weight: see `local_state_bytes`."""
+    """Return name -> (shape, dtype) of one weight's optimizer state on one process, 32 bit, sharded along `dim` (None:
+    as `shard_dim` says); `gnlorp.moments.layout_bytes` adds it up.
+
+    With b bytes a value, c = ceil(n / D) of the shared dimension, M >= N and the basis on the small side, that is
+
+        plain: 2 b c N      projected, M shared: b (2 c P + ceil(N / D) P)      N shared: b (2 M P + ceil(N / D) P)
+    """
     chosen = shard_dim(shape, projection_rank, side, processes) if dim is None else dim
     layout = state_layout(shape, dtype, projection_rank, side, 32)
     dims = _dims(layout, shape, chosen, projection_rank, side)

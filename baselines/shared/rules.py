@@ -70,11 +70,11 @@ class RuleAdamW(GradNormLoRPAdamW):
     @staticmethod
     def layout(shape: Sequence[int], dtype: torch.dtype, projection_rank: int, state_bits: int) -> Layout:
         """Return name -> (shape, dtype) of the tensors in the state of a projected weight of this dtype."""
-        raise NotImplementedError
+        raise NotImplementedError("every rule has a state of its own: its file says which")
 
     def rule(self, weight: Tensor, grad: Tensor, state: State, norm: float, group: dict[str, Any]) -> bool:
         """Do one step on one weight in place, its state whole; return whether a basis was fitted."""
-        raise NotImplementedError
+        raise NotImplementedError("every rule has a step of its own: its file says which")
 
     def begin(self, weight: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """Return what a state holds at the start beside tensors of zero."""

@@ -17,14 +17,14 @@ RULE = "training.rest_learning_rate"
 RULES = {True: "one rate", False: "its own rate"}
 
 
-def settings_beside(plan: Plan) -> dict[str, Any]:
+def settings_beside(plan: Plan, searched: bool) -> dict[str, Any]:
     """Return the settings of a plan that two methods of a comparison should share, by dotted name.
 
-    Their learning rates may differ: they are tuned. Whether the rest has a rate of its own is a rule, and may not.
+    Learning rates that were `searched` may differ. Whether the rest has a rate of its own is a rule, and may not.
     """
     found = flat(plan.model_dump(mode="json", exclude={*OWN}))
     found[RULE] = RULES[found[RULE] is None]
-    return {name: value for name, value in found.items() if name != TUNED}
+    return {name: value for name, value in found.items() if not (searched and name == TUNED)}
 
 
 Settings = dict[str, set[str]]
@@ -60,12 +60,12 @@ class Beside:
 
 def beside(context: Context) -> Beside:
     """Return the settings of every row of a report."""
+    tuning = context.tuning
     found: dict[str, dict[str, Settings]] = {row: {} for row in context.methods}
     for record in context.records:
         place = found[record.plan.method].setdefault(record.plan.task, {})
-        for name, value in settings_beside(record.plan).items():
+        for name, value in settings_beside(record.plan, tuning is not None).items():
             place.setdefault(name, set()).add(str(value))
-    tuning = context.tuning
     return Beside(found, {} if tuning is None else {r: tuning.origin(r, context.records) for r in context.methods})
 
 

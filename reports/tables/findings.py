@@ -191,6 +191,8 @@ def lines(found: Findings) -> list[Line]:
     made = [_best_line(found), *_better_lines(found), *_alike_lines(found), *_idle_lines(found)]
     if found.left_out:
         made.append(("limits", f"Not in these differences, too few seeds or not run: {', '.join(found.left_out)}."))
+    if found.context.tuning is None and found.pairs:
+        made.append(("limits", "No search stands behind the learning rates: a difference may be that of the rates."))
     return made
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -131,39 +130,6 @@ def on_ray(runtime: Runtime, address: str | None, gpus_per_run: float | None, re
             say(f"{store} is not shared with {nodes}: records come back from there; a lost one starts anew")
 
         yield Away(engine, size, retries, capacity.slots, say, check)
-
-
-@contextmanager
-def on_slurm(runtime: Runtime, store: Path, settings: str | None, retries: int, say: Say) -> Iterator[Away]:
-    """Look at SLURM's partitions, and say what the chosen one has.
-
-    Raises:
-        ValueError: submitit or SLURM is not here, a setting or partition that does not exist, or no node that could
-            ever take a run.
-    """
-    from suites.engines import queue
-
-    given = queue.settings_of(settings)
-    queue.minutes(given.get("time", "1"))
-    if importlib.util.find_spec("submitit") is None:
-        raise ValueError("--on slurm: submitit is not installed: pip install 'gnlorp[slurm]'")
-    if shutil.which("sbatch") is None or shutil.which("srun") is None:
-        raise ValueError("--on slurm: no sbatch is here: give the command on a login node of the cluster")
-    from suites.engines.on_slurm import SlurmEngine
-
-    size = size_of_a_run(runtime, None)
-    if "cpus" in given:
-        if not given["cpus"].isdigit() or given["cpus"] == "0":
-            raise ValueError(
-                f"--slurm cpus={given['cpus']}: must be a whole number from 1 on (nearest allowed value: 1)"
-            )
-        size = replace(size, cpus=int(given["cpus"]))
-    engine = SlurmEngine(store, given)
-    capacity = engine.capacity(size)
-    say(
-        f"slurm: {capacity.where}; {capacity.slots} runs at a time were it empty, lost ones tried again {retries} times"
-    )
-    yield Away(engine, size, retries, capacity.slots, say)
 
 
 def refuse_group(runtime: Runtime) -> None:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from suites.suite import Runtime
 
 HERE = "here"
-ENGINES = {HERE: (), "ray": ("--address", "--gpus-per-run", "--retries"), "slurm": ("--slurm", "--retries")}
+ENGINES = {HERE: (), "ray": ("--address", "--gpus-per-run", "--retries")}
 """Names of the engines, and the settings that each takes."""
 RETRIES = 2
 
@@ -38,7 +38,7 @@ def register(
             str,
             typer.Option(
                 "--on",
-                help="`here`: processes of this machine; `ray`: tasks of Ray; `slurm`: jobs (docs/machines.md)",
+                help="`here`: processes of this machine; `ray`: tasks of Ray (docs/machines.md)",
                 autocompletion=_complete,
             ),
         ] = HERE,
@@ -52,10 +52,6 @@ def register(
             float | None,
             typer.Option(help="`--on ray`: share of a GPU a run, 0.5 for two on each; default: a whole one"),
         ] = None,
-        slurm: Annotated[
-            str | None,
-            typer.Option(help="`--on slurm`: `partition=gpu,time=12:00:00`; also mem, cpus, account, qos, constraint"),
-        ] = None,
         retries: Annotated[
             int | None, typer.Option(help="away: how often a run whose node is lost is tried again; default: 2")
         ] = None,
@@ -63,17 +59,17 @@ def register(
         """Run the missing runs of a comparison and write one record each."""
         with one_line_errors():
             check_choice(on, list(ENGINES), "engine")
-            given = {"--address": address, "--gpus-per-run": gpus_per_run, "--slurm": slurm, "--retries": retries}
+            given = {"--address": address, "--gpus-per-run": gpus_per_run, "--retries": retries}
             _check_settings(on, given)
             prepare, start = steps()
             prepared = prepare(options, away=on != HERE)
-            with _opened(on, prepared.runtime, options, given, console) as away:
+            with _opened(on, prepared.runtime, given, console) as away:
                 failed = start(prepared.plans, prepared.runtime, options.out, options.fresh, away)
         raise typer.Exit(1 if failed else 0)
 
 
 def _opened(
-    on: str, runtime: Runtime, options: Options, given: Mapping[str, Any], console: Console
+    on: str, runtime: Runtime, given: Mapping[str, Any], console: Console
 ) -> AbstractContextManager[Away | None]:
     """Return what runs plans on an engine, inside its context; None for this machine's launcher."""
     if on == HERE:
@@ -85,8 +81,6 @@ def _opened(
 
     away.refuse_group(runtime)
     retries = RETRIES if given["--retries"] is None else given["--retries"]
-    if on == "slurm":
-        return away.on_slurm(runtime, options.out, given["--slurm"], retries, say)
     return away.on_ray(runtime, given["--address"], given["--gpus-per-run"], retries, say)
 
 

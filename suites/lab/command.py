@@ -338,7 +338,8 @@ def _title(setting: Setting, parameters: int) -> str:
     words += f"{_moments(setting)}, micro-batch {setting.batch} x {setting.sequence}"
     words += f", {setting.accumulation} micro-batches" if setting.accumulation > 1 else ""
     if setting.processes > 1:
-        how = {None: "a copy each", "all": "sharded", "frozen": "frozen weights sharded"}[setting.shard]
+        shared = "sharded" if setting.shard == "all" else "frozen weights sharded"
+        how = shared if setting.shard else "a copy each"
         words += f", one of {setting.processes} processes ({how})"
     words += f", {setting.work}: embeddings and head frozen unless the method trains everything" if setting.work else ""
     words += f", targets {setting.targets}" if setting.targets != "attention+mlp" else ""

@@ -71,7 +71,6 @@ class ShardedLab(Lab):
     def optimizer(self, model: nn.Module, placement: Placement, state_bits: int) -> Optimizer:
         """Return the method's optimizer, sharded and whole parameters in groups of their own."""
         made = super().optimizer(model, placement, state_bits)
-        shard.check_optimizer(made, self.method.name)
         shard.set_apart(made)
         return made
 
@@ -82,14 +81,17 @@ class ShardedLab(Lab):
         known = {id(parameter) for parameter in self._originals}
         self._added = {name for name, parameter in model.named_parameters() if id(parameter) not in known}
         self._originals = []
-        groups = super().optimizer(model, where, self.widths[0]).param_groups
+        unsharded = super().optimizer(model, where, self.widths[0])
+        shard.check_optimizer(unsharded, self.method.name, self.mode)
+        groups = unsharded.param_groups
         whole = shard.kept_whole(model, self._names, self.mode)
         shard.apply(model, init_device_mesh("cpu", (self.processes,)), placement(groups, self.processes), whole)
 
     def formula(self, state_bits: int) -> Counted:
         """Return the formula column of one process: every tensor's part, from shapes alone."""
         unsharded = super().formula(state_bits)
-        with torch.device("meta"):
+        # Not on the device "meta", where an adapter's precision is not that of its weight.
+        with super()._without_values():
             model, where = self.build()
         known = {id(parameter) for parameter in self._originals}
         whole = {id(parameter) for parameter in shard.kept_whole(model, self._names, self.mode)}

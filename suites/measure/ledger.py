@@ -132,6 +132,7 @@ def ledger_of(
                 "activations": peak.activation_bytes,
                 "temporaries": peak.temporary_bytes,
                 "batch and tables": peak.other_bytes,
+                "weights gathered from shards": max(0, peak.parameter_bytes - count.weight_bytes),
                 "gradients not there at that moment": peak.gradient_bytes - count.gradient_bytes,
                 "new bases beside the old": max(0, peak.optimizer_bytes - count.state_bytes),
             },

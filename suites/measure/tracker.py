@@ -27,7 +27,7 @@ from torch._guards import active_fake_mode
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from results.schema import Peak
 from suites.measure.live import held_tensors, is_sharded_type, storages, tensors_in
@@ -206,6 +206,7 @@ class Recorder(TorchDispatchMode):
         """Follow module forwards, optimizer steps and arriving gradients while the context lasts; mark `blocks`."""
         with ExitStack() as stack:
             stack.enter_context(self._watching_sizes())
+            stack.enter_context(_unseen_waits())
             for index, block in enumerate(blocks):
                 for handle in self._mark_hooks(block, index):
                     stack.callback(handle.remove)
@@ -359,6 +360,26 @@ def hook_first(parameter: Tensor, arrived: Callable[[Tensor], None]) -> torch.ut
         del hooks[key]
     hooks.update(earlier)
     return handle
+
+
+@contextmanager
+def _unseen_waits() -> Iterator[None]:
+    """Hide what a backend works on while it is waited for: gloo's copy of what it sums, which no operator made."""
+    if not torch.distributed.is_available():
+        yield
+        return
+    kind: Any = torch.distributed.Work
+    plain = kind.wait
+
+    def wait(work: Any, *given: Any, **options: Any) -> Any:
+        with _disable_current_modes():
+            return plain(work, *given, **options)
+
+    kind.wait = wait
+    try:
+        yield
+    finally:
+        kind.wait = plain
 
 
 @contextmanager

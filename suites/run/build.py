@@ -56,7 +56,6 @@ def build(model: nn.Module, placement: Placement, case: Resolved, device: torch.
         model = model.to(device or case.runtime.device)
     optimizer = case.method.make_optimizer(model, placement, case.adam, case.config)
     if shared:
-        check_optimizer(optimizer, case.plan.method)
         set_apart(optimizer)
     if case.training.bf16_updates != "nearest":
         Rounding(optimizer, case.training.bf16_updates, case.plan.seed)
@@ -95,11 +94,17 @@ def check_fit(case: Resolved) -> None:
     """Attach the plan's method to its model without weights, so that settings that do not fit are found at once.
 
     Raises:
-        ValueError: the method's settings, targets, `recompute` or width of the state do not fit, or there is no model.
+        ValueError: the method's settings, targets, `recompute`, width of the state or --shard do not fit, or
+            there is no model.
     """
     case.method.check_width(case.training.state_bits)
     check_shard(case)
+    mode, placement = case.runtime.group.shard, case.placement()
     with torch.device("meta"):
         model = case.skeleton()
-        case.method.attach(model, case.placement(), case.config)
+        case.method.attach(model, placement, case.config)
         recompute(model, case.training.recompute)
+        if mode is not None:
+            check_optimizer(
+                case.method.make_optimizer(model, placement, case.adam, case.config), case.plan.method, mode
+            )

@@ -75,7 +75,9 @@ def shard_model(model: nn.Module, placement: Placement, case: Resolved, before: 
 
     group = case.runtime.group
     # The groups of an optimizer over whole parameters say which of them are projected.
-    groups = case.method.make_optimizer(model, placement, case.adam, case.config).param_groups
+    optimizer = case.method.make_optimizer(model, placement, case.adam, case.config)
+    check_optimizer(optimizer, case.plan.method, group.shard)
+    groups = optimizer.param_groups
     whole = kept_whole(model, before, group.shard)
     apply(model, init_device_mesh(device.type, (group.size,)), along(groups, group.size), whole)
     for parameter in whole:
@@ -103,14 +105,14 @@ def apply(model: nn.Module, mesh: Any, along: Any, whole: set[nn.Parameter]) -> 
         unit.set_force_sum_reduction_for_comms(True)
 
 
-def check_optimizer(optimizer: Optimizer, method: str) -> None:
+def check_optimizer(optimizer: Optimizer, method: str, mode: str | None) -> None:
     """Refuse an optimizer that would compute something else on shards than on whole parameters.
 
     Raises:
-        ValueError: it holds sharded parameters and is neither torch's AdamW, which works value by value, nor ours.
+        ValueError: trained parameters are to be sharded, and it is neither torch's AdamW, which works value by value,
+            nor ours.
     """
-    known = type(optimizer) in (AdamW, GradNormLoRPAdamW)
-    if not known and any(is_sharded(each) for group in optimizer.param_groups for each in group["params"]):
+    if mode == "all" and type(optimizer) not in (AdamW, GradNormLoRPAdamW):
         raise ValueError(
             f"method {method!r} with --shard: {type(optimizer).__name__} needs whole parameters (allowed: methods "
             "whose optimizer is AdamW or GradNormLoRPAdamW; for frozen weights alone --keep-trained-whole)"
@@ -129,8 +131,8 @@ def set_apart(optimizer: Optimizer) -> None:
 
 def own_state_bytes(optimizer: Optimizer, group: Group) -> int:
     """Return the bytes of optimizer state on this process by formula; step counters belong to an implementation."""
-    from gnlorp.moments import optimizer_state_bytes
-    from gnlorp.sharded import local_state_bytes, share_of
+    from gnlorp.moments import layout_bytes, optimizer_state_bytes
+    from gnlorp.sharded import local_state_layout, share_of
 
     total = 0
     for each in optimizer.param_groups:
@@ -139,7 +141,8 @@ def own_state_bytes(optimizer: Optimizer, group: Group) -> int:
             shape, dtype = parameter.shape, parameter.dtype
             if is_sharded(parameter):
                 dim = share_of(parameter).dim
-                total += local_state_bytes(shape, dtype, rank, side, group.size, group.rank, dim)
+                layout = local_state_layout(shape, dtype, rank, side, group.size, group.rank, dim)
+                total += layout_bytes(layout)
             else:
                 total += optimizer_state_bytes(shape, rank, side, 32, dtype)
     return total

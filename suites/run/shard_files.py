@@ -77,7 +77,7 @@ def read(folder: Path, state: State, model: nn.Module, optimizer: Optimizer) -> 
     counts = state["optimizer"]
     for group, said in zip(optimizer.param_groups, counts["groups"], strict=False):
         group.setdefault("initial_lr", said.get("initial_lr", group["lr"]))
-    for name, value in counts["own"].items():
+    for name, value in counts["attributes"].items():
         setattr(optimizer, name, value)
 
 
@@ -87,7 +87,8 @@ OWN = ("skipped_steps", "_skips_in_a_row")
 def counts_of(optimizer: Optimizer) -> State:
     """Return the few numbers that an optimizer keeps beside the state of its parameters."""
     groups = [{"initial_lr": group["initial_lr"]} if "initial_lr" in group else {} for group in optimizer.param_groups]
-    return {"groups": groups, "own": {name: getattr(optimizer, name) for name in OWN if hasattr(optimizer, name)}}
+    attributes = {name: getattr(optimizer, name) for name in OWN if hasattr(optimizer, name)}
+    return {"groups": groups, "attributes": attributes}
 
 
 def prepare(model: nn.Module, optimizer: Optimizer) -> None:

@@ -89,11 +89,14 @@ def bytes_of(optimizer):
 
 
 def formula_of(optimizer, rank, size):
-    from gnlorp.sharded import local_state_bytes, share_of
+    from gnlorp.moments import layout_bytes
+    from gnlorp.sharded import local_state_layout, share_of
 
     return {
-        id(weight): local_state_bytes(
-            weight.shape, weight.dtype, group["projection_rank"], group["side"], size, rank, share_of(weight).dim
+        id(weight): layout_bytes(
+            local_state_layout(
+                weight.shape, weight.dtype, group["projection_rank"], group["side"], size, rank, share_of(weight).dim
+            )
         )
         for group in optimizer.param_groups
         for weight in group["params"]
@@ -291,7 +294,8 @@ def test_every_side_and_rule_on_more_processes(size, tmp_path):
 
 
 def test_the_dimension_is_the_one_that_no_basis_spans():
-    from gnlorp.sharded import local_state_bytes, part, shard_dim
+    from gnlorp.moments import layout_bytes
+    from gnlorp.sharded import local_state_layout, part, shard_dim
 
     assert shard_dim((4096, 4096), 1024, "small", 8) == 0
     assert shard_dim((4096, 11008), 1024, "small", 8) == 1
@@ -301,6 +305,10 @@ def test_the_dimension_is_the_one_that_no_basis_spans():
     assert shard_dim((64,), None, "small", 2) == 0
     assert [part(5, 4, rank) for rank in range(4)] == [slice(0, 2), slice(2, 4), slice(4, 5), slice(5, 5)]
     # 4 bytes: moments 2 x 512 x 1024 and 512 rows of the basis; where the basis spans the shared side, whole moments.
-    assert local_state_bytes((4096, 4096), torch.float32, 1024, "small", 8) == 4 * (2 * 512 * 1024 + 512 * 1024)
-    assert local_state_bytes((2048, 5461), torch.float32, 512, "small", 8) == 4 * (2 * 512 * 5461 + 256 * 512)
-    assert local_state_bytes((10, 3), torch.float32, None, "small", 4, rank=3) == 4 * 2 * 1 * 3
+    assert layout_bytes(local_state_layout((4096, 4096), torch.float32, 1024, "small", 8)) == 4 * (
+        2 * 512 * 1024 + 512 * 1024
+    )
+    assert layout_bytes(local_state_layout((2048, 5461), torch.float32, 512, "small", 8)) == 4 * (
+        2 * 512 * 5461 + 256 * 512
+    )
+    assert layout_bytes(local_state_layout((10, 3), torch.float32, None, "small", 4, rank=3)) == 4 * 2 * 1 * 3

@@ -9,6 +9,7 @@ import pytest
 
 from reports.figures.front_and_curves import front_plot
 from reports.page.conclusions import conclusions
+from reports.records.beside import settings_beside
 from reports.records.report_runs import Context
 from reports.tables.ablation import ablation_table
 from reports.tables.findings import Findings, findings_of, findings_table, lines, sentence
@@ -156,15 +157,19 @@ def test_what_else_differs_stands_beside_the_difference(run: Callable[..., Recor
         run("rte", "lora", s, 0.8 - JITTER[s], steps=90, precision="bf16", rest_learning_rate=1e-2) for s in SEEDS
     ]
     row = table_of(records).data.iloc[0]
-    assert row["what_else_differs"] == (
+    assert row["what_else_differs"].removeprefix("learning rate 0.001 and 0.0003; ") == (
         "precision bf16 and fp32; learning rate of the rest its own rate and one rate; steps 90 and 60"
     )
 
 
-def test_tuned_rates_are_no_difference_of_the_rule(run: Callable[..., Record]) -> None:
+def test_searched_rates_are_no_difference_of_the_rule_and_others_are_said(run: Callable[..., Record]) -> None:
     records = [run("rte", "full", s, 0.7, learning_rate=1e-3, rest_learning_rate=1e-2) for s in SEEDS]
     records += [run("rte", "lora", s, 0.8, learning_rate=2e-3, rest_learning_rate=3e-2) for s in SEEDS]
-    assert table_of(records).data.iloc[0]["what_else_differs"] == ""
+    table = table_of(records)
+    assert table.data.iloc[0]["what_else_differs"] == "learning rate 0.002 and 0.001"
+    assert any("No search stands behind the learning rates" in note for note in table.notes)
+    full, lora = (settings_beside(record.plan, searched=True) for record in (records[0], records[-1]))
+    assert full == lora
 
 
 def test_an_average_that_orders_nothing_is_not_drawn(make_grid: Callable[..., list[Record]], run: Any) -> None:

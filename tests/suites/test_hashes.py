@@ -48,6 +48,8 @@ def candidates(folder: Path, record: Record) -> Iterator[Plan]:
     tried = {name: getattr(plan.training, name) for name in RATES} if plan.purpose == "tuning" else {}
     for made in asked(folder, plan):
         settings = made.settings(plan.task, plan.method, tried)
+        if settings.learning_rate is None:
+            settings = settings.model_copy(update={"learning_rate": made.rates(plan.method).usual})
         changes = {
             "method_config": method_config(plan.method, made.request.rank, settings.config).settings(),
             "targets": settings.targets,

@@ -85,7 +85,8 @@ def test_a_killed_worker_ends_alone_and_only_its_run_is_missing(
 
 @needs_signals
 def test_an_interruption_leaves_records_of_what_was_in_hand(make_plan: Any, runtime: Runtime, tmp_path: Path) -> None:
-    plans = [make_plan(method="full", steps=80), make_plan(method="lora", steps=80), make_plan(method="galore")]
+    # Far more steps than a worker can take between its first word and the signal.
+    plans = [make_plan(method="full", steps=4000), make_plan(method="lora", steps=4000), make_plan(method="galore")]
 
     def stop(event: Event) -> None:
         if event.step > 0:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from gnlorp import GradNormLoRPAdamW
 from suites.measure.tracker import track_step
+from suites.run.distributed import Group
 from suites.run.loop import apply_gradients
 from suites.run.per_layer import PerLayer
 
@@ -128,7 +129,7 @@ def test_what_needs_all_gradients_is_refused() -> None:
     with pytest.raises(ValueError, match=r"clip_norm 1\.0 with accumulation 2.*nearest allowed value: 0"):
         PerLayer(plain(network()), accumulation=2, clip_norm=1.0, clip_scope="parameter")
     with pytest.raises(ValueError, match=r"2 processes.*nearest allowed value: 1 process"):
-        PerLayer(plain(network()), processes=2)
+        PerLayer(plain(network()), group=Group(size=2))
 
 
 @pytest.mark.parametrize("make", [plain, own_mode])

@@ -24,7 +24,7 @@ from suites.measure.environment import ROOT
 from suites.plan import Request, make_plans
 from suites.resolved import resolved
 from suites.run import resume
-from suites.run.build import build
+from suites.run.build import build, check_fit
 from suites.run.distributed import Group, sharded_group
 from suites.run.loop import Hooks, Outcome, train
 from suites.run.shard import check_shard, gathered_state
@@ -261,6 +261,14 @@ def test_what_cannot_be_sharded_is_refused_by_name(name: str) -> None:
         check_shard(this)
     assert "nearest allowed value" in str(caught.value)
     check_shard(resolved(this.plan, Runtime(CPU)))
+
+
+@pytest.mark.parametrize("method", ["muon", "fira"])
+def test_an_optimizer_that_needs_whole_weights_is_refused_before_anything_runs(method: str) -> None:
+    plan = plan_of(method, method, {})
+    with pytest.raises(ValueError, match=f"method '{method}' with --shard: .* needs whole parameters"):
+        check_fit(resolved(plan, Runtime(CPU, group=Group(0, 2, "all"))))
+    check_fit(resolved(plan, Runtime(CPU)))
 
 
 def test_merges_are_refused() -> None:

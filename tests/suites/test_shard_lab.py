@@ -15,6 +15,7 @@ import torch.multiprocessing as mp
 from baselines.method import set_refresh_gap
 from results.lab import MemoryCell, Parts, Setting
 from results.schema import TrainingPlan
+from suites.lab.command import _lab
 from suites.lab.lab import NEVER, PHASES, parts_of
 from suites.lab.networks import find_network
 from suites.lab.share import ShardedLab
@@ -86,6 +87,7 @@ def work(rank: int, size: int, folder: Path, cases: list[str]) -> None:
 
 def check(cell: MemoryCell, measured: dict[str, Any]) -> list[str]:
     problems = []
+    counters = 4 if cell.setting.method == "gradnormlorp" else 0
     for name, value in (("weights", "weight_bytes"), ("state", "state_bytes"), ("bases", "basis_bytes")):
         if getattr(cell.count, value) != measured[name]:
             problems.append(f"{name}: {getattr(cell.count, value)} said, {measured[name]} measured")
@@ -98,7 +100,8 @@ def check(cell: MemoryCell, measured: dict[str, Any]) -> list[str]:
     for name, parts in measured["phases"].items():
         said = cell.phases.get(name, Parts()).model_dump()
         for what, size in parts.items():
-            if said[what] != size:
+            # A second step counter, of factors whose first gradient is 0: see `test_memory_lab.check`.
+            if said[what] != size and not (what == "temporary_bytes" and size - said[what] == counters):
                 problems.append(f"{name} {what}: {said[what]} said, {size} measured ({said[what] - size:+})")
     return problems
 
@@ -114,3 +117,31 @@ def test_the_lab_says_what_a_process_takes(size: int, tmp_path: Path) -> None:
         if found:
             problems[case] = found
     assert not problems, json.dumps(problems, indent=1)
+
+
+def test_a_shard_of_low_precision_agrees_with_its_formula() -> None:
+    lab = ShardedLab(4, "all", find_network("9m"), "lora", 16, "bf16")
+    cell = lab.cell(Setting(model="9m", method="lora", rank=16, batch=1, sequence=8, precision="bf16", processes=4))
+    beside = sum(cell.state_outside.values())
+    assert cell.formula == cell.count.model_copy(
+        update={"state_bytes": cell.count.state_bytes - beside, "buffer_bytes": cell.formula.buffer_bytes}
+    )
+    assert cell.peak.parameter_bytes > cell.count.weight_bytes
+
+
+def test_what_the_lab_cannot_share_out_is_refused() -> None:
+    network = find_network("9m")
+    with pytest.raises(ValueError, match="state_bits 8 with --shard"):
+        ShardedLab(2, "all", network, "full", 8, "fp32", (8,))
+    with pytest.raises(ValueError, match="method 'muon' with --shard: .* needs whole parameters"):
+        ShardedLab(2, "all", network, "muon", 8).cell(Setting(model="9m", method="muon", rank=8, batch=1, sequence=8))
+    with pytest.raises(ValueError, match="method 'fira' with --shard"):
+        ShardedLab(2, "all", network, "fira", 8).cell(Setting(model="9m", method="fira", rank=8, batch=1, sequence=8))
+    with pytest.raises(ValueError, match="accumulation 3: must be a multiple of the 2 GPUs.*nearest allowed value: 4"):
+        _lab("9m", "full", None, "", {**ASKED, "accumulation": 3, "batch": 6}, True)
+
+
+ASKED: dict[str, Any] = {
+    "batch": 2, "accumulation": 2, "sequence": 8, "state_bits": 32, "per_layer": False, "checkpointing": False,
+    "recompute": (), "variant": "", "bf16_updates": "nearest", "processes": 2, "shard": "all", "device": "cpu",
+}  # fmt: skip

@@ -39,7 +39,7 @@ Variant = Annotated[str, typer.Option(help="of the method, as the tables call it
 PRECISION_HELP = "`fp32`, `bf16` or `bf16-autocast`; default: bf16 for language models"
 TARGETS_HELP = "`attention+mlp`, `attention`, `mlp`, or endings such as `q_proj,v_proj`"
 BASE_HELP = "4: frozen weights as QLoRA keeps them (NF4 of bitsandbytes, or the method's own)"
-Methods = Annotated[list[str] | None, typer.Argument(help="methods; default: a comparison's, with --fits all")]
+Methods = Annotated[list[str] | None, typer.Argument(help="methods; default: a comparison's; `all`: every one")]
 Whole = Annotated[bool, typer.Option("--keep-trained-whole", help="with --shard: the frozen weights alone are sharded")]
 Train = Annotated[
     str,
@@ -136,7 +136,7 @@ def _answer(
         return
     from suites.lab.fits_command import print_answers
 
-    print_answers(console, model, _methods(method, all_of_them=True), asked, fits, offline, as_json)
+    print_answers(console, model, _methods(method), asked, fits, offline, as_json)
 
 
 def _register_matrix(app: typer.Typer, console: Console, one_line_errors: OneLineErrors) -> None:
@@ -198,11 +198,12 @@ def _one_row(asked: Asked) -> Asked:
     return replace(asked, rest={**asked.rest, "batch": gpus, "accumulation": gpus})
 
 
-def _methods(names: list[str] | None, all_of_them: bool = False) -> list[str]:
+def _methods(names: list[str] | None) -> list[str]:
     from baselines.registry import default_methods, get_method, methods
 
-    every = [name for name, each in methods().items() if not each.control]
-    return [get_method(name).name for name in names or (every if all_of_them else default_methods())]
+    if names == ["all"]:
+        return [name for name, each in methods().items() if not each.control]
+    return [get_method(name).name for name in names or default_methods()]
 
 
 def _print_ledgers(console: Console, model: str, names: list[str], asked: Asked, offline: bool) -> None:
@@ -214,6 +215,10 @@ def _print_ledgers(console: Console, model: str, names: list[str], asked: Asked,
     for name in names:
         try:
             lab, setting = lab_of(network, name, asked)
+            if setting.base_bits is not None:
+                raise ValueError(
+                    f"base_bits {setting.base_bits}: a ledger's formula counts whole weights of {name}; ask with --fits"
+                )
             cell = lab.cell(setting)
         except ValueError as error:
             if len(names) == 1:

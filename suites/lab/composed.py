@@ -78,7 +78,9 @@ class Composed:
             self._key: tuple[Hashable, ...] = (structure(model), lab.method.settles, lab.precision, *self._sharing())
             self.placement = placement
             if not setting.per_layer and self._key not in shared:
-                one, *two = [lab.trace_backward(model, batches[rows], rules).trace for rows in (1, *ROWS)]
+                one, *two = [
+                    lab.trace_backward(model, batches[rows], rules, settled=rows > 1).trace for rows in (1, *ROWS)
+                ]
                 shared[self._key] = self._deep(*two)
                 shared[(*self._key, 1, False)] = self._deep(one, one)
             self.rest = self._rest(model, placement, rules)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from results.lab import FitsAnswer, FitsRow
 from suites.lab.answer import answer
@@ -51,9 +51,8 @@ def print_answer(console: Console, found: FitsAnswer, fits: str) -> None:
     """Print one answer: the question in words, a row a method, what accelerate says, what the words mean."""
     for line in question(found, fits):
         console.print(line, markup=False, soft_wrap=True)
-    table = Table(
-        "method", "trains", "weights", "gradients", "state", f"a step of {found.batch}", "fits", "largest batch"
-    )
+    heads = ("trains", "weights", "gradients", "state", f"a step of {found.batch}", "fits", "largest batch")
+    table = Table(Column("method", no_wrap=True), *heads)
     for row in found.rows:
         table.add_row(*([row.title, *cells(row)] if row.refused is None else [row.title, "-", *["-"] * 4, "no", "-"]))
     beside = found.accelerate_bytes

@@ -310,6 +310,8 @@ class Lab:
         return live.weight_bytes(model) - self._original_bytes()
 
     def _original_bytes(self) -> int:
+        if self.base_bits is not None:
+            return live.weight_bytes(self._plain(None))
         if quantises(self.method, self.config, self._shapes[0]):
             return self.formula(32).weight_bytes - self.formula(32).adapter_bytes
         return self._parameters * (2 if self.precision == "bf16" else 4)
@@ -360,11 +362,13 @@ class Lab:
         """Return the micro-batches of a step."""
         return [self.network.batch(setting.batch, setting.sequence) for _ in range(setting.accumulation)]
 
-    def trace_backward(self, model: nn.Module, batches: Sequence[Batch], rules: Counter[str]) -> Half:
-        """Trace forward and backward of a prepared model, within `without_values`."""
+    def trace_backward(
+        self, model: nn.Module, batches: Sequence[Batch], rules: Counter[str], settled: bool = False
+    ) -> Half:
+        """Trace forward and backward of a prepared model, within `without_values`; `settled`: it has had a step."""
         run = self._run(model, batches, [])
         with self._rules():
-            if self.method.settles:
+            if self.method.settles and not settled:
                 run()
                 rules.clear()
             model.zero_grad(set_to_none=True)

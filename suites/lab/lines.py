@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from itertools import groupby
 from typing import NamedTuple, get_args
 
@@ -109,8 +109,8 @@ def more_layers(fewer: Line, more: Line, times: int) -> Line:
     Raises:
         NotPeriodicError: they are not of that form.
     """
-    said = [list(zip(*(column.tolist() for column in line[1:]), strict=True)) for line in (fewer, more)]
-    spans = new_spans(*said, alike=_alike)
+    said, said_more = (list(zip(*(column.tolist() for column in line[1:]), strict=True)) for line in (fewer, more))
+    spans = new_spans(said, said_more, _kind)
     extra = {place for span in spans for place in span}
     both = [place for place in range(len(more.fixed)) if place not in extra]
     grown = np.zeros_like(more.fixed)
@@ -120,7 +120,7 @@ def more_layers(fewer: Line, more: Line, times: int) -> Line:
 
 def more_sizes(fewer: Sequence[int], more: Sequence[int], times: int) -> list[int]:
     """Return the sizes of tensors, those that `more` has and `fewer` has not `times` times."""
-    spans = new_spans(fewer, more, alike=lambda first, second: False)
+    spans = new_spans(fewer, more)
     return [more[place] for place in again(len(more), spans, times)]
 
 
@@ -134,8 +134,8 @@ def again(length: int, spans: Sequence[range], times: int) -> list[int]:
     return found + list(range(done, length))
 
 
-def _alike(first: tuple[int, ...], second: tuple[int, ...]) -> bool:
-    return first[1:] == second[1:] and (first[0] > 0) == (second[0] > 0)
+def _kind(change: tuple[int, ...]) -> Hashable:
+    return change[1:], change[0] > 0
 
 
 def at_rest(sizes: Mapping[Category, Sequence[int]]) -> Line:

@@ -115,6 +115,8 @@ class Network:
             for name, values in self._of_layers().items():
                 setattr(config, name, [values[index] for index in chosen])
             config.num_hidden_layers = len(chosen)
+        # No step of training hands keys and values on to a next one.
+        config.use_cache = False
         kind: Any = AutoModelForCausalLM if self.language_model else AutoModelForSequenceClassification
         # The warning that weights are fresh is what the lab wants.
         logging.set_verbosity_error()

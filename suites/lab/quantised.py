@@ -1,7 +1,8 @@
 """Frozen linear layers in four bits, as QLoRA keeps them (arXiv 2305.14314): bitsandbytes' own modules, NF4.
 
 Bytes of an O x I weight with n = O I values: ceil(n / 2) of codes, ceil(n / 64) of block maxima in 8 bits, 4 of the
-largest of each 256 of those and 4 of their mean in float32, 16 numbers of a table; and another of 256 once for all.
+largest of each 256 of those and 4 of their mean in float32, a table of 16 numbers and one of 256: bitsandbytes keeps a
+copy of both with every weight.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from baselines.shared.targets import linear_layers
 
 BLOCK, SECOND_BLOCK = 64, 256
-SHARED_TABLE_BYTES = 4 * 256
 
 
 def keep_in_four_bits(model: nn.Module) -> None:
@@ -42,13 +42,13 @@ def four_bits(linear: nn.Linear) -> nn.Module:
     Its own `Params4bit` cannot be made of a tensor without values; an ordinary parameter that says the same stands in.
     """
     from bitsandbytes.functional import create_dynamic_map, name2qmap, quantize_4bit
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
+    dtype = linear.weight.dtype
     # The library keeps this table for good: it must have values, whatever is traced.
     with unset_fake_temporarily():
         name2qmap.setdefault("dynamic", create_dynamic_map())
-    dtype = linear.weight.dtype
-    made = Linear4bit(linear.in_features, linear.out_features, False, dtype, quant_type="nf4", device="meta")
+        made = Linear4bit(linear.in_features, linear.out_features, False, dtype, quant_type="nf4", device="meta")
     packed, state = quantize_4bit(linear.weight.detach(), compress_statistics=True, quant_type="nf4")
     weight = nn.Parameter(packed, requires_grad=False)
     for said, value in (("quant_state", state), ("compress_statistics", True), ("quant_type", "nf4")):
@@ -61,7 +61,7 @@ def four_bits(linear: nn.Linear) -> nn.Module:
 
 
 def four_bit_bytes(shape: tuple[int, int]) -> int:
-    """Return the bytes that a weight takes so, without the table that all share."""
+    """Return the bytes that a weight takes so."""
     values = shape[0] * shape[1]
     maxima = -(-values // BLOCK)
-    return -(-values // 2) + maxima + 4 * -(-maxima // SECOND_BLOCK) + 4 + 4 * 16
+    return -(-values // 2) + maxima + 4 * -(-maxima // SECOND_BLOCK) + 4 + 4 * (16 + 256)

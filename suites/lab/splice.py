@@ -7,14 +7,18 @@ agree event by event is checked, not assumed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from suites.measure.tracker import Category, Event, Phase, Trace
 
 SHALLOW = 4
-LOOK = 12
+NEVER = 1 << 28
+OF_A_KIND, ONE_SPAN = 1000, 1
 Deltas = list[tuple[int, str | None, str]]
 
 
@@ -93,49 +97,72 @@ def join(first: Trace, second: Trace, known: Sequence[Category], rename: Mapping
     return Trace((*early, *first.events, *later), categories)
 
 
-def new_spans(fewer: Sequence[object], more: Sequence[object], alike: Callable[[Any, Any], bool]) -> list[range]:
+def new_spans(
+    fewer: Sequence[Hashable], more: Sequence[Hashable], kind: Callable[[Any], Hashable] = lambda each: each
+) -> list[range]:
     """Return the spans of `more` that `fewer` lacks, where `more` is of one layer more and a layer says itself again.
 
     Each span repeats what stands before it, so that saying it n times more gives n layers more. Elsewhere the two must
-    be `alike`: what grows with the number of layers (all norms in one tensor) is there once in both.
+    be of one `kind`: what grows with the number of layers (all norms in one tensor) is there once in both. Of all ways
+    to read `more` so, it is the one with the fewest places that only are of a kind, then with the fewest spans:
+
+        cost[r, d] = min(cost[r - 1, d] + differs(fewer[r - 1 - d], more[r - 1]), min over L of cost[r - L, d - L] + 1)
+
+    over the first r of `more`, d of them new, and the L for which the last L of those r repeat the L before.
 
     Raises:
         NotPeriodicError: they are not of this form.
     """
+    room, length = len(more) - len(fewer), len(more)
+    if room < 0:
+        raise NotPeriodicError("fewer layers say more than more of them")
+    (left, right), (left_kind, right_kind) = _numbered(fewer, more), _numbered(map(kind, fewer), map(kind, more))
+    squares = _squares(right, room)
+    cost = np.full((length + 1, room + 1), NEVER, dtype=np.int32)
+    came_by = np.zeros((length + 1, room + 1), dtype=np.int32)
+    cost[0, 0] = 0
+
+    def reach(place: int, new: int, found: NDArray[np.int32], by: int) -> None:
+        better = found < cost[place, new:]
+        cost[place, new:][better] = found[better]
+        came_by[place, new:][better] = by
+
+    for place in range(length):
+        for repeated in squares.get(place, ()):
+            reach(place + repeated, repeated, cost[place, : room + 1 - repeated] + ONE_SPAN, repeated)
+        # New are between all that is beyond the end of `fewer` and all there is so far.
+        low, high = max(0, place - len(fewer) + 1), min(room, place)
+        other = slice(place - high, place - low + 1)
+        apart = np.where(left_kind[other] == right_kind[place], OF_A_KIND, NEVER)
+        step = np.where(left[other] == right[place], 0, apart)[::-1]
+        found = np.full(room + 1, NEVER)
+        found[low : high + 1] = np.minimum(cost[place, low : high + 1] + step, NEVER)
+        reach(place + 1, 0, found, 0)
+    if cost[length, room] >= NEVER:
+        raise NotPeriodicError("a layer more does not say again what the others say")
     spans: list[range] = []
-    left, right = 0, 0
-    while right < len(more):
-        if left < len(fewer) and fewer[left] == more[right]:
-            left, right = left + 1, right + 1
-            continue
-        room = (len(more) - right) - (len(fewer) - left)
-        lengths = (
-            length
-            for length in range(1, min(room, right) + 1)
-            if more[right : right + length] == more[right - length : right]
-            and _goes_on(fewer, left, more, right + length, alike)
-        )
-        length = next(lengths, 0)
-        if length:
-            spans.append(range(right, right + length))
-            right += length
-        elif left < len(fewer) and alike(fewer[left], more[right]):
-            left, right = left + 1, right + 1
-        else:
-            raise NotPeriodicError(f"a layer more is not said again at {right} of {len(more)}")
-    if left != len(fewer):
-        raise NotPeriodicError("fewer layers say what more of them do not")
-    return spans
+    place, new = length, room
+    while place:
+        repeated = int(came_by[place, new])
+        if repeated:
+            spans.append(range(place - repeated, place))
+        place, new = place - (repeated or 1), new - repeated
+    return spans[::-1]
 
 
-def _goes_on(
-    fewer: Sequence[object], left: int, more: Sequence[object], right: int, alike: Callable[[Any, Any], bool]
-) -> bool:
-    """Whether the two agree for a while from here on, but for one place at most that is only alike."""
-    pairs = list(zip(fewer[left : left + LOOK], more[right : right + LOOK], strict=False))
-    if len(pairs) < LOOK and len(fewer) - left != len(more) - right:
-        return False
-    return all(alike(*pair) for pair in pairs) and sum(first != second for first, second in pairs) <= 1
+def _numbered(*sequences: Iterable[Hashable]) -> list[NDArray[np.int32]]:
+    numbers: dict[Hashable, int] = {}
+    return [np.array([numbers.setdefault(each, len(numbers)) for each in seen], np.int32) for seen in sequences]
+
+
+def _squares(said: NDArray[np.int32], longest: int) -> dict[int, list[int]]:
+    """Return, by place, the lengths that stand there a second time."""
+    found: dict[int, list[int]] = {}
+    for length in range(1, min(longest, len(said) // 2) + 1):
+        same = np.concatenate([[0], np.cumsum(said[length:] == said[:-length])])
+        for place in np.flatnonzero(same[length:] - same[:-length] == length).tolist():
+            found.setdefault(place + length, []).append(length)
+    return found
 
 
 def arrange(trace: Trace, chosen: Sequence[int], kinds: Sequence[object]) -> list[int]:

@@ -93,6 +93,7 @@ def _four_bit_product(
 ) -> Tensor:  # fmt: skip
     """Do what bitsandbytes does beyond some hundred tokens: write the weight out in x's dtype, and multiply."""
     if absmax_8bit is not None:
+        assert absmax_offset is not None
         absmax = torch.ops.bitsandbytes.dequantize_blockwise.default(
             absmax_8bit, absmax, absmax_code, 256, torch.float32
         )

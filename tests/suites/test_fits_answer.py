@@ -25,7 +25,7 @@ from suites.lab.fits import largest_near
 from suites.lab.lab import Lab
 from suites.lab.named import named, named_models, nearest
 from suites.lab.networks import Network, _network, find_network
-from suites.lab.quantised import SHARED_TABLE_BYTES, four_bit_bytes, four_bits
+from suites.lab.quantised import four_bit_bytes, four_bits
 from suites.lab.step import forward_backward
 from suites.measure.estimate import CONTEXT_BYTES
 from suites.measure.tracker import Trace, peak_of, track
@@ -83,16 +83,32 @@ def peaks(network: Network, method: str, question: Asked, rows: int) -> list[Pea
 
 
 def check_composed(network: Network, method: str, question: Asked, *rows: int) -> Composed:
-    found = Composed(*lab_of(network, method, question), {})
+    build, built = Lab.build, []
+
+    def noted(lab: Lab, *layers: Any) -> Any:
+        built.append(layers)
+        return build(lab, *layers)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Lab, "build", noted)
+        found = Composed(*lab_of(network, method, question), {})
+    assert found._chosen is None or all(any(layers) for layers in built), "the whole model was built"
     for count in rows:
         highest = max(peaks(network, method, question, count), key=lambda peak: peak.total_bytes)
-        assert found.tensor_bytes(count) == highest.total_bytes, (method, count)
         parts = {f"{name}_bytes": size for name, size in found.parts(count).items()}
-        assert parts == {name: size for name, size in highest.model_dump().items() if name in parts}, (method, count)
+        apart = {name: size - parts[name] for name, size in highest.model_dump().items() if name in parts}
+        # Scalars that a class makes anew in every layer's forward are seen as if they had been there (DeBERTa).
+        assert 0 <= apart.pop("other_bytes") <= 16 * len(found._kinds), (method, count)
+        assert set(apart.values()) == {0}, (method, count, apart)
     return found
 
 
-@pytest.mark.parametrize("kind", sorted(ONE_OF_EACH))
+QUICK_KINDS = ("llama",)
+
+
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in QUICK_KINDS else pytest.mark.slow) for kind in sorted(ONE_OF_EACH)]
+)
 def test_a_few_layers_say_what_the_whole_model_takes(kind: str) -> None:
     network = tiny(kind)
     method = "lora" if kind != "gpt2" else "full"
@@ -112,7 +128,7 @@ def test_so_they_do_under_every_method(method: str, state_bits: int) -> None:
         check_composed(tiny("llama"), method, asked(state_bits=state_bits, work=work, precision="bf16"), 1, 3)
 
 
-@pytest.mark.parametrize("method", ["galore", "gradnormlorp"])
+@pytest.mark.parametrize("method", ["galore", pytest.param("gradnormlorp", marks=pytest.mark.slow)])
 def test_so_they_do_where_bases_are_refreshed(method: str) -> None:
     check_composed(tiny("qwen2"), method, asked(precision="bf16"), 2)
 
@@ -125,6 +141,7 @@ def test_so_they_do_in_every_mode(changes: dict[str, Any]) -> None:
     check_composed(tiny("llama"), "full", asked(precision="bf16", **changes), 1, 2, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["lora", "gradnormlorp"])
 def test_so_they_do_over_four_bits(method: str) -> None:
     pytest.importorskip("bitsandbytes")
@@ -132,7 +149,9 @@ def test_so_they_do_over_four_bits(method: str) -> None:
 
 
 # The traced part is what a step with values takes: one tiny model of each class, without rules of a device.
-@pytest.mark.parametrize("kind", sorted(ONE_OF_EACH))
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=() if kind in QUICK_KINDS else pytest.mark.slow) for kind in sorted(ONE_OF_EACH)]
+)
 def test_without_values_as_with_them(kind: str) -> None:
     network = tiny(kind)
     method = "lora" if kind != "gpt2" else "full"
@@ -232,7 +251,7 @@ def test_four_bits_take_what_bitsandbytes_makes_of_a_weight() -> None:
     linear = nn.Linear(192, 80, bias=False)
     made = four_bits(linear)
     held = [*made.parameters(), *made.buffers()]
-    assert sum(tensor.nbytes for tensor in held) == four_bit_bytes((80, 192)) + SHARED_TABLE_BYTES
+    assert sum(tensor.nbytes for tensor in held) == four_bit_bytes((80, 192))
     x = torch.randn(3, 192)
     assert torch.allclose(made(x), linear(x), atol=0.3)
 
@@ -291,15 +310,19 @@ def test_a_layer_more_is_found_and_said_again() -> None:
         loop = [(9, "a"), (7, "b"), (-9, "a")] * layers
         return [*norms, (4 * len(norms), "all"), *loop, (5, "end")]
 
-    def alike(first: tuple[int, str], second: tuple[int, str]) -> bool:
-        return first[1] == second[1]
+    def kind(each: tuple[int, str]) -> str:
+        return each[1]
 
-    spans = splice.new_spans(said(1), said(2), alike)
+    spans = splice.new_spans(said(1), said(2), kind)
     assert sum(map(len, spans)) == 5
     extended = [said(2)[place] for place in lines.again(len(said(2)), spans, 4)]
     assert [kind for _, kind in extended] == [kind for _, kind in said(5)]
     with pytest.raises(splice.NotPeriodicError):
-        splice.new_spans(said(1), [*said(2), (1, "new")], alike)
+        splice.new_spans(said(1), [*said(2), (1, "new")], kind)
+    # Two stretches that grow next to one another, the first of them a run.
+    fewer, more = [4, 4, 2, 2, 2, 7, 8], [4, 4, 4, 4, 2, 2, 2, 2, 2, 2, 7, 8]
+    grown = [more[place] for place in lines.again(len(more), splice.new_spans(fewer, more), 3)]
+    assert grown == [4] * 8 + [2] * 12 + [7, 8]
 
 
 def refused(*arguments: str) -> str:
@@ -323,6 +346,7 @@ def refused(*arguments: str) -> str:
         (("smollm2-135m", "lora", "--fits", "8GiB", "--rank", "4000"), "rank 4000"),
         (("smollm2-135m", "lora", "--fits", "8GiB", "--length", "9000"), "has 8192 positions"),
         (("smollm2-135m", "lora", "--json"), "--json: only with --fits"),
+        (("smollm2-135m", "lora", "--base-bits", "4"), "ask with --fits"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments: tuple[str, ...], words: str) -> None:

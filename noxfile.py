@@ -265,7 +265,8 @@ def gate_trial(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
     """The default tests, a process a core; `-- -m slow` for the slow ones, `-- -k NAME` for some."""
-    session.run(shared_python(session), "-m", "pytest", "-n", "auto", *session.posargs, external=True)
+    workers = ("-n", "auto", "--dist", "loadfile")
+    session.run(shared_python(session), "-m", "pytest", *workers, *session.posargs, external=True)
 
 
 @nox.session(venv_backend="none")

@@ -126,6 +126,7 @@ def test_nothing_but_the_named_files_is_touched(extended: Path, tmp_path: Path) 
     assert touched == named | named_files("a GLUE task", "moods") | named_files("a suite", "cycle")
 
 
+@pytest.mark.slow
 def test_they_run_and_stand_in_tables_and_page_by_their_titles(extended: Path, tmp_path: Path) -> None:
     run(extended, RUN)
     scores = run(extended, REPORT)

@@ -19,18 +19,23 @@ SMALL = {"steps": 3, "batch_size": 8, "train_rows": 48, "eval_rows": 32, "evalua
 HERE = Path(__file__).parent
 
 
+TWO_METHODS = frozenset({"full", "gradnormlorp"})
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark slow whole runs of the methods that run only where they are named, but for one test that makes a record.
+    """Mark slow whole runs of the methods that run only where they are named, and what compares whole runs of others.
 
     Their steps, state, memory formulas and capabilities are tested by default in tests/baselines.
     """
-    opt_in = {name for name, method in methods().items() if not method.default}
+    every = methods()
+    opt_in = {name for name, method in every.items() if not method.default}
     for item in items:
         given = getattr(item, "callspec", None)
-        if given is None or HERE not in item.path.parents or not opt_in & {str(each) for each in given.params.values()}:
+        if given is None or HERE not in item.path.parents:
             continue
-        if item.originalname != "test_a_run_gives_a_whole_record":  # type: ignore[attr-defined]
+        named = {str(each) for each in given.params.values()} & set(every)
+        if named & opt_in or (item.get_closest_marker("two_methods") and named - TWO_METHODS):
             item.add_marker(pytest.mark.slow)
 
 

@@ -74,7 +74,7 @@ def _train(rank: int, size: int, port: int, out: Path, plan_text: str) -> None:
         dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("method", ["full", "gradnormlorp"])
+@pytest.mark.parametrize("method", [pytest.param("full", marks=pytest.mark.slow), "gradnormlorp"])
 def test_two_processes_train_as_one(method: str, make_plan: Any, tmp_path: Path) -> None:
     config = {"config": {"refresh_gap": 2}} if method == "gradnormlorp" else {}
     plan = make_plan(method=method, **SETTINGS, **config).model_dump_json()

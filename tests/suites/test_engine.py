@@ -79,6 +79,7 @@ def test_with_per_layer_updates_the_tracked_pass_never_holds_all_gradients(
     assert found[True] == found[False]
 
 
+@pytest.mark.two_methods
 @pytest.mark.parametrize("name", NAMES)
 def test_per_layer_updates_with_accumulation_run(name: str, make_plan: Any, runtime: Runtime) -> None:
     plain = execute(make_plan(method=name, clip_norm=0, accumulation=2), runtime, None, quiet)

@@ -27,7 +27,8 @@ def peaks(found: list[Plan]) -> dict[str, int]:
     return {plan.method: by_hash[plan.hash()] or 0 for plan in found}
 
 
-@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("accumulation", [1, 2])
 def test_every_method_has_the_largest_batch_within_the_smallest_ones_peak(accumulation: int) -> None:
     names = ("full", "lora", "dora")
     before = plans(*names, accumulation=accumulation)

@@ -110,10 +110,10 @@ def test_the_lab_finds_what_a_step_takes(method: str, lab_of: Any) -> None:
 @pytest.mark.parametrize(
     "config",
     [
-        {"activations": "fast"},
+        pytest.param({"activations": "fast"}, marks=pytest.mark.slow),
         {"activations": "least"},
-        {"dropout": 0.0},
-        {"base_bits": 8},
+        pytest.param({"dropout": 0.0}, marks=pytest.mark.slow),
+        pytest.param({"base_bits": 8}, marks=pytest.mark.slow),
         {"base_bits": 4},
     ],
     ids=lambda config: " ".join(map(str, *config.items())),
@@ -124,7 +124,10 @@ def test_what_a_layer_may_keep_is_found_too(model: str, config: dict[str, Any]) 
     check(lab.cell(setting), *real_trace(lab, setting))
 
 
-@pytest.mark.parametrize("method", [pytest.param("full", marks=pytest.mark.slow), "lora", "gradnormlorp"])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param("full", marks=pytest.mark.slow), pytest.param("lora", marks=pytest.mark.slow), "gradnormlorp"],
+)
 @pytest.mark.parametrize(
     ("model", "chosen"),
     [
@@ -205,6 +208,7 @@ def test_a_refresh_is_found_to_the_byte(lab_of: Any) -> None:
     assert lab.cell(setting).phases["refresh"] == parts_of(peak_of(trace, "optimizer"))
 
 
+@pytest.mark.two_methods
 @pytest.mark.parametrize("method", NAMES)
 def test_low_precision_agrees_with_its_formula(method: str) -> None:
     lab = Lab(find_network("20m"), method, 16, "bf16")
@@ -229,6 +233,7 @@ def test_layers_that_differ_are_refused() -> None:
         splice.deepen(even, 3)
 
 
+@pytest.mark.slow
 def test_the_process_grows_by_about_the_peak() -> None:
     # In a process of its own: what earlier tests have freed would be used again unseen.
     command = [sys.executable, "-c", GROWTH]

@@ -58,6 +58,7 @@ def same(first: Record, second: Record) -> None:
     assert first.engagement == second.engagement
 
 
+@pytest.mark.two_methods
 @pytest.mark.parametrize(("name", "bits"), [(name, bits) for name, one in methods().items() for bits in one.widths])
 def test_a_run_stopped_three_times_ends_bit_equal(
     name: str, bits: int, make_plan: Any, runtime: Runtime, tmp_path: Path

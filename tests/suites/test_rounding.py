@@ -21,7 +21,7 @@ from suites.suite import Runtime
 
 RULES: tuple[Updates, ...] = ("stochastic", "kahan", "master")
 NAMES = tuple(methods())
-USUAL = {("gradnormlorp", "kahan"), ("galore", "stochastic")}
+USUAL = {("gradnormlorp", "kahan")}
 """What the default tests stop and resume; the slow ones have every pair."""
 
 
@@ -156,6 +156,7 @@ def test_inside_backward_it_is_the_same_step(make: Any, updates: Updates) -> Non
             torch.testing.assert_close(one, other, rtol=2**-5, atol=1e-4)
 
 
+@pytest.mark.two_methods
 @pytest.mark.parametrize("updates", ["nearest", *RULES])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_under_a_rule_counts_what_it_keeps(name: str, updates: Updates, make_plan: Any, runtime: Runtime) -> None:

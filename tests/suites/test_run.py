@@ -323,6 +323,7 @@ def test_a_short_run_of_skipped_steps_alone_is_diverged(
     assert record.error == "no step from step 1 to the last one, step 3, was finite"
 
 
+@pytest.mark.two_methods
 @pytest.mark.parametrize("name", NAMES)
 def test_per_layer_updates_give_the_same_run_and_free_gradients(name: str, make_plan: Any, runtime: Runtime) -> None:
     settings = {"clip_norm": 0, "steps": 4}
@@ -342,6 +343,7 @@ def test_per_layer_updates_give_the_same_run_and_free_gradients(name: str, make_
     assert second.memory.predicted_peak_bytes == second.memory.step_peak.total_bytes
 
 
+@pytest.mark.two_methods
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpointing_gives_the_same_losses_with_fewer_activations(
     name: str, make_plan: Any, runtime: Runtime

@@ -15,7 +15,8 @@ import torch.multiprocessing as mp
 from baselines.method import set_refresh_gap
 from results.lab import MemoryCell, Parts, Setting
 from results.schema import TrainingPlan
-from suites.lab.command import _lab
+from suites.lab.asked import Asked
+from suites.lab.asked import lab_of as lab_asked
 from suites.lab.lab import NEVER, PHASES, parts_of
 from suites.lab.networks import find_network
 from suites.lab.share import ShardedLab
@@ -138,7 +139,7 @@ def test_what_the_lab_cannot_share_out_is_refused() -> None:
     with pytest.raises(ValueError, match="method 'fira' with --shard"):
         ShardedLab(2, "all", network, "fira", 8).cell(Setting(model="9m", method="fira", rank=8, batch=1, sequence=8))
     with pytest.raises(ValueError, match="accumulation 3: must be a multiple of the 2 GPUs.*nearest allowed value: 4"):
-        _lab("9m", "full", None, "", {**ASKED, "accumulation": 3, "batch": 6}, True)
+        lab_asked(find_network("9m"), "full", Asked(rest={**ASKED, "accumulation": 3, "batch": 6}))
 
 
 ASKED: dict[str, Any] = {

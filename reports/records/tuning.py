@@ -240,16 +240,19 @@ class Tuning:
 def tuning_of(records: Iterable[Record], searches: Iterable[Search], results: Sequence[Record]) -> Tuning | None:
     """Return the trials of the comparison that `results` are of; None where none is among the records.
 
-    Those of the same suite, profile and ranks, and where some are, of the same model.
+    Those of the same suite, profile and ranks, and where some are, of the same model; where there is the record of a
+    search, its own: a grid from before is another budget.
     """
     places = {(r.plan.suite, r.plan.profile) for r in results}
     ranks, models = {None, *map(table_rank, results)}, {r.plan.model.name for r in results}
     mine = [r for r in records if r.plan.purpose == "tuning" and (r.plan.suite, r.plan.profile) in places
             and table_rank(r) in ranks]  # fmt: skip
     mine = [r for r in mine if r.plan.model.name in models] or mine
-    known = {r.plan_hash for r in mine}
-    named = [s for s in searches if known & {h for trial in s.results for h in trial.plans.values()}]
-    return Tuning(tuple(mine), named[0] if named else None) if mine else None
+    for search in searches:
+        tried = {hash_ for trial in search.results for hash_ in trial.plans.values()}
+        if own := tuple(record for record in mine if record.plan_hash in tried):
+            return Tuning(own, search)
+    return Tuning(tuple(mine)) if mine else None
 
 
 def _varied(records: Sequence[Record]) -> tuple[str, ...]:

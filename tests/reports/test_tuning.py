@@ -222,6 +222,16 @@ def test_a_trial_of_another_search_is_not_mixed_in(trials: list[Record], results
     assert tuning(trials, results, strange).search is None
 
 
+def test_a_grid_from_before_the_search_stays_apart(
+    trials: list[Record], results: list[Record], trial: Callable[..., Record]
+) -> None:
+    search = search_of(trials)
+    before = trial("full", 3e-2, None, 3.0)
+    assert before.plan_hash not in {record.plan_hash for record in trials}
+    assert tuning([*trials, before], results, search).records == tuple(trials)
+    assert before in tuning([*trials, before], results).records
+
+
 def test_unequal_budgets_are_said(trials: list[Record], results: list[Record]) -> None:
     table = tuned_table(context(trials[:-1], results))
     assert table is not None

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from baselines.registry import methods
 from results.schema import Plan
+from suites.__main__ import app
 from suites.plan import Request, make_plans
 from suites.suite import Runtime
 
@@ -55,3 +57,16 @@ def make_plan(runtime: Runtime) -> MakePlan:
         return plan
 
     return make
+
+
+@pytest.fixture(scope="session")
+def refused() -> Callable[..., str]:
+    """(*arguments) -> the one line with which `python -m suites memory` refuses them, its exit code 2."""
+
+    def line(*arguments: str) -> str:
+        result = CliRunner().invoke(app, ["memory", *arguments])
+        assert result.exit_code == 2, result.output
+        (found,) = result.stderr.strip().splitlines()
+        return found
+
+    return line

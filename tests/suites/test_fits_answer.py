@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from suites.measure.tracker import Trace, peak_of, track
 from suites.run.loop import apply_gradients
 
 GIB = 2**30
+Refused = Callable[..., str]
 REST: dict[str, Any] = {
     "batch": 1, "accumulation": 1, "sequence": 16, "state_bits": 32, "per_layer": False, "checkpointing": False,
     "recompute": (), "processes": 1, "shard": None, "variant": "", "bf16_updates": "nearest", "device": "cuda",
@@ -325,13 +327,6 @@ def test_a_layer_more_is_found_and_said_again() -> None:
     assert grown == [4] * 8 + [2] * 12 + [7, 8]
 
 
-def refused(*arguments: str) -> str:
-    result = CliRunner().invoke(app, ["memory", *arguments])
-    assert result.exit_code == 2, result.output
-    (line,) = result.stderr.strip().splitlines()
-    return line
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -349,11 +344,11 @@ def refused(*arguments: str) -> str:
         (("smollm2-135m", "lora", "--base-bits", "4"), "ask with --fits"),
     ],
 )
-def test_bad_input_is_one_clear_line(arguments: tuple[str, ...], words: str) -> None:
+def test_bad_input_is_one_clear_line(arguments: tuple[str, ...], words: str, refused: Refused) -> None:
     assert words in refused(*arguments)
 
 
-def test_a_hub_out_of_reach_is_said_at_once_with_its_cause(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_out_of_reach_is_said_at_once_with_its_cause(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
     def unreachable(*_: object, **__: object) -> None:
         raise OSError("Network is unreachable")
 

@@ -89,6 +89,9 @@ class TrainingPlan(Strict):
     bf16_updates: Literal["nearest", "stochastic", "kahan", "master"] = Field(
         default="nearest", description="how weights in bf16 take an update; all but nearest: with moments in fp32"
     )
+    bf16_products: Literal["native", "fp32"] = Field(
+        default="native", description="products of bf16 matrices: the processor's own, or in fp32 and rounded once"
+    )
     state_bits: Literal[8, 32] = 32
     per_layer: bool = False
     checkpointing: bool = False

@@ -34,6 +34,8 @@ ARMS: dict[str, dict[str, Any]] = {
 }
 OUT = RUNS / "bf16-study"
 LOSS = "loss"
+PRODUCTS = "bf16_products"
+"""How the arms in bf16 multiply, where it is set; fp32's has nothing to choose."""
 
 
 def arm_plans(request: Request, runtime: Runtime) -> list[Plan]:
@@ -42,7 +44,10 @@ def arm_plans(request: Request, runtime: Runtime) -> list[Plan]:
 
     found = []
     for arm, settings in ARMS.items():
-        asked = replace(request, overrides=tuple({**dict(request.overrides), **settings}.items()))
+        given = dict(request.overrides) | settings
+        if arm == BASELINE:
+            given.pop(PRODUCTS, None)
+        asked = replace(request, overrides=tuple(given.items()))
         for plan in make_plans(asked, runtime):
             found.append(plan.model_copy(update={"variant": f"bf16 study: {arm}"}))
     return sorted(found, key=lambda plan: request.seeds.index(plan.seed))

@@ -184,14 +184,15 @@ def summary_line(
 
 def precision_warning(plans: Sequence[Plan], runtime: Runtime) -> str | None:
     """Return what to know about bf16 on this processor, if a plan wants it there and it is slower than fp32."""
-    if all(plan.training.precision == "fp32" for plan in plans):
+    if all(plan.training.precision == "fp32" or plan.training.bf16_products == "fp32" for plan in plans):
         return None
     factor = bf16_slowdown(runtime.device)
     if factor is None or factor < 1.5:
         return None
     return (
         f"warning: bf16 takes {factor:.0f} times as long as fp32 on this processor (one matrix product, measured now); "
-        "--set precision=fp32 is another plan, with records of its own"
+        "--set precision=fp32, and --set bf16_products=fp32 where weights are in bf16, are other plans, with records "
+        "of their own"
     )
 
 

@@ -182,6 +182,11 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
             f"bf16_updates {settings.bf16_updates!r} with precision {settings.precision!r}: no weight is in bf16 then "
             "(nearest allowed value: nearest, or precision = 'bf16')"
         )
+    if settings.bf16_products != "native" and (settings.precision != "bf16" or settings.compile):
+        raise ValueError(
+            f"bf16_products {settings.bf16_products!r} with precision {settings.precision!r}, compile = "
+            f"{str(settings.compile).lower()}: for weights in bf16, run eagerly (nearest allowed value: native)"
+        )
     assert settings.learning_rate is not None
     per_epoch = math.ceil(train_rows / settings.batch_size)
     if settings.epochs is None:
@@ -205,6 +210,7 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
         clip_scope=settings.clip_scope,
         precision=settings.precision,
         bf16_updates=settings.bf16_updates,
+        bf16_products=settings.bf16_products,
         state_bits=settings.state_bits,
         per_layer=settings.per_layer,
         checkpointing=settings.checkpointing,

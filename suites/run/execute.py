@@ -5,8 +5,6 @@ from __future__ import annotations
 import gc
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,6 +23,7 @@ from suites.run import resume, saved
 from suites.run.build import Built, build
 from suites.run.follow import Followed
 from suites.run.loop import DivergedError, Hooks, Outcome, Progress, timing, train
+from suites.run.products import products
 from suites.run.rounding import rule_of
 from suites.run.tracked import Tracked, tracked_pass
 from suites.suite import Beside, Job, Runtime
@@ -113,17 +112,6 @@ def measured(job: Job, case: Resolved) -> tuple[Peak | None, Tracked | None, str
     return found
 
 
-@contextmanager
-def products(tf32: bool) -> Iterator[None]:
-    """Let matrix products of fp32 numbers be TF32's, or not, inside the context, whatever was set before."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
 class _Run:
     """A run in hand: `out` and `parts` hold what its record will say, as far as it has come when it ends."""
 
@@ -157,7 +145,7 @@ class _Run:
             built.model.compile(backend=COMPILE_BACKEND)
         followed = Followed(case.plan, case.runtime.beside if case.runtime.group.leads else Beside())
         try:
-            with devices.phase("train"), products(case.training.tf32):
+            with devices.phase("train"), products(case.training):
                 hooks = self._hooks(built, case, saver, devices, followed)
                 train(built.model, built.optimizer, job, case.training, self.out, hooks, case.runtime.group)
         finally:

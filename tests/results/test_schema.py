@@ -45,7 +45,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "accumulation": 1, "schedule": "linear", "final_fraction": 0.0, "warmup_steps": 0, "weight_decay": 0.0,
         "betas": [0.9, 0.999], "eps": 1e-8, "clip_norm": None, "precision": "fp32", "state_bits": 32,
         "per_layer": False, "checkpointing": False, "recompute": [],
-        "clip_scope": "all", "bf16_updates": "nearest", "tf32": False, "compile": False,
+        "clip_scope": "all", "bf16_updates": "nearest", "bf16_products": "native", "tf32": False, "compile": False,
         "evaluations": 1, "max_skipped": 20,
     },
 }  # fmt: skip
@@ -62,7 +62,7 @@ OTHERS: dict[str, dict[str, Any]] = {
         "rest_learning_rate": 2e-2,
         "clip_norm": 1.0, "precision": "bf16", "state_bits": 8, "per_layer": True, "checkpointing": True,
         "recompute": ["mlp"],
-        "clip_scope": "parameter", "bf16_updates": "kahan", "tf32": True, "compile": True,
+        "clip_scope": "parameter", "bf16_updates": "kahan", "bf16_products": "fp32", "tf32": True, "compile": True,
         "evaluations": 2, "max_skipped": 3,
     },
     "": {"suite": "c4", "task": "x", "profile": "micro", "method": "x", "method_config": {"rank": 8}, "targets": "mlp",

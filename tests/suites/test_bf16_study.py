@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ def test_arms_differ_in_nothing_but_the_weights() -> None:
         for plan in plans
     }
     assert len(kept) == 2 * 2
+    wide = arm_plans(replace(request, overrides=(("bf16_products", "fp32"),)), Runtime(torch.device("cpu")))
+    assert {plan.training.precision: plan.training.bf16_products for plan in wide} == {"fp32": "native", "bf16": "fp32"}
     assert [plan.seed for plan in plans[: len(ARMS) * 2]] == [0] * (len(ARMS) * 2)
 
 

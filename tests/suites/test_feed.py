@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from suites.run import clock, loop
 from suites.run.clock import read_together
-from suites.run.execute import execute, products
+from suites.run.execute import execute
 from suites.run.feed import ahead, to_device
 from suites.run.loop import CURVE_POINTS, CURVE_START, in_curve
 from suites.suite import Runtime
@@ -139,15 +139,6 @@ def test_a_grouped_run_resumes_where_it_was(make_plan: Any, runtime: Runtime) ->
     later = job.batches(6)
     for batch in whole[6:]:
         assert torch.equal(batch["input_ids"], next(later)["input_ids"])
-
-
-def test_tf32_is_set_for_the_run_alone() -> None:
-    before = torch.get_float32_matmul_precision()
-    with products(True):
-        assert torch.get_float32_matmul_precision() == "high"
-    with products(False):
-        assert torch.get_float32_matmul_precision() == "highest"
-    assert torch.get_float32_matmul_precision() == before
 
 
 def test_a_compiled_run_ends_near_the_eager_one(

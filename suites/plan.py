@@ -166,6 +166,27 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
         ValueError: steps and epochs both or neither given; a batch that the accumulation does not divide; per-layer
             updates with clipping by the common norm.
     """
+    _check_training(settings)
+    per_epoch = math.ceil(train_rows / settings.batch_size)
+    if settings.epochs is None:
+        assert settings.steps is not None
+        steps = settings.steps
+    else:
+        steps = math.ceil(per_epoch * settings.epochs)
+        steps = min(steps, settings.max_steps or steps)
+    # What setting and plan call by one name is handed on as it is.
+    kept = {name: value for name, value in settings if name in TrainingPlan.model_fields}
+    resolved = {
+        "steps": steps,
+        "epochs": steps / per_epoch,
+        "warmup_steps": round(settings.warmup_fraction * steps),
+        "clip_norm": settings.clip_norm or None,
+        "evaluations": min(settings.evaluations, steps),
+    }
+    return TrainingPlan(**kept | resolved)
+
+
+def _check_training(settings: Settings) -> None:
     if (settings.steps is None) == (settings.epochs is None):
         raise ValueError("steps and epochs: give exactly one of the two (--steps N or --epochs X)")
     if settings.batch_size % settings.accumulation:
@@ -187,38 +208,6 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
             f"bf16_products {settings.bf16_products!r} with precision {settings.precision!r}, compile = "
             f"{str(settings.compile).lower()}: for weights in bf16, run eagerly (nearest allowed value: native)"
         )
-    assert settings.learning_rate is not None
-    per_epoch = math.ceil(train_rows / settings.batch_size)
-    if settings.epochs is None:
-        assert settings.steps is not None
-        steps = settings.steps
-    else:
-        steps = math.ceil(per_epoch * settings.epochs)
-        steps = min(steps, settings.max_steps or steps)
-    return TrainingPlan(
-        steps=steps,
-        epochs=steps / per_epoch,
-        batch_size=settings.batch_size,
-        accumulation=settings.accumulation,
-        learning_rate=settings.learning_rate,
-        rest_learning_rate=settings.rest_learning_rate,
-        schedule=settings.schedule,
-        final_fraction=settings.final_fraction,
-        warmup_steps=round(settings.warmup_fraction * steps),
-        weight_decay=settings.weight_decay,
-        clip_norm=settings.clip_norm or None,
-        clip_scope=settings.clip_scope,
-        precision=settings.precision,
-        bf16_updates=settings.bf16_updates,
-        bf16_products=settings.bf16_products,
-        state_bits=settings.state_bits,
-        per_layer=settings.per_layer,
-        checkpointing=settings.checkpointing,
-        recompute=settings.recompute,
-        tf32=settings.tf32,
-        compile=settings.compile,
-        evaluations=min(settings.evaluations, steps),
-    )
 
 
 def missing(plans: Sequence[Plan], records: Iterable[Record]) -> list[Plan]:

@@ -47,7 +47,8 @@ def bench(console: Console, groups: Sequence[str], quick: bool, share: float, ou
         bar = progress.add_task(chosen[0].label, total=expected_seconds(chosen, share))
         following = iter([*chosen[1:], None])
 
-        def report(item: Item) -> None:
+        def report(item: Item, so_far: Bench) -> None:
+            write_single(out, so_far)
             upcoming = next(following)
             if not console.is_terminal:
                 console.print(f"measured: {item.label}", markup=False)
@@ -63,7 +64,7 @@ def bench(console: Console, groups: Sequence[str], quick: bool, share: float, ou
         for candidate in cell.candidates:
             if candidate.missing:
                 console.print(f"{cell.label}: {candidate.title}: {candidate.missing}", markup=False)
-    console.print(str(write_single(out, found)))
+    console.print(str(out))
     wrong = [cell for cell in found.cells if not cell.agrees]
     for cell in wrong:
         console.print(f"{cell.label}: outputs differ: {cell.agreement}", style="bold red", markup=False)

@@ -130,29 +130,28 @@ def expected_seconds(chosen: Sequence[Item], share: float) -> float:
 
 
 def run_bench(
-    chosen: Sequence[Item], share: float, threads: int, quick: bool, command: str, report: Callable[[Item], None]
+    chosen: Sequence[Item], share: float, threads: int, quick: bool, command: str, report: Callable[[Item, Bench], None]
 ) -> Bench:
-    """Measure the cells one after the other on `threads` threads; `report` is called after each."""
-    started, load = _now(), _load()
-    cells = []
+    """Measure the cells one after the other on `threads` threads; `report` is told the record so far after each."""
+    started, load, peers = _now(), _load(), peer_versions()
+    machine = environment(torch.device("cpu"), threads, 1)
+    cells: list[BenchCell] = []
+
+    def record() -> Bench:
+        return Bench(
+            started_at=started, finished_at=_now(), command=command, quick=quick, environment=machine, peers=peers,
+            load_average=load, cells=cells,
+        )  # fmt: skip
+
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for item in chosen:
             cells.append(item.measure(item.seconds * share))
-            report(item)
+            report(item, record())
     finally:
         torch.set_num_threads(before)
-    return Bench(
-        started_at=started,
-        finished_at=_now(),
-        command=command,
-        quick=quick,
-        environment=environment(torch.device("cpu"), threads, 1),
-        peers=peer_versions(),
-        load_average=load,
-        cells=cells,
-    )
+    return record()
 
 
 def _load() -> float | None:

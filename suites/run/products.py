@@ -38,10 +38,14 @@ class RoundedOnce(TorchDispatchMode):
     fp32 copies (operands and result) for as long as one product lasts.
     """
 
+    count = 0
+    """Products of bf16 matrices so far."""
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func.overloadpacket not in PRODUCTS or args[0].dtype != torch.bfloat16 or "out_dtype" in kwargs:
             return func(*args, **kwargs)
+        self.count += 1
         wide = [each.float() if isinstance(each, torch.Tensor) else each for each in args]
         out = kwargs.pop("out", None)
         result = func.overloadpacket(*wide, **kwargs).bfloat16()

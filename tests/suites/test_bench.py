@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 from transformers import BertConfig
 from typer.testing import CliRunner
 
 from baselines.registry import methods
-from results.bench import Bench
+from results.bench import Bench, BenchCell
 from results.store import read_single
 from suites.__main__ import app
 from suites.bench import layer, model, refresh, step
+from suites.bench.command import bench
+from suites.bench.methods import methods_cell
 from suites.bench.run import GROUPS, items
 from suites.bench.timing import in_turns, ratio_claim
 
@@ -183,3 +187,30 @@ def test_bad_input_is_one_line(arguments: list[str], says: str, tmp_path: Path) 
     assert result.exit_code == 2
     assert says in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+def test_what_was_measured_is_kept_when_the_rest_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(seconds: float) -> BenchCell:
+        raise KeyboardInterrupt
+
+    first = next(item for item in items(quick=True) if item.group == "refresh")
+    cut = [first, replace(first, label="cut off", measure=broken)]
+    monkeypatch.setattr("suites.bench.command.items", lambda quick: cut)
+    path = tmp_path / "bench.json"
+    with pytest.raises(KeyboardInterrupt):
+        bench(Console(quiet=True), (), True, 1.0, path)
+    assert [cell.label for cell in read_single(path, Bench).cells] == ["64x160"]
+
+
+@pytest.mark.parametrize("factor", [30.0, 1.0])
+def test_a_step_with_products_of_bf16_is_timed_by_way_of_fp32_where_units_lack(
+    factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("suites.bench.methods.bf16_slowdown", lambda device: factor)
+    monkeypatch.setattr(
+        "suites.bench.methods.methods", lambda: {name: methods()[name] for name in ("full", "galore", "muon")}
+    )
+    cell = methods_cell("tiny", (32, 64, 1, 2), 64, 4, 16, 0.05)
+    said = "products of bf16 matrices in fp32, rounded once, as here no unit does them: Muon"
+    assert (said in cell.note) == (factor > 1.5)
+    assert "GaLore" not in cell.note

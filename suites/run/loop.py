@@ -223,7 +223,7 @@ def train(
         # What is counted of a batch is counted before it goes to the device.
         given = [next(stream) for _ in range(plan.accumulation)]
         weights, tokens = [job.weight(batch) for batch in given], sum(job.tokens(batch) for batch in given)
-        batches, clock = [to_device(batch, device) for batch in given], Clock(device)
+        batches, clock = _own_to_device(given, device, group), Clock(device)
         loss, norm, applied = train_step(model, optimizer, batches, job, plan, clock, group, per_layer, weights)
         fitted = applied and refreshed(optimizer)
         if in_curve(step, plan.steps):
@@ -248,6 +248,12 @@ def train(
     if out.skipped_in_a_row:
         first = plan.steps - out.skipped_in_a_row + 1
         raise DivergedError(f"no step from step {first} to the last one, step {plan.steps}, was finite")
+
+
+def _own_to_device(given: Sequence[Batch], device: torch.device, group: Group) -> list[Batch]:
+    """Copy what this process works on to its device; of the others' batches a step needs the weights alone."""
+    own = range(group.rank, len(given), group.size)
+    return [to_device(batch, device) if index in own else batch for index, batch in enumerate(given)]
 
 
 def _point(plan: TrainingPlan, step: int, loss: float, norm: float | None, factor: float) -> CurvePoint:

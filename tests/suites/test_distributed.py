@@ -19,6 +19,7 @@ from suites.measure.environment import ROOT
 from suites.resolved import resolved
 from suites.run.build import build
 from suites.run.distributed import Group, check_divides
+from suites.run.loop import _own_to_device
 from suites.run.resume import digest
 from suites.suite import Runtime
 
@@ -43,6 +44,13 @@ def test_every_process_gets_as_many_micro_batches() -> None:
         ValueError, match=r"accumulation 3: must be a multiple of the 2 processes.*nearest allowed value: 2"
     ):
         check_divides(3, Group(0, 2))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_of_the_others_micro_batches_none_goes_to_the_device(rank: int) -> None:
+    given = [{"x": torch.ones(2)} for _ in range(4)]
+    moved = _own_to_device(given, torch.device("meta"), Group(rank, 2))
+    assert [batch["x"].device.type == "meta" for batch in moved] == [index % 2 == rank for index in range(4)]
 
 
 def _train(rank: int, size: int, port: int, out: Path, plan_text: str) -> None:

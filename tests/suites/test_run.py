@@ -174,7 +174,16 @@ def counted(memory: Memory | None) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("name", "state_bits"), [(name, bits) for name in NAMES for bits in get_method(name).widths])
+EIGHT_BITS = [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("full", "galore"))) for name in NAMES]
+"""Other methods' moments in 8 bits are tested by default in tests/baselines, whole runs with them are slow."""
+WIDTHS = [
+    pytest.param(each.values[0], bits, marks=each.marks if bits == 8 else ())
+    for each in EIGHT_BITS
+    for bits in get_method(each.values[0]).widths
+]
+
+
+@pytest.mark.parametrize(("name", "state_bits"), WIDTHS)
 def test_the_predicted_peak_is_the_tracked_one(name: str, state_bits: int, record_of: Execute) -> None:
     if state_bits == 8:
         pytest.importorskip("bitsandbytes")
@@ -184,7 +193,7 @@ def test_the_predicted_peak_is_the_tracked_one(name: str, state_bits: int, recor
     assert memory.predicted_peak_bytes == memory.step_peak.total_bytes
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if needs_less(name)])
+@pytest.mark.parametrize("name", [eight for eight in EIGHT_BITS if needs_less(eight.values[0])])
 def test_moments_of_eight_bits_work_and_need_less(name: str, record_of: Execute) -> None:
     pytest.importorskip("bitsandbytes")
     record = record_of(name, 8)

@@ -193,6 +193,18 @@ def grid_of(
     return [record_of(task, method, seed, **changes) for method in methods for task in tasks for seed in seeds]
 
 
+@pytest.fixture
+def unsaved(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build every figure and save none, which is most of a report's time: for what asks about something else."""
+    monkeypatch.setattr("reports.figures.front_and_curves.FORMATS", {})
+
+
+@pytest.fixture
+def one_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save figures as PNG alone."""
+    monkeypatch.setattr("reports.figures.front_and_curves.FORMATS", {"png": ("Software",)})
+
+
 @pytest.fixture(scope="session")
 def make_record() -> Callable[..., Record]:
     """Return the factory of one record."""

@@ -39,6 +39,7 @@ def test_frames_are_typed_and_rows_are_told_apart(store: Path) -> None:
     assert len(api.frame(store, "curves")) == 33 * 60
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_tables_and_figures_are_those_of_the_report(store: Path) -> None:
     scores = api.table("scores", store, suite="glue")
     assert isinstance(scores, pd.DataFrame)

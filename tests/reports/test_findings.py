@@ -172,6 +172,7 @@ def test_searched_rates_are_no_difference_of_the_rule_and_others_are_said(run: C
     assert full == lora
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_an_average_that_orders_nothing_is_not_drawn(make_grid: Callable[..., list[Record]], run: Any) -> None:
     apart, alike = {"full": 0.7, "lora": 0.8}, {"full": 0.7, "lora": 0.7}
     tasks = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")

@@ -118,6 +118,7 @@ def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     assert "nowhere does not exist" in err
 
 
+@pytest.mark.usefixtures("one_format")
 def test_every_group_has_a_report_whose_curves_come_from_the_files(tmp_path: Path, make_grid: Grid) -> None:
     for record in make_grid(methods=("full", "lora"), tasks=("rte",), seeds=(0,)):
         write_record(tmp_path / "runs", record)

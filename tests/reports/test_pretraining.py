@@ -16,7 +16,7 @@ from reports.figures.validation import validation_points
 from reports.records.frames import ROW, runs_frame
 from reports.records.report_runs import Context
 from reports.records.selection import ReportError
-from reports.write import suite_report, write_report
+from reports.write import Report, suite_report
 from results.schema import DataFacts, DataPlan, Evaluation, ModelPlan, Record
 from results.store import write_record
 
@@ -33,7 +33,7 @@ def metrics(loss: float) -> dict[str, float | None]:
     return {f"validation/{name}": value for name, value in values.items()}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def make(make_record: Make) -> Make:
     """(method, seed, status, floor, **changes) -> a pre-training record."""
 
@@ -65,9 +65,14 @@ def make(make_record: Make) -> Make:
     return record
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def grid(make: Make) -> list[Record]:
     return [make(method, seed) for method in LOSS for seed in (0, 1, 2)]
+
+
+@pytest.fixture(scope="module")
+def report(grid: list[Record]) -> Report:
+    return suite_report(grid, "c4")
 
 
 def cells(report: Any, name: str, row: str) -> dict[str, str]:
@@ -76,8 +81,7 @@ def cells(report: Any, name: str, row: str) -> dict[str, str]:
     return {head: entry.text for head, entry in zip(table.heads, found, strict=True)}
 
 
-def test_scores_are_means_over_seeds_beside_floor_and_unigram(grid: list[Record]) -> None:
-    report = suite_report(grid, "c4")
+def test_scores_are_means_over_seeds_beside_floor_and_unigram(report: Report) -> None:
     full = cells(report, "scores", "Full training")
     assert full["Loss, nats"] == "1.7010 ± 0.0010"
     assert full["Over the floor, nats"] == "0.1010 ± 0.0010"
@@ -88,8 +92,8 @@ def test_scores_are_means_over_seeds_beside_floor_and_unigram(grid: list[Record]
     assert "1,000 predicted tokens of validation" in report.table("scores").caption
 
 
-def test_the_lowest_is_the_best(grid: list[Record]) -> None:
-    table = suite_report(grid, "c4").table("scores")
+def test_the_lowest_is_the_best(grid: list[Record], report: Report) -> None:
+    table = report.table("scores")
     assert table is not None
     bold = {row[0].text for row in table.rows for entry in row if entry.bold}
     assert bold == {"Full training"}
@@ -97,13 +101,14 @@ def test_the_lowest_is_the_best(grid: list[Record]) -> None:
     assert frame["best_score"][0] == frame["last_score"][0]
 
 
-def test_differences_are_paired(grid: list[Record]) -> None:
-    report = suite_report(grid, "c4")
+@pytest.mark.usefixtures("unsaved")
+def test_differences_are_paired(grid: list[Record], report: Report) -> None:
     assert cells(report, "differences", "LoRA")["Loss difference"] == "+0.1000 [+0.1000, +0.1000]"
     other = suite_report(grid, "c4", against="galore")
     assert cells(other, "differences", "Full training")["Loss difference"].startswith("−0.0200")
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_a_broken_run_is_named_not_averaged_away(grid: list[Record], make: Make) -> None:
     broken = [*grid[:-1], make("gradnormlorp", 2, status="diverged")]
     report = suite_report(broken, "c4")
@@ -112,6 +117,7 @@ def test_a_broken_run_is_named_not_averaged_away(grid: list[Record], make: Make)
     assert cells(report, "differences", "GradNormLoRP")["Loss difference"] == "diverged 1/3"
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_without_a_floor_its_columns_are_left_out(make: Make) -> None:
     report = suite_report([make(method, 0, floor=False) for method in LOSS], "c4")
     heads = report.table("scores").heads
@@ -128,6 +134,7 @@ def test_validation_points_are_over_seeds(grid: list[Record]) -> None:
     assert points["full"][60].mean == pytest.approx(1.701)
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_ranks_that_mix_are_refused_and_models_that_mix_are_rows(grid: list[Record], make: Make) -> None:
     other = make("lora", 0, method_config={"rank": 4})
     with pytest.raises(ReportError, match="several ranks, choose one with --rank: 4, 8"):
@@ -152,15 +159,6 @@ def test_command_writes_the_folder_the_readme_takes_its_table_from(grid: list[Re
     text = filled("<!-- table: c4-micro-r8/scores.md -->\n<!-- end -->", tmp_path / "one")
     assert "| Full training |" in text
     assert "GLUE" not in (folder / "report.md").read_text()
-
-
-def test_what_an_earlier_report_left_is_removed(grid: list[Record], tmp_path: Path) -> None:
-    report = suite_report(grid, "c4")
-    folder = tmp_path / report.folder
-    folder.mkdir()
-    (folder / "dots.png").write_bytes(b"old")
-    write_report(report, tmp_path)
-    assert not (folder / "dots.png").exists()
 
 
 def test_records_of_another_suite_are_refused(make_record: Make, tmp_path: Path) -> None:

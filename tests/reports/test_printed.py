@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import pytest
+
 from reports.tables.printed import printed, printed_notes
 from reports.write import report_files, suite_report
 from results.schema import Record
@@ -12,6 +14,7 @@ from results.schema import Record
 INTERNAL = re.compile(r"\b(profile|Convention|commit|CSV|--[a-z]\w+|nox|hub|micro)\b|not the paper's numbers")
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_no_internal_word_stands_in_the_latex_of_a_report(make_grid: Callable[..., list[Record]]) -> None:
     files = report_files(suite_report(make_grid(tasks=("rte", "cola")), "glue"))
     latex = {name: content.decode() for name, content in files.items() if name.endswith(".tex")}

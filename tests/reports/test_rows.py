@@ -29,6 +29,7 @@ def titles(records: list[Record]) -> list[str]:
     return [context.title(method) for method in context.methods]
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_the_two_rows_of_the_readme_stand_in_one_table(make_grid: Grid) -> None:
     records = make_grid(tasks=("rte", "cola"))
     records += make_grid(methods=("gradnormlorp",), tasks=("rte",), state_bits=8, method_config=EIGHT)
@@ -142,6 +143,7 @@ def test_differences_are_taken_to_a_row_by_name_title_or_method(make_grid: Grid)
     assert row_named("full", {"full:steps=60": "Full"}) == "full:steps=60"
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_every_rank_is_a_row_on_request(make_grid: Grid) -> None:
     records = make_grid(methods=("full", "lora"), tasks=("rte",))
     records += make_grid(methods=("lora",), tasks=("rte",), method_config={"rank": 4, "alpha": 16.0})

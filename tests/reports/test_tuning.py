@@ -232,6 +232,7 @@ def test_a_grid_from_before_the_search_stays_apart(
     assert before in tuning([*trials, before], results).records
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_unequal_budgets_are_said(trials: list[Record], results: list[Record]) -> None:
     table = tuned_table(context(trials[:-1], results))
     assert table is not None
@@ -294,6 +295,7 @@ def test_figures_are_the_same_bytes_and_absent_without_trials(trials: list[Recor
     assert plots.STYLE["svg.hashsalt"]
 
 
+@pytest.mark.usefixtures("unsaved")
 def test_the_report_has_them_where_trials_are_at_hand(trials: list[Record], results: list[Record]) -> None:
     whole, bare = suite_report([*trials, *results], "c4", "small", 8), suite_report(results, "c4", "small", 8)
     assert {"tuned", "trials"} <= {table.name for table in whole.tables}

@@ -68,7 +68,13 @@ def test_ctrl_c_in_a_command_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-@pytest.mark.parametrize("command", ["-m reports --help", "-m suites --help", "-m suites tasks glue"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "-m suites --help",
+        *(pytest.param(f"-m {words}", marks=pytest.mark.slow) for words in ("reports --help", "suites tasks glue")),
+    ],
+)
 def test_a_closed_pipe_is_quiet(command: str, tmp_path: Path) -> None:
     line = f"{sys.executable} {command} | true; sleep 0.1"
     done = subprocess.run(
@@ -83,7 +89,7 @@ def test_a_broken_pipe_inside_a_command_is_quiet(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-@pytest.mark.parametrize("name", ["suites", "reports"])
+@pytest.mark.parametrize("name", ["suites", pytest.param("reports", marks=pytest.mark.slow)])
 def test_versions_are_told(name: str, tmp_path: Path) -> None:
     done = python("-m", name, "--version", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -95,7 +101,8 @@ def test_versions_are_told(name: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize(
     ("name", "typed", "found"), [("suites", "suites ru", "run"), ("suites", "suites run gl", "glue"),
-                                 ("suites", "suites run glue --method lo", "lora"), ("reports", "reports gl", "glue")]
+                                 ("suites", "suites run glue --method lo", "lora"),
+                                 pytest.param("reports", "reports gl", "glue", marks=pytest.mark.slow)]
 )  # fmt: skip
 def test_bash_completes(name: str, typed: str, found: str, tmp_path: Path) -> None:
     words = typed.split(" ")

@@ -41,7 +41,7 @@ def scores(model: torch.nn.Module, plan: Plan, runtime: Runtime) -> dict[str, fl
     return get_suite(plan.suite).job(plan, runtime).evaluate(model).metrics
 
 
-@pytest.mark.parametrize("method", ["full", "lora", "gradnormlorp"])
+@pytest.mark.parametrize("method", [pytest.param("full", marks=pytest.mark.slow), "lora", "gradnormlorp"])
 def test_a_merged_model_loads_with_the_recorded_score(
     method: str, make_plan: MakePlan, runtime: Runtime, tmp_path: Path
 ) -> None:
@@ -70,7 +70,7 @@ def test_the_card_says_the_records_numbers(make_plan: MakePlan, runtime: Runtime
         assert str(number) in card.text
 
 
-@pytest.mark.parametrize("method", ["lora", "gradnormlorp"])
+@pytest.mark.parametrize("method", [pytest.param("lora", marks=pytest.mark.slow), "gradnormlorp"])
 def test_adapters_alone_fill_the_model_that_the_run_started_from(
     method: str, make_plan: MakePlan, runtime: Runtime, tmp_path: Path
 ) -> None:

@@ -74,7 +74,7 @@ def adamw(parameters: Sequence[nn.Parameter], rate: float) -> torch.optim.Optimi
 
 
 def test_adamw_passes_every_row() -> None:
-    report = check_optimizer(adamw, name="AdamW")
+    report = check_optimizer(adamw, name="AdamW", backend="eager")
     assert report.passed, str(report)
     assert [cell.check for cell in report.cells] == list(checks())
     found = {cell.check: cell.answer for cell in report.cells}

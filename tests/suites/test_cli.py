@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets.config
+import huggingface_hub.constants
 import psutil
 import pytest
 import torch
@@ -134,8 +136,22 @@ def subprocess_run(folder: Path, *arguments: str, **environment: str) -> subproc
     )
 
 
-def test_paper_without_network_is_refused_at_once(tmp_path: Path) -> None:
-    # As a real process: the hub's client reads its settings when it is imported.
+@pytest.mark.usefixtures("no_gpu")
+def test_paper_without_network_is_refused_at_once(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (huggingface_hub.constants, datasets.config):
+        monkeypatch.setattr(module, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(module, "HF_HUB_CACHE", tmp_path / "empty", raising=False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "empty")
+    result = invoke("run", "glue", "--profile", "paper", "--device", "cpu", "--task", "cola")
+    check_refused(result, "hub data nyu-mll/glue/cola")
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.slow
+def test_so_it_is_in_a_process_that_is_told_by_its_environment(tmp_path: Path) -> None:
+    # The hub's client reads its settings when it is imported.
     done = subprocess_run(
         tmp_path, "run", "glue", "--profile", "paper", "--device", "cpu", "--task", "cola",
         HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "empty"), CUDA_VISIBLE_DEVICES="",

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from suites.run.loop import _own_to_device
 from suites.run.resume import digest
 from suites.suite import Runtime
 
-SETTINGS = {"steps": 5, "batch_size": 8, "accumulation": 4}
+SETTINGS = {"steps": 3, "batch_size": 8, "accumulation": 4}
 
 
 def test_alone_nothing_is_exchanged() -> None:
@@ -62,7 +63,8 @@ def _train(rank: int, size: int, port: int, out: Path, plan_text: str) -> None:
     torch.set_num_threads(1)
     group = Group(rank, size)
     if size > 1:
-        dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+        address = f"tcp://127.0.0.1:{port}"
+        dist.init_process_group("gloo", address, rank=rank, world_size=size, timeout=timedelta(seconds=120))
     plan, cpu = Plan.model_validate_json(plan_text), torch.device("cpu")
     job = get_suite(plan.suite).job(plan, Runtime(cpu))
     built = build(job.model(), job.placement, resolved(plan, Runtime(cpu)))
@@ -82,13 +84,21 @@ def _train(rank: int, size: int, port: int, out: Path, plan_text: str) -> None:
         dist.destroy_process_group()
 
 
+def _second(_: int, *given: Any) -> None:
+    _train(1, 2, *given)
+
+
 @pytest.mark.parametrize("method", [pytest.param("full", marks=pytest.mark.slow), "gradnormlorp"])
 def test_two_processes_train_as_one(method: str, make_plan: Any, tmp_path: Path) -> None:
     config = {"config": {"refresh_gap": 2}} if method == "gradnormlorp" else {}
     plan = make_plan(method=method, **SETTINGS, **config).model_dump_json()
     port = 20_000 + os.getpid() % 20_000
     _train(0, 1, port, tmp_path, plan)
-    mp.start_processes(_train, args=(2, port, tmp_path, plan), nprocs=2, start_method="spawn")
+    other = mp.start_processes(_second, args=(port, tmp_path, plan), nprocs=1, start_method="spawn", join=False)
+    _train(0, 2, port, tmp_path, plan)
+    assert other is not None
+    while not other.join():
+        pass
     one, first, second = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
     assert first == second
     assert first["losses"] == pytest.approx(one["losses"], rel=1e-5)

@@ -23,6 +23,7 @@ from suites.run.tracked import tracked_pass
 from suites.suite import Runtime
 
 NAMES = tuple(methods())
+TWO = ("full", "gradnormlorp")
 
 
 def quiet(step: int, loss: float) -> None:
@@ -33,8 +34,11 @@ def per_layer_plan(make_plan: Any, name: str, **settings: Any) -> Any:
     return make_plan(method=name, **{"clip_norm": 0, "per_layer": True, **settings})
 
 
-@pytest.mark.parametrize("per_layer", [False, True], ids=["ordinary", "per-layer"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "per_layer"),
+    [(name, False) for name in NAMES]
+    + [pytest.param(name, True, marks=[pytest.mark.slow] * (name not in TWO)) for name in NAMES],
+)
 def test_nothing_of_the_measured_model_lives_on(
     name: str, per_layer: bool, make_plan: Any, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:

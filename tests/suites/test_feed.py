@@ -141,10 +141,11 @@ def test_a_grouped_run_resumes_where_it_was(make_plan: Any, runtime: Runtime) ->
         assert torch.equal(batch["input_ids"], next(later)["input_ids"])
 
 
+@pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 def test_a_compiled_run_ends_near_the_eager_one(
-    make_plan: Any, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    backend: str, make_plan: Any, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("suites.run.execute.COMPILE_BACKEND", "aot_eager")
+    monkeypatch.setattr("suites.run.execute.COMPILE_BACKEND", backend)
     eager, compiled = (execute(make_plan(compile=on), runtime, None, quiet) for on in (False, True))
     assert (compiled.status, compiled.error) == ("ok", None)
     assert [p.loss for p in compiled.curve] == pytest.approx([p.loss for p in eager.curve], rel=1e-3)

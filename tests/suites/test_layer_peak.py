@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from torch import nn
@@ -35,11 +37,19 @@ def beyond(layer: nn.Module, tokens: int, dtype: torch.dtype) -> int:
     return peak_of(trace).total_bytes - before - gradients - both
 
 
-@pytest.mark.parametrize("probability", [0.0, 0.1])
-@pytest.mark.parametrize("mode", ["fast", "least", "auto"])
-@pytest.mark.parametrize("bits", [None, 8, 4])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_temporaries_are_a_few_chunks(probability, mode, bits, dtype, monkeypatch):
+MODES, BITS, DTYPES, CHANCES = ("fast", "least", "auto"), (None, 8, 4), (torch.float32, torch.bfloat16), (0.0, 0.1)
+PAIRS = {(mode, bits, (i + j) % 2, (i + j // 2) % 2) for i, mode in enumerate(MODES) for j, bits in enumerate(BITS)}
+"""Mode, bits, and the places of dtype and dropout: every pair of settings occurs; the whole product is slow."""
+
+
+@pytest.mark.parametrize(
+    ("mode", "bits", "dtype", "probability"),
+    [
+        pytest.param(mode, bits, DTYPES[d], CHANCES[c], marks=[pytest.mark.slow] * ((mode, bits, d, c) not in PAIRS))
+        for mode, bits, d, c in product(MODES, BITS, (0, 1), (0, 1))
+    ],
+)
+def test_temporaries_are_a_few_chunks(mode, bits, dtype, probability, monkeypatch):
     monkeypatch.setattr(base_weight, "CHUNK_ELEMENTS", CHUNK)
     rank, outputs, inputs, tokens = 4, 288, 192, 600
     options = {"dropout": probability, "activations": mode, "base_bits": bits}

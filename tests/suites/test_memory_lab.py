@@ -99,6 +99,7 @@ def check(cell: MemoryCell, trace: Trace, model: nn.Module, optimizer: Optimizer
     assert abs(cell.peak.total_bytes - peak_of(trace).total_bytes) <= counters
 
 
+@pytest.mark.two_methods
 @pytest.mark.parametrize("method", NAMES)
 def test_the_lab_finds_what_a_step_takes(method: str, lab_of: Any) -> None:
     lab = lab_of("20m", method, 16)
@@ -111,12 +112,13 @@ def test_the_lab_finds_what_a_step_takes(method: str, lab_of: Any) -> None:
     "config",
     [
         pytest.param({"activations": "fast"}, marks=pytest.mark.slow),
-        {"activations": "least"},
+        pytest.param({"activations": "least"}, marks=pytest.mark.slow),
         pytest.param({"dropout": 0.0}, marks=pytest.mark.slow),
         pytest.param({"base_bits": 8}, marks=pytest.mark.slow),
-        {"base_bits": 4},
+        pytest.param({"base_bits": 4}, marks=pytest.mark.slow),
+        {"activations": "least", "base_bits": 4},
     ],
-    ids=lambda config: " ".join(map(str, *config.items())),
+    ids=str,
 )
 def test_what_a_layer_may_keep_is_found_too(model: str, config: dict[str, Any]) -> None:
     lab = Lab(find_network(model), "gradnormlorp", 8, config=config)
@@ -134,7 +136,7 @@ def test_what_a_layer_may_keep_is_found_too(model: str, config: dict[str, Any]) 
         ("20m", PARTS),
         pytest.param("20m", ("loss",), marks=pytest.mark.slow),
         pytest.param("minilm", ("norms",), marks=pytest.mark.slow),
-        ("minilm", ("mlp",)),
+        pytest.param("minilm", ("mlp",), marks=pytest.mark.slow),
     ],
 )
 def test_parts_made_again_are_found_too(method: str, model: str, chosen: tuple[Part, ...]) -> None:
@@ -179,7 +181,9 @@ def test_formula_and_count_are_equal_to_the_byte(model: str, method: str) -> Non
             assert getattr(whole.count, name) == getattr(formula, name), name
 
 
-@pytest.mark.parametrize(("method", "state_bits", "per_layer"), [("lora", 8, False), ("full", 8, True)])
+@pytest.mark.parametrize(
+    ("method", "state_bits", "per_layer"), [("lora", 8, False), pytest.param("full", 8, True, marks=pytest.mark.slow)]
+)
 def test_six_layers_are_said_again_from_four(method: str, state_bits: int, per_layer: bool, lab_of: Any) -> None:
     pytest.importorskip("bitsandbytes")
     lab = lab_of("minilm", method, 8)
@@ -192,7 +196,11 @@ def test_six_layers_are_said_again_from_four(method: str, state_bits: int, per_l
 
 @pytest.mark.parametrize(
     "changes",
-    [{"checkpointing": True}, {"accumulation": 3}, {"checkpointing": True, "per_layer": True}],
+    [
+        pytest.param({"checkpointing": True}, marks=pytest.mark.slow),
+        {"accumulation": 3},
+        {"checkpointing": True, "per_layer": True},
+    ],
     ids=["checkpointing", "accumulation", "both modes"],
 )
 def test_the_ways_to_save_are_found_too(changes: dict[str, Any], lab_of: Any) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,38 +16,42 @@ from suites.lab.networks import Network
 METHODS = ("full", "lora")
 
 
-@pytest.fixture
-def small_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def small_settings() -> Iterator[None]:
     def two(network: Network, method: str) -> Iterator[Setting]:
         for checkpointing in (False, True):
             yield Setting(model=network.name, method=method, rank=4, batch=2, sequence=8, checkpointing=checkpointing)
 
-    monkeypatch.setattr(matrix, "settings_of", two)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matrix, "settings_of", two)
+        yield
+
+
+@pytest.fixture(scope="module")
+def alone(small_settings: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, int]]]:
+    """The file of cells that one process makes, and how far it said to be after each."""
+    said: list[tuple[int, int]] = []
+    folder = tmp_path_factory.mktemp("alone")
+    paths = matrix.run_matrix(["micro"], METHODS, folder, lambda _, done, total: said.append((done, total)))
+    return paths[0], said
 
 
 def without_time(cells: list[MemoryCell]) -> list[MemoryCell]:
     return [cell.model_copy(update={"seconds": 0.0}) for cell in cells]
 
 
-@pytest.mark.usefixtures("small_settings")
-def test_two_processes_make_the_cells_of_one_in_the_same_order(tmp_path: Path) -> None:
+def test_two_processes_make_the_cells_of_one_in_the_same_order(alone: tuple[Path, Any], tmp_path: Path) -> None:
     said: list[tuple[int, int]] = []
-    files = [
-        matrix.run_matrix(
-            ["micro"], METHODS, tmp_path / str(workers), lambda _, done, total: said.append((done, total)), workers
-        )
-        for workers in (1, 2)
-    ]
-    one, two = (read_cells(paths[0]) for paths in files)
+    paths = matrix.run_matrix(["micro"], METHODS, tmp_path, lambda _, done, total: said.append((done, total)), 2)
+    one, two = (read_cells(path) for path in (alone[0], paths[0]))
     assert without_time(one) == without_time(two)
     assert [cell.setting.method for cell in one] == ["full", "full", "lora", "lora"]
-    assert said == [(1, 4), (2, 4), (3, 4), (4, 4)] * 2
+    assert said == alone[1] == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
-@pytest.mark.usefixtures("small_settings")
-def test_only_missing_cells_are_made_and_others_stay(tmp_path: Path) -> None:
+def test_only_missing_cells_are_made_and_others_stay(alone: tuple[Path, Any], tmp_path: Path) -> None:
     said: list[tuple[MemoryCell, int, int]] = []
-    path = matrix.run_matrix(["micro"], METHODS, tmp_path, lambda *_: None)[0]
+    path = Path(shutil.copy(alone[0], tmp_path))
     cells = read_cells(path)
     elsewhere = cells[0].model_copy(update={"setting": cells[0].setting.model_copy(update={"batch": 3})})
     write_cells(path, [elsewhere, *cells[:2], cells[3]])

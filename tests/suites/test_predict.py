@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 
 import pytest
 import torch
@@ -109,9 +110,17 @@ def test_trusted_methods_agree_without_any_rule(name: str, method: Callable[...,
     assert compare(builder(name, method)).rules == {}
 
 
-@pytest.mark.parametrize("name", ["roberta", "llama"])
-@pytest.mark.parametrize("state_bits", [32, 8])
-@pytest.mark.parametrize("refresh_gap", [1, 100], ids=["refresh", "plain"])
+# Every pair of settings by default.
+DENSE = {("roberta", 32, 1), ("roberta", 8, 100), ("llama", 32, 100), ("llama", 8, 1)}
+
+
+@pytest.mark.parametrize(
+    ("name", "state_bits", "refresh_gap"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (case not in DENSE))
+        for case in product(("roberta", "llama"), (32, 8), (1, 100))
+    ],
+)
 def test_projected_dense_weights_agree(name: str, state_bits: int, refresh_gap: int) -> None:
     if state_bits == 8:
         pytest.importorskip("bitsandbytes")
@@ -136,7 +145,7 @@ def test_gnlorp_layers_agree(name: str) -> None:
     assert 0 <= gap <= 4
 
 
-@pytest.mark.parametrize("name", ["roberta", "llama"])
+@pytest.mark.parametrize("name", [pytest.param("roberta", marks=pytest.mark.slow), "llama"])
 def test_8_bit_states_agree_and_say_by_which_rule(name: str) -> None:
     prediction = compare(builder(name, eight_bit))
     assert set(prediction.rules) == {
@@ -156,7 +165,7 @@ def test_padding_decides_as_in_the_real_step(name: str) -> None:
     assert peaks[0].total_bytes < peaks[1].total_bytes
 
 
-@pytest.mark.parametrize("name", ["roberta", "llama"])
+@pytest.mark.parametrize("name", [pytest.param("roberta", marks=pytest.mark.slow), "llama"])
 def test_low_precision_and_accumulation_agree(name: str) -> None:
     peak = compare(builder(name, full, micro_batches=2, dtype=torch.bfloat16)).peak
     assert peak.parameter_bytes == sum(2 * parameter.numel() for parameter in network(name).parameters())

@@ -26,6 +26,8 @@ from suites.run.resume import digest
 from suites.suite import Runtime
 
 EVERY = 1
+USUAL = {("full", 8), ("gradnormlorp", 32)}
+"""What the default tests stop three times; the slow ones have every pair."""
 
 
 def quiet(step: int, loss: float) -> None:
@@ -58,8 +60,14 @@ def same(first: Record, second: Record) -> None:
     assert first.engagement == second.engagement
 
 
-@pytest.mark.two_methods
-@pytest.mark.parametrize(("name", "bits"), [(name, bits) for name, one in methods().items() for bits in one.widths])
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [
+        pytest.param(name, bits, marks=[pytest.mark.slow] * ((name, bits) not in USUAL))
+        for name, one in methods().items()
+        for bits in one.widths
+    ],
+)
 def test_a_run_stopped_three_times_ends_bit_equal(
     name: str, bits: int, make_plan: Any, runtime: Runtime, tmp_path: Path
 ) -> None:
@@ -75,7 +83,14 @@ def test_a_run_stopped_three_times_ends_bit_equal(
     same(whole, resumed)
 
 
-@pytest.mark.parametrize("settings", [{"per_layer": True, "clip_norm": 0}, {"checkpointing": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"per_layer": True, "clip_norm": 0, "checkpointing": True},
+        pytest.param({"per_layer": True, "clip_norm": 0}, marks=pytest.mark.slow),
+        pytest.param({"checkpointing": True}, marks=pytest.mark.slow),
+    ],
+)
 def test_per_layer_and_checkpointing_runs_resume_too(
     settings: dict[str, Any], make_plan: Any, runtime: Runtime, tmp_path: Path
 ) -> None:

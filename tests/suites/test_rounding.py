@@ -23,6 +23,9 @@ RULES: tuple[Updates, ...] = ("stochastic", "kahan", "master")
 NAMES = tuple(methods())
 USUAL = {("gradnormlorp", "kahan")}
 """What the default tests stop and resume; the slow ones have every pair."""
+COUNTED = {("full", "nearest"), ("full", "stochastic"), ("gradnormlorp", "kahan"), ("gradnormlorp", "master")}
+"""Of what the default tests count the bytes; the slow ones have every pair."""
+FEW = {"batch_size": 4, "train_rows": 24, "eval_rows": 8}
 
 
 def quiet(step: int, loss: float) -> None:
@@ -156,11 +159,16 @@ def test_inside_backward_it_is_the_same_step(make: Any, updates: Updates) -> Non
             torch.testing.assert_close(one, other, rtol=2**-5, atol=1e-4)
 
 
-@pytest.mark.two_methods
-@pytest.mark.parametrize("updates", ["nearest", *RULES])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "updates"),
+    [
+        pytest.param(name, updates, marks=[pytest.mark.slow] * ((name, updates) not in COUNTED))
+        for name in NAMES
+        for updates in ("nearest", *RULES)
+    ],
+)
 def test_a_run_under_a_rule_counts_what_it_keeps(name: str, updates: Updates, make_plan: Any, runtime: Runtime) -> None:
-    plan = make_plan(method=name, precision="bf16", bf16_updates=updates)
+    plan = make_plan(method=name, precision="bf16", bf16_updates=updates, **FEW)
     said = predict([plan], runtime)[plan.hash()]
     record = execute(plan, runtime, said.peak.total_bytes, quiet)
     assert (record.status, record.error) == ("ok", None)
@@ -194,7 +202,7 @@ def test_a_run_under_a_rule_resumes_bit_equal(
 ) -> None:
     config = {"config": {"refresh_gap": 3, "merge_gap": 3} if name == "gradnormlorp" else {"refresh_gap": 3}}
     own = {} if name == "full" else config
-    plan = make_plan(method=name, steps=5, precision="bf16", bf16_updates=updates, state_bits=bits, **own)
+    plan = make_plan(method=name, steps=5, precision="bf16", bf16_updates=updates, state_bits=bits, **FEW, **own)
     runtime = replace(runtime, checkpoint_steps=1)
 
     def stop(step: int, loss: float) -> None:

@@ -26,6 +26,20 @@ REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference" / "glu
 NAMES = tuple(methods())
 
 
+def by_default(*names: str) -> list[Any]:
+    """Every method, those that are not among `names` slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name not in names)) for name in NAMES]
+
+
+EIGHT_BITS = by_default("full", "galore")
+"""Other methods' moments in 8 bits are tested by default in tests/baselines; whole runs with them are slow."""
+WIDTHS = [
+    pytest.param(*each.values, bits, marks=each.marks if bits == 8 else ())
+    for each in EIGHT_BITS
+    for bits in get_method(each.values[0]).widths
+]
+
+
 def quiet(step: int, loss: float) -> None:
     pass
 
@@ -108,6 +122,7 @@ def test_the_certificate_says_what_the_method_did(name: str, record_of: Execute,
     )
 
 
+@pytest.mark.two_methods
 @pytest.mark.parametrize("name", NAMES)
 def test_memory_is_the_same_to_the_byte_in_a_second_run(name: str, record_of: Execute, runtime: Runtime) -> None:
     first = record_of(name)
@@ -174,7 +189,7 @@ def counted(memory: Memory | None) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize(("name", "state_bits"), [(name, bits) for name in NAMES for bits in get_method(name).widths])
+@pytest.mark.parametrize(("name", "state_bits"), WIDTHS)
 def test_the_predicted_peak_is_the_tracked_one(name: str, state_bits: int, record_of: Execute) -> None:
     if state_bits == 8:
         pytest.importorskip("bitsandbytes")
@@ -184,7 +199,7 @@ def test_the_predicted_peak_is_the_tracked_one(name: str, state_bits: int, recor
     assert memory.predicted_peak_bytes == memory.step_peak.total_bytes
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if needs_less(name)])
+@pytest.mark.parametrize("name", [each for each in EIGHT_BITS if needs_less(each.values[0])])
 def test_moments_of_eight_bits_work_and_need_less(name: str, record_of: Execute) -> None:
     pytest.importorskip("bitsandbytes")
     record = record_of(name, 8)
@@ -323,8 +338,7 @@ def test_a_short_run_of_skipped_steps_alone_is_diverged(
     assert record.error == "no step from step 1 to the last one, step 3, was finite"
 
 
-@pytest.mark.two_methods
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", by_default("full"))
 def test_per_layer_updates_give_the_same_run_and_free_gradients(name: str, make_plan: Any, runtime: Runtime) -> None:
     settings = {"clip_norm": 0, "steps": 4}
     plain, inside = (plan_for(make_plan, name, per_layer=on, **settings) for on in (False, True))
@@ -343,8 +357,7 @@ def test_per_layer_updates_give_the_same_run_and_free_gradients(name: str, make_
     assert second.memory.predicted_peak_bytes == second.memory.step_peak.total_bytes
 
 
-@pytest.mark.two_methods
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", by_default("gradnormlorp"))
 def test_checkpointing_gives_the_same_losses_with_fewer_activations(
     name: str, make_plan: Any, runtime: Runtime
 ) -> None:

@@ -140,17 +140,22 @@ def _differing(records: Sequence[Record], plans: Mapping[str, Fields]) -> Key:
 
 
 def _leading(records: Sequence[Record], plans: Mapping[str, Fields], differing: Key) -> Key:
-    """Return the fields that rows are named by: what follows from another differing field is left out."""
+    """Return the fields that rows are named by: what follows from another differing field is left out.
+
+    A variant's name alone, where it tells apart all that the other fields do.
+    """
+    if "variant" in differing and _as_many(records, plans, ("variant",), differing):
+        return ("variant",)
     lengths = [name for name in LENGTHS if name in differing]
     if len(lengths) > 1:
         spare = max(lengths, key=lambda name: len(_grouped(records, plans, (name,))))
-        spare = lengths[1] if spare == lengths[0] and _as_many(records, plans, lengths) else spare
+        spare = lengths[1] if spare == lengths[0] and _as_many(records, plans, (lengths[0],), (lengths[1],)) else spare
         differing = tuple(name for name in differing if name != spare)
     return tuple(name for name in differing if not any(other in differing for other in FOLLOWS.get(name, ())))
 
 
-def _as_many(records: Sequence[Record], plans: Mapping[str, Fields], names: Sequence[str]) -> bool:
-    return len({len(_grouped(records, plans, (name,))) for name in names}) == 1
+def _as_many(records: Sequence[Record], plans: Mapping[str, Fields], *chosen: Key) -> bool:
+    return len({len(_grouped(records, plans, fields)) for fields in chosen}) == 1
 
 
 def _grouped(records: Sequence[Record], plans: Mapping[str, Fields], fields: Key) -> dict[Settings, list[Record]]:

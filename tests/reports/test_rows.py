@@ -83,11 +83,17 @@ def test_telling_apart_twice_changes_nothing(make_record: Make) -> None:
         ({"targets": "attention"}, ("on attention", "on encoder")),
         ({"clip_norm": 1.0}, ("", "clip norm 1")),
         ({"method_config": {"rank": 8}}, ("", "alpha 16")),
+        ({"variant": "equal memory", "batch_size": 32}, ("", "equal memory")),
     ],
 )
 def test_a_row_is_named_by_what_differs(changes: dict[str, object], words: tuple[str, str], make_record: Make) -> None:
     found = titles([make_record(), make_record(**changes)])
     assert sorted(found) == sorted(", ".join(filter(None, ("LoRA", word))) for word in words)
+
+
+def test_a_variants_name_that_does_not_tell_all_apart_is_one_word_of_several(make_record: Make) -> None:
+    found = titles([make_record(), make_record(variant="study"), make_record(variant="study", state_bits=8)])
+    assert sorted(found) == ["LoRA, 32 bit", "LoRA, 32 bit, study", "LoRA, 8 bit, study"]
 
 
 def test_epochs_name_a_row_where_every_task_has_its_own_number_of_steps(make_record: Make) -> None:

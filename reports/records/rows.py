@@ -214,7 +214,10 @@ def _usual(rows: Mapping[Settings, Sequence[Record]]) -> Settings:
     def unusual(row: Settings) -> int:
         return sum(value != _default(field) for field, value in zip(row.fields, row.values, strict=True))
 
-    return min(rows, key=lambda row: (-len(rows[row]), unusual(row), row.name))
+    def changed(row: Settings) -> int:
+        return len(rows[row][0].plan.training.model_dump(exclude_defaults=True))
+
+    return min(rows, key=lambda row: (-len(rows[row]), unusual(row), changed(row), row.name))
 
 
 def _default(field: str) -> str:

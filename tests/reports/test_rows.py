@@ -96,6 +96,12 @@ def test_a_variants_name_that_does_not_tell_all_apart_is_one_word_of_several(mak
     assert sorted(found) == ["LoRA, 32 bit", "LoRA, 32 bit, study", "LoRA, 8 bit, study"]
 
 
+def test_of_named_variants_the_one_nearest_to_the_defaults_keeps_the_role(make_record: Make) -> None:
+    rows = [make_record(variant="a", precision="bf16"), make_record(variant="b"), make_record(variant="c", tf32=True)]
+    looks = {entry.title: entry.slot for record in told_apart(rows) for entry in record.catalogue.methods[-1:]}
+    assert [title for title, slot in looks.items() if slot is not None] == ["LoRA, b"]
+
+
 def test_epochs_name_a_row_where_every_task_has_its_own_number_of_steps(make_record: Make) -> None:
     records = [
         make_record(task, steps=steps * epochs, epochs=float(epochs))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from baselines.shared import targets
 from results.lab import Counted, DeviceKind, MemoryCell, Parts, Precision, Setting
 from results.schema import Layer, Peak
 from suites.config import method_config
-from suites.lab import splice, step
+from suites.lab import loops, splice, step
 from suites.lab.networks import Network
 from suites.lab.quantised import keep_in_four_bits
 from suites.measure import allocator, live
@@ -318,7 +318,7 @@ class Lab:
 
     def _track_finish(self, model: nn.Module, optimizer: Optimizer) -> Trace:
         step.give_gradients(optimizer)
-        return track(model, optimizer, lambda: apply_gradients(optimizer), look_into_foreign=False)
+        return loops.said_again(track(model, optimizer, lambda: apply_gradients(optimizer), look_into_foreign=False))
 
     def _half(self, setting: Setting) -> Half:
         bits = setting.state_bits if setting.per_layer else None
@@ -415,11 +415,15 @@ class Lab:
     def _without_values(self) -> AbstractContextManager[Counter[str]]:
         return without_values()
 
-    def _rules(self) -> AbstractContextManager[None]:
-        return cuda_rules() if self.device == "cuda" else nullcontext()
+    def _rules(self) -> ExitStack:
+        stack = ExitStack()
+        stack.enter_context(loops.short())
+        if self.device == "cuda":
+            stack.enter_context(cuda_rules())
+        return stack
 
     def _track(self, model: nn.Module, optimizer: Optimizer | None, run: Callable[[], None]) -> Trace:
-        return track(model, optimizer, run, look_into_foreign=False, blocks=blocks_of(model))
+        return loops.said_again(track(model, optimizer, run, look_into_foreign=False, blocks=blocks_of(model)))
 
     def _trace_evaluation(self, setting: Setting, layers: int | None) -> Half:
         batch = self.network.batch(setting.batch, setting.sequence)

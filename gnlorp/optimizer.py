@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from gnlorp.checks import OPTIONS, check_group, check_names, check_state, is_sharded, needed_layout, whole
@@ -140,7 +141,7 @@ class GradNormLoRPAdamW(Optimizer):
             self._hook_group(len(self.param_groups) - 1)
 
     # Outside of graphs, as what it does depends on values: whether gradients are finite, and where a basis is due.
-    @torch._disable_dynamo
+    @_disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Do one step, or with per-layer updates close the backward pass; return the closure's loss.

@@ -25,8 +25,8 @@ class ResizeRefused:
         """Raise RuntimeError that says what to do."""
         raise RuntimeError(
             f"{RESIZE}: {self.layer} is one of the model's embeddings or its head, which would be made anew without "
-            "its factors; call it before attach, or merge the model first (gnlorp.merge), resize, attach again, and make a "
-            "new optimizer"
+            "its factors; call it before attach, or merge the model first (gnlorp.merge), resize, attach again, and "
+            "make a new optimizer"
         )
 
 

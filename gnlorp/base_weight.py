@@ -35,6 +35,12 @@ def spans(rows: int, width: int) -> Iterator[slice]:
         yield slice(start, min(rows, start + step))
 
 
+alike_spans = spans
+"""The same, for loops each of whose rounds but the first and the last does what the one before did."""
+token_spans = spans
+"""The same, for loops over tokens whose rounds leave nothing behind: how many there are depends on the batch alone."""
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype in which norms are summed: float64 for float64, else float32."""
     return torch.promote_types(dtype, torch.float32)
@@ -55,7 +61,7 @@ def quantise(weight_OI: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     rows, device = len(weight_OI), weight_OI.device
     bytes_O = torch.empty(rows, *width, dtype=torch.int8 if bits == 8 else torch.uint8, device=device)
     scale_O = torch.empty(rows, *scales, dtype=torch.float32, device=device)
-    for c in spans(*weight_OI.shape):
+    for c in alike_spans(*weight_OI.shape):
         row_cI = weight_OI[c].float()
         if bits == 8:
             scale_O[c] = row_cI.abs().amax(1) / 127
@@ -120,19 +126,26 @@ class BaseWeight:
 
     def chunks(self, dtype: torch.dtype) -> Iterator[slice]:
         """Yield the rows that are read at once: all of them where nothing has to be converted."""
-        if self.scale_O is None and self.weight_OI.dtype == dtype:
+        if self._needs_no_cast(dtype):
             yield slice(0, self.weight_OI.shape[0])
         else:
-            yield from spans(self.weight_OI.shape[0], self.inputs or self.weight_OI.shape[1])
+            yield from alike_spans(self.weight_OI.shape[0], self._width)
+
+    def _needs_no_cast(self, dtype: torch.dtype) -> bool:
+        return self.scale_O is None and self.weight_OI.dtype == dtype
+
+    @property
+    def _width(self) -> int:
+        return self.inputs or self.weight_OI.shape[1]
 
     def apply(self, x: Tensor, bias_O: Tensor | None) -> Tensor:
         """Return x W0^T + b, (..., O), in x's dtype."""
         bias_O = None if bias_O is None else bias_O.to(x.dtype)
-        chunks = list(self.chunks(x.dtype))
-        if len(chunks) == 1:
-            return F.linear(x, self.rows(chunks[0], x.dtype), bias_O)
-        y = x.new_empty(*x.shape[:-1], self.weight_OI.shape[0])
-        for c in chunks:
+        outputs = self.weight_OI.shape[0]
+        if self._needs_no_cast(x.dtype) or len(list(spans(outputs, self._width))) == 1:
+            return F.linear(x, self.rows(slice(0, outputs), x.dtype), bias_O)
+        y = x.new_empty(*x.shape[:-1], outputs)
+        for c in self.chunks(x.dtype):
             y[..., c] = F.linear(x, self.rows(c, x.dtype), None if bias_O is None else bias_O[c])
         return y
 

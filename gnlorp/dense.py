@@ -7,14 +7,15 @@ O out, I in, T tokens, c a chunk of rows. torch's parametrization of the same ke
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gnlorp.base_weight import BaseWeight, accumulation_dtype, row_square_norms, spans
+from gnlorp.base_weight import BaseWeight, accumulation_dtype, alike_spans, row_square_norms, token_spans
+from gnlorp.surgery import not_scriptable
 from gnlorp.weight_norm import no_autocast, shared_cast, tracing
 
 
@@ -46,7 +47,7 @@ class _NormLinear(torch.autograd.Function):
             weight_grad_OI, raw_O = torch.empty_like(weight_OI), m_O.new_empty(len(m_O), dtype=high)
             norm_O = row_square_norms(weight_OI).sqrt_()
             gain_O = torch.where(norm_O > 0, m_O / norm_O, 0.0)
-            for c in spans(*weight_OI.shape):
+            for c in alike_spans(*weight_OI.shape):
                 dense_cI, rows_cI = grad_TO[:, c].T @ cast_TI, base.rows(c, grad_TO.dtype)
                 raw_O[c] = (dense_cI * rows_cI).sum(1, dtype=high)
                 radial_c = torch.where(norm_O[c] > 0, raw_O[c] / norm_O[c].square(), 0.0)
@@ -57,7 +58,7 @@ class _NormLinear(torch.autograd.Function):
             x_grad = None
             if ctx.needs_input_grad[0]:
                 x_grad_TI = torch.empty_like(cast_TI)
-                for t in spans(*grad_TO.shape):
+                for t in token_spans(*grad_TO.shape):
                     base.pull(grad_TO[t] * gain_O.to(grad_TO.dtype), x_grad_TI[t], add=False)
                 x_grad = x_grad_TI.to(ctx.x_dtype).view(cast.shape)
             bias_grad = None
@@ -98,6 +99,9 @@ class NormLinear(nn.Module):
             x, shared_cast(x, dtype), self.direction, self.bias, self.magnitude
         )
         return y
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        not_scriptable(self)
 
     @property
     def weight(self) -> Tensor:

@@ -9,7 +9,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from functools import partial
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from torch.utils.weak import TensorWeakRef
 from gnlorp.base_weight import BaseWeight, accumulation_dtype, quantise, row_square_norms
 from gnlorp.checks import is_sharded, whole
 from gnlorp.dropout import draw_seed
+from gnlorp.surgery import guard_resize, not_scriptable
 from gnlorp.weight_norm import (
     Options,
     composed,
@@ -203,6 +204,9 @@ class NormLowRankLinear(nn.Module):
         self._renew_norms()
         return self
 
+    def __prepare_scriptable__(self) -> NoReturn:
+        not_scriptable(self)
+
     def get_extra_state(self) -> Tensor:
         """Return whether "auto" keeps the output: 0 not known yet, 1 yes, 2 no."""
         return torch.tensor({None: 0, True: 1, False: 2}[self._keeps_output], dtype=torch.uint8)
@@ -274,7 +278,8 @@ def attach(
     A target is a full module name, the end of one at a dot ("query", "output.dense"), or either with wildcards
     ("layers.*.mlp.*_proj"). A layer that the model holds under several names stays one layer. Only the weights of the
     replaced layers are frozen, with other linear layers that share them; nothing else in the model changes, and hooks
-    on a replaced layer act on the new one. The options are the layer's.
+    on a replaced layer act on the new one. A transformers model whose head is replaced refuses
+    `resize_token_embeddings` until it is merged. The options are the layer's.
 
     Raises: ValueError where a target matches no linear layer, the rank is above the smaller side of one, its weight is
         shared with another kind of module (a tied embedding) or has been offloaded; nothing is replaced then.
@@ -309,6 +314,7 @@ def attach(
             layer._owns_weight |= len(holders[id(base.weight)]) == 1
             _carry_hooks(base, layer)
         model.set_submodule(name, made[id(base)])
+    guard_resize(model, NormLowRankLinear)
     return names
 
 
@@ -322,6 +328,7 @@ def merge(model: nn.Module) -> nn.Module:
             if id(module) not in made:
                 made[id(module)] = module.merge()
             model.set_submodule(name, made[id(module)])
+    guard_resize(model, NormLowRankLinear)
     return model
 
 

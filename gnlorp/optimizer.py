@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.optim import Optimizer
 
 from gnlorp.checks import OPTIONS, check_group, check_names, check_state, is_sharded, needed_layout, whole
@@ -73,10 +74,11 @@ class GradNormLoRPAdamW(Optimizer):
     noise_floor: with side "both", entries of R under this part of its largest one (at least one rounding of the
         basis's dtype) are 0, since right after a refresh they are rounding noise.
 
-    A step in which a gradient has a NaN or an Inf, or is too large for its second moment (about 6e20 in float32), is
-    skipped whole and counted in `skipped_steps`; after `max_skips` in a row `Diverged` is raised. `last_refreshed`
-    tells whether the last step fitted a basis, `last_gradient_norm` the norm over all gradients of the last step, None
-    before the first. `refresh_gap` and `set_refresh_gap` read and set the gap of every projected group,
+    A step in which a gradient has a NaN or an Inf, or is too large for its second moment, is skipped whole and counted
+    in `skipped_steps`; after `max_skips` in a row `Diverged` is raised. Too large: (1 - b2) g^2 is above 3.4e38 in
+    float32, so g above 5.8e20 by default, g an entry, of a projected gradient its norm. `last_refreshed` tells whether
+    the last step fitted a basis, `last_gradient_norm` the norm over all gradients of the last step, None before the
+    first. `refresh_gap` and `set_refresh_gap` read and set the gap of every projected group,
     `supports_per_layer` tells whether `per_layer` is possible.
 
     Parameters may be sharded by FSDP2's `fully_shard`: see `gnlorp.sharded`, and its `placement` for the dimension.
@@ -138,9 +140,14 @@ class GradNormLoRPAdamW(Optimizer):
         if self._hooks:
             self._hook_group(len(self.param_groups) - 1)
 
+    # Outside of graphs, as what it does depends on values: whether gradients are finite, and where a basis is due.
+    @_disable_dynamo
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Do one step, or with per-layer updates close the backward pass; return the closure's loss.
+
+        What `torch.compile` makes of a function that calls it leaves the graph for it; one whole graph of it there is
+        none (`fullgraph=True` says so).
 
         Raises: Diverged after `max_skips` skipped steps in a row; ValueError for a sparse gradient.
         """

@@ -19,7 +19,15 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from gnlorp import dropout
-from gnlorp.base_weight import BaseWeight, accumulation_dtype, add_product, row_square_norms, spans
+from gnlorp.base_weight import (
+    BaseWeight,
+    accumulation_dtype,
+    add_product,
+    alike_spans,
+    row_square_norms,
+    spans,
+    token_spans,
+)
 
 
 def product_norms(
@@ -45,7 +53,7 @@ def product_norms(
     inner_RI, wide_RI = in_RI.to(dtype), in_RI.to(high)
     gram_RR = wide_RI @ wide_RI.T
     norm_O, inverse_O = torch.empty_like(base_square_O), torch.empty_like(base_square_O)
-    for c in spans(out_OR.shape[0], max(in_RI.shape)):
+    for c in alike_spans(out_OR.shape[0], max(in_RI.shape)):
         a_cR = out_OR[c].to(high)
         low_cR = (a_cR @ gram_RR).mul_(scaling)  # s A (B B^T)
         low_square_c = (low_cR * a_cR).sum(1).mul_(scaling)  # s^2 rowsum(A (B B^T) * A)
@@ -297,7 +305,8 @@ def _token_spans(cast_TI: Tensor, options: Options) -> Iterator[slice]:
     if options.probability == 0:
         yield slice(0, len(cast_TI))
     else:
-        yield from spans(*cast_TI.shape)
+        # What is kept of each chunk makes rounds unlike one another.
+        yield from (spans if options.keep_hidden else alike_spans)(*cast_TI.shape)
 
 
 def _by_rows(
@@ -316,7 +325,7 @@ def _by_rows(
     out_sum_OR = torch.empty(out_OR.shape, dtype=high, device=grad_TO.device)
     in_sum_RI = torch.zeros(in_RI.shape, dtype=high, device=grad_TO.device)
     raw_O = torch.empty_like(gain_O)
-    for c in spans(out_OR.shape[0], in_RI.shape[1]):
+    for c in alike_spans(out_OR.shape[0], in_RI.shape[1]):
         dense_cI = grad_TO[:, c].T @ cast_TI
         out_sum_OR[c] = narrow(dense_cI, inner_RI.T)  # G B^T
         in_sum_RI += gained_OR[c].T @ dense_cI  # (diag(gain) A)^T G
@@ -343,7 +352,7 @@ def _by_formed_rows(
     out_sum_OR = torch.empty(out_OR.shape, dtype=high, device=grad_TO.device)
     in_sum_RI = torch.zeros(in_RI.shape, dtype=high, device=grad_TO.device)
     raw_O, norm_O, gain_O = (magnitude_O.new_empty(len(magnitude_O), dtype=high) for _ in range(3))
-    for c in spans(out_OR.shape[0], in_RI.shape[1]):
+    for c in alike_spans(out_OR.shape[0], in_RI.shape[1]):
         dense_cI = grad_TO[:, c].T @ cast_TI
         weight_cI = torch.addmm(base.rows(c, dtype), out_OR[c].to(dtype), inner_RI, alpha=options.scaling)
         norm_O[c], inverse_c, gain_c = _formed_norms(weight_cI, magnitude_O[c])
@@ -375,7 +384,7 @@ def _by_tokens(
     dtype, high = grad_TO.dtype, gain_O.dtype
     inner_RI, gained_OR = in_RI.to(dtype), (gain_O[:, None] * out_OR).to(dtype)
     out_sum_OR = in_sum_RI = raw_O = None
-    for index, t in enumerate(spans(*cast_TI.shape)):
+    for index, t in enumerate(alike_spans(*cast_TI.shape)):
         g_tO, x_tI = grad_TO[t], cast_TI[t]
         response_tO = base.apply(x_tI, None) if y_TO is None else y_TO[t]
         raw_O = _plus(raw_O, torch.mul(response_tO, g_tO, out=response_tO if y_TO is None else None).sum(0, dtype=high))
@@ -417,7 +426,7 @@ def _input_gradient(
     torch.mm(hidden_grad_TR.mul_(options.scaling), inner_RI, out=into_TI)
     if keep_TI is not None:
         into_TI.mul_(keep_TI)
-    for t in spans(*grad_TO.shape):
+    for t in token_spans(*grad_TO.shape):
         base.pull(grad_TO[t] * gain_O.to(grad_TO.dtype), into_TI[t], add=True)
 
 
@@ -440,7 +449,7 @@ def _subtract_radial(
     mix_RR = torch.zeros(len(in_RI), len(in_RI), dtype=high, device=in_RI.device)
     pull_O = radial_O * -scaling
     out_grad_OR.addcmul_(pull_O[:, None], image_OR)
-    for c in spans(out_OR.shape[0], max(in_RI.shape)):
+    for c in alike_spans(out_OR.shape[0], max(in_RI.shape)):
         a_cR = out_OR[c].to(high)
         pulled_cR = pull_O[c, None] * a_cR
         mix_RR.addmm_(pulled_cR.T, a_cR)

@@ -11,7 +11,8 @@ from baselines.method import Work
 from baselines.registry import checked_name, get_method
 from baselines.shared import targets
 from results.lab import Setting
-from suites.lab.lab import TARGETS, Lab, plain_config
+from suites.lab.halves import TARGETS
+from suites.lab.lab import Lab, plain_config
 from suites.lab.networks import Network
 from suites.run.rounding import REST_BYTES
 

@@ -23,14 +23,17 @@ from torch import nn
 from baselines.method import Placement
 from baselines.shared import targets
 from results.lab import Setting
-from suites.lab import lines, splice
+from suites.lab import lines, loops, splice
 from suites.lab.lab import Lab
 from suites.lab.lines import CATEGORIES, ROWS, Line
 from suites.measure import allocator, live
-from suites.measure.predict import without_values
+from suites.measure.predict import fake_mode, without_values
 from suites.measure.tracker import Category, Trace
 from suites.models import block_list
+from suites.suite import Batch
 
+SHOWN = 2
+"""The layer that is traced beside the one before it, where all between first and last are of a kind, to see that so."""
 Shared = dict[Hashable, Line | None]
 
 
@@ -69,20 +72,24 @@ class Composed:
         self._shared = shared
         self._kinds = lab.network.kinds
         self._held: dict[int, allocator.Held] = {}
+        # A model of the fewest layers that has had a step, for batches that are traced by themselves.
+        self._settled: list[nn.Module] = []
         batches = {rows: lab.batches(self._at(rows)) for rows in (1, *ROWS)}
         with torch.device("meta"):
             plain = lab.network.model(self._chosen)
         self.left_out = targets.left_out(plain, setting.targets) if lab.placement(plain).targets else ()
-        with without_values() as rules:
+        self._fakes = fake_mode()
+        with without_values(self._fakes) as rules, loops.short():
             model, placement = lab.changed(setting, self._chosen)
             self._key: tuple[Hashable, ...] = (structure(model), lab.method.settles, lab.precision, *self._sharing())
             self.placement = placement
             if not setting.per_layer and self._key not in shared:
-                one, *two = [
-                    lab.trace_backward(model, batches[rows], rules, settled=rows > 1).trace for rows in (1, *ROWS)
-                ]
-                shared[self._key] = self._deep(*two)
-                shared[(*self._key, 1, False)] = self._deep(one, one)
+                one = self._backward(model, batches[1], rules, 1)
+                shared[(*self._key, 1, False)] = self._deep(one, one, self._chosen)
+                shared[self._key] = None
+                if lines.grows_straight(one):
+                    two = [self._backward(model, batches[rows], rules, rows) for rows in ROWS]
+                    shared[self._key] = self._deep(two[0], two[1], self._chosen)
             self.rest = self._rest(model, placement, rules)
 
     @cached_property
@@ -94,6 +101,12 @@ class Composed:
         between = [self._kinds.index(kind, 1, last) for kind in dict.fromkeys(self._kinds[1:last])]
         return sorted({0, *between, *((1, 2) if len(between) == 1 else ()), last})
 
+    @cached_property
+    def _fewest(self) -> list[int] | None:
+        """The layers without the one that only shows that layers of one kind do the same."""
+        alike = len(set(self._kinds[1:-1])) == 1
+        return None if self._chosen is None else [at for at in self._chosen if not (alike and at == SHOWN)]
+
     def _sharing(self) -> tuple[Hashable, ...]:
         setting = self.setting
         own = (setting.method, setting.config, setting.state_bits) if setting.per_layer else ()
@@ -102,16 +115,21 @@ class Composed:
     def _at(self, rows: int) -> Setting:
         return self.setting.model_copy(update={"batch": rows})
 
-    def _deep(self, first: Trace, second: Trace) -> Line | None:
+    def _deep(self, first: Trace, second: Trace, chosen: Sequence[int] | None) -> Line | None:
         """Return the changes of all layers from those of some, at two batches; None where they are not of that form."""
         try:
             line = lines.line_of(first, second)
-            if self._chosen is not None:
-                order = splice.arrange(first, self._chosen, self._kinds)
+            if chosen is not None:
+                order = splice.arrange(first, chosen, self._kinds)
                 line = lines.handed_on(line, first).at(order)
         except splice.NotPeriodicError:
             return None
         return line.changes()
+
+    def _backward(self, model: nn.Module, batches: list[Batch], rules: Counter[str], rows: int) -> Trace:
+        # A single batch does not say how its bytes grow with the tokens.
+        with loops.few(rows * self.setting.sequence, collapse=rows in ROWS):
+            return self.lab.trace_backward(model, batches, rules, settled=rows > 1).trace
 
     def _rest(self, model: nn.Module, placement: Placement, rules: Counter[str]) -> Rest:
         """Return what the whole model holds, from two shallow ones where a layer more says itself again."""
@@ -162,45 +180,56 @@ class Composed:
         key = (*self._key, rows, refresh)
         found = self._shared.get(key)
         if found is None and self._chosen is not None and key not in self._shared:
-            trace = self._traced(rows, refresh, self._chosen)
-            found = self._deep(trace, trace)
+            trace = self._traced(rows, refresh, self._fewest)
+            found = self._deep(trace, trace, self._fewest)
         if found is None:
-            trace = self._traced(rows, refresh, None)
+            trace = self._whole_traced(rows, refresh)
             found = lines.line_of(trace, trace).changes()
         self._shared[key] = found
         return found
 
     def _traced(self, rows: int, refresh: bool, layers: Sequence[int] | None) -> Trace:
-        half = self.lab.trace_half(self._at(rows), layers)
+        if self.setting.per_layer:
+            return self._whole_traced(rows, refresh, layers)
+        batches = self.lab.batches(self._at(rows))
+        with loops.few(rows * self.setting.sequence, collapse=False), without_values(self._fakes) as rules:
+            settled = bool(self._settled)
+            if not settled:
+                self._settled.append(self.lab.changed(self.setting, layers)[0])
+            return self.lab.trace_backward(self._settled[0], batches, rules, settled).trace
+
+    def _whole_traced(self, rows: int, refresh: bool, layers: Sequence[int] | None = None) -> Trace:
+        with loops.few(rows * self.setting.sequence, collapse=False):
+            half = self.lab.trace_half(self._at(rows), layers)
         trace = half.refresh if refresh else half.trace
         assert trace is not None
         return trace
 
     def tensor_bytes(self, rows: int) -> int:
         """Return the highest sum of tensors in a step of `rows` rows, one that refreshes bases included."""
-        return max(int(np.cumsum(line.sizes(rows)).max()) for line in self._steps(rows))
+        return max(int(np.cumsum(step.bytes).max()) for step in self._steps(rows))
 
     def parts(self, rows: int) -> dict[Category, int]:
         """Return the bytes by category at the moment of that sum."""
-        line = max(self._steps(rows), key=lambda each: int(np.cumsum(each.sizes(rows)).max()))
-        sizes = line.sizes(rows)
-        end = int(np.cumsum(sizes).argmax()) + 1
+        step = max(self._steps(rows), key=lambda each: int(np.cumsum(each.bytes).max()))
+        end = int(np.cumsum(step.bytes).argmax()) + 1
         sums = np.zeros(len(CATEGORIES), dtype=np.int64)
-        np.add.at(sums, line.category[:end], sizes[:end])
+        np.add.at(sums, step.category[:end], step.bytes[:end])
         return dict(zip(CATEGORIES, sums.tolist(), strict=True))
 
     def held(self, rows: int) -> allocator.Held:
         """Return the peaks of a step of `rows` rows under a device's allocator, a refresh included."""
         if rows not in self._held:
             found = [
-                allocator.replay(zip(line.storage.tolist(), line.sizes(rows).tolist(), strict=True))
-                for line in self._steps(rows)
+                allocator.replay(zip(step.storage.tolist(), step.bytes.tolist(), strict=True))
+                for step in self._steps(rows)
             ]
             self._held[rows] = allocator.Held(*map(max, zip(*found, strict=True)))
         return self._held[rows]
 
-    def _steps(self, rows: int) -> list[Line]:
-        return [line for line in (self.step(rows), self.step(rows, refresh=True)) if line is not None]
+    def _steps(self, rows: int) -> list[lines.Batch]:
+        found = (self.step(rows), self.step(rows, refresh=True))
+        return [line.at_batch(rows, self.setting.sequence) for line in found if line is not None]
 
 
 def structure(model: nn.Module) -> str:
@@ -210,7 +239,7 @@ def structure(model: nn.Module) -> str:
         own = {
             key: value for key, value in vars(module).items() if isinstance(value, (bool, int, float, str, dict, tuple))
         }
-        plain = {key: repr(value) for key, value in own.items() if not key.startswith("_")}
+        plain = {key: _decides(value) for key, value in own.items() if not key.startswith("_")}
         tensors = [
             (key, tuple(tensor.shape), str(tensor.dtype), tensor.requires_grad)
             for held in (module._parameters, module._buffers)
@@ -219,6 +248,15 @@ def structure(model: nn.Module) -> str:
         ]
         said.append(f"{name} {type(module).__module__}.{type(module).__qualname__} {plain} {tensors}")
     return "\n".join(said)
+
+
+def _decides(value: object) -> str:
+    """Return what of a plain setting decides what is computed: of a factor only whether it is 0 or 1."""
+    if isinstance(value, float):
+        return repr(value) if value in (0.0, 1.0) else "a factor"
+    if isinstance(value, dict):
+        return repr({key: _decides(each) for key, each in value.items()})
+    return repr(value)
 
 
 def _extended(fewer: Rest, more: Rest, times: int) -> Rest:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -32,13 +32,49 @@ def print_answers(
         raise ValueError(f"limit {fits!r}: must be above 0 (such as 24GiB)")
     names = split(models)
     shares = [(name, methods, asked, limit, offline) for name in names]
-    found = list(in_processes(_answered, [(index, *share) for index, share in enumerate(shares)], usable_cpus(), 1))
-    answers = [each for _, each in sorted(found, key=lambda pair: pair[0])]
+    answers = _in_order(
+        in_processes(_answered, [(index, *each) for index, each in enumerate(shares)], usable_cpus(), 1), names
+    )
     if as_json:
         console.file.write("[" + ",\n".join(each.model_dump_json() for each in answers) + "]\n")
         return
     for each in answers:
         print_answer(console, each, fits)
+    if len(answers) > 1:
+        console.print(overview(answers, fits))
+
+
+def _in_order(found: Iterable[tuple[int, FitsAnswer]], names: Sequence[str]) -> list[FitsAnswer]:
+    """Return the answers in the order of their models; where there are several, say on stderr which has come."""
+    said = Console(stderr=True)
+    answers: dict[int, FitsAnswer] = {}
+    for index, each in found:
+        answers[index] = each
+        if len(names) > 1:
+            said.print(f"{len(answers)}/{len(names)} {each.model}: {each.seconds:.0f} s", markup=False)
+    return [answers[index] for index in sorted(answers)]
+
+
+def overview(answers: Sequence[FitsAnswer], fits: str) -> Table:
+    """Return one table of all models: a row a method, and whether it fits with which largest batch by the expected
+    estimate."""
+    table = Table(Column("method", no_wrap=True), *(each.model for each in answers))
+    table.title = f"within {fits}: whether it fits, largest batch (expected)"
+    table.title_justify = "left"
+    for rows in zip(*(each.rows for each in answers), strict=True):
+        table.add_row(rows[0].title, *("-" if row.refused is not None else brief(row) for row in rows))
+    return table
+
+
+def brief(row: FitsRow) -> str:
+    """Return whether a method fits and its largest batch by the expected estimate."""
+    return f"{verdict(row)}, {row.estimates['expected'].largest_batch:,}"
+
+
+def verdict(row: FitsRow) -> str:
+    """Return by which of the estimates a method fits, in a word."""
+    low, expected, high = (row.estimates[each].fits for each in ESTIMATES)
+    return "yes" if high else "likely" if expected else "perhaps" if low else "no"
 
 
 def _answered(
@@ -97,7 +133,6 @@ def question(found: FitsAnswer, fits: str) -> list[str]:
 def cells(row: FitsRow) -> list[str]:
     """Return the cells of a method after its name."""
     low, expected, high = (row.estimates[each] for each in ESTIMATES)
-    verdict = "yes" if high.fits else "likely" if expected.fits else "perhaps" if low.fits else "no"
     batches = " / ".join(f"{each.largest_batch:,}" if each.largest_batch else "none" for each in (low, expected, high))
     return [
         f"{row.trains} ({_large(row.trained_parameters)})",
@@ -105,7 +140,7 @@ def cells(row: FitsRow) -> list[str]:
         _gib(row.gradient_bytes),
         f"{_gib(row.state_bytes)} {state_words(row)}",
         f"{_gib(expected.asked_bytes)} ({_gib(low.asked_bytes)} to {_gib(high.asked_bytes)})",
-        verdict,
+        verdict(row),
         batches,
     ]
 

@@ -1,60 +1,36 @@
 """The lab: a method's ledger at any size, batch and setting, over tensors without values, on a laptop.
 
-A step is traced in halves. Forward and backward run on four layers and are said again for the rest (`splice`); the
-optimizer's half runs on the whole model. What settings share is traced once.
+A step is traced in halves (`suites.lab.halves`). Forward and backward run on four layers and are said again for the
+rest (`splice`); the optimizer's half runs on the whole model. What settings share is traced once.
 """
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import nn
 
-from baselines.method import AdamSettings, Placement, Work, set_refresh_gap
+from baselines.method import Placement
 from baselines.registry import get_method
 from baselines.shared import targets
-from results.lab import Counted, DeviceKind, MemoryCell, Parts, Precision, Setting
+from results.lab import Counted, MemoryCell, Parts, Setting
 from results.schema import Layer, Peak
-from suites.config import method_config
-from suites.lab import splice, step
+from suites.lab import splice
+from suites.lab.halves import Half, Halves
 from suites.lab.networks import Network
-from suites.lab.quantised import keep_in_four_bits
 from suites.measure import allocator, live
-from suites.measure.cuda import cuda_rules
-from suites.measure.formula import Rest, formula_of, is_plain, quantises, rest_of
+from suites.measure.formula import Rest, formula_of, quantises, rest_of
 from suites.measure.ledger import outside_formula
-from suites.measure.predict import without_values
-from suites.measure.tracker import Category, Phase, Trace, peak_of, track, track_load
-from suites.models import blocks_of, checkpoint_activations
-from suites.recompute import recompute
-from suites.run.distributed import ALONE
-from suites.run.loop import apply_gradients
-from suites.run.per_layer import PerLayer
-from suites.run.rounding import Rounding, Updates, take_step
-from suites.suite import Batch
+from suites.measure.tracker import Category, Phase, Trace, peak_of, track_load
 
-NEVER = 10**9
-TARGETS = "attention+mlp"
 PHASES: tuple[Phase, ...] = ("forward", "backward", "optimizer")
 STATIC: tuple[Category, ...] = ("parameter", "buffer", "optimizer")
-
-
-@dataclass(frozen=True)
-class Half:
-    """The trace of forward and backward (or, with per-layer updates, of the whole step) at full depth."""
-
-    trace: Trace
-    refresh: Trace | None
-    layers: int | None
-    rules: Counter[str]
 
 
 @dataclass(frozen=True)
@@ -72,19 +48,7 @@ class Whole:
     outside: dict[str, int]
 
 
-@dataclass(frozen=True)
-class Finished:
-    """An optimizer that has stepped, what its steps took, and the sizes of the single tensors at rest."""
-
-    optimizer: Optimizer
-    gradient_bytes: int
-    finish: Trace
-    refresh: Trace | None
-    sizes: Mapping[Category, Sequence[int]]
-    rules: Counter[str]
-
-
-class Lab:
+class Lab(Halves):
     """One network under one method at one rank and precision; `cell` answers for any setting of the rest.
 
     `widths` are the widths of the state that will be asked for: they share one model. `config` are settings of the
@@ -97,35 +61,10 @@ class Lab:
         ValueError: from every member, for settings that do not fit the network.
     """
 
-    def __init__(
-        self,
-        network: Network,
-        method: str,
-        rank: int,
-        precision: Precision = "fp32",
-        widths: Sequence[int] = (32,),
-        config: Mapping[str, Any] | None = None,
-        device: DeviceKind = "cpu",
-        updates: Updates = "nearest",
-        work: Work | None = None,
-        target_set: str = TARGETS,
-        base_bits: Literal[4] | None = None,
-    ) -> None:
-        self.network = network
-        self.trains_rest = network.language_model and work != "fine-tuning"
-        self.target_set = target_set
-        self.base_bits = base_bits
-        self.updates = updates
-        self.device = device
-        self.method = get_method(method)
-        self.rank = rank
-        self.widths = tuple(widths)
-        for width in self.widths:
-            self.method.check_width(width)
-        self.precision = precision
-        self.config = method_config(method, rank, config or {})
-        self.group = ALONE
-        self._kept: dict[tuple[object, ...], Half] = {}
+    @cached_property
+    def _kept(self) -> dict[tuple[object, ...], Half]:
+        """The halves at full depth that have been asked for."""
+        return {}
 
     def cell(self, setting: Setting) -> MemoryCell:
         """Return the ledger of one setting."""
@@ -199,52 +138,6 @@ class Lab:
         found = formula_of(self.method, self.config, layers, rest, state_bits, dtype, self.updates)
         return Counted(**{name: getattr(found, name) for name in Counted.model_fields})
 
-    def build(self, layers: int | Sequence[int] | None = None) -> tuple[nn.Module, Placement]:
-        """Return the model with the method attached, made as a run makes it."""
-        model = self._plain(layers)
-        placement = self.placement(model)
-        self.method.attach(model, placement, self.config)
-        return model, placement
-
-    def _plain(self, layers: int | Sequence[int] | None) -> nn.Module:
-        model = self.network.model(layers)
-        model = model.to(torch.bfloat16) if self.precision == "bf16" else model
-        if self.base_bits is not None:
-            keep_in_four_bits(model)
-        return model
-
-    def share(self, model: nn.Module, where: Placement) -> None:
-        """Share a model out over processes, in place, once all else is done to it; here there is one."""
-
-    def changed(self, setting: Setting, layers: int | Sequence[int] | None = None) -> tuple[nn.Module, Placement]:
-        """Return the model as `build` makes it, with what the setting changes of it."""
-        model, placement = self.build(layers)
-        if setting.checkpointing:
-            checkpoint_activations(model)
-        recompute(model, setting.recompute)
-        self.share(model, placement)
-        return model, placement
-
-    def placement(self, model: nn.Module) -> Placement:
-        """Return where the method works in a model that it has not changed yet."""
-        if is_plain(self.method, self.config) and not targets.linear_layers(model):
-            return Placement((), tuple(name for name, _ in model.named_parameters()))
-        return targets.place(model, self.target_set, self.trains_rest, train_head=not self.network.language_model)
-
-    def optimizer(self, model: nn.Module, placement: Placement, state_bits: int) -> Optimizer:
-        """Return the method's optimizer."""
-        made = self.method.optimizer(model, placement, AdamSettings(1e-3, state_bits=state_bits), self.config)
-        if self.updates != "nearest":
-            Rounding(made, self.updates, seed=0)
-        return made
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the loss of a micro-batch."""
-        low = torch.autocast("cpu", torch.bfloat16) if self.precision == "bf16-autocast" else nullcontext()
-        with low:
-            found: Tensor = model(**batch).loss
-        return found
-
     @cached_property
     def _shapes(self) -> tuple[list[Layer], dict[str, Rest]]:
         with torch.device("meta"):
@@ -287,25 +180,6 @@ class Lab:
         )
         return Whole(count, found.sizes, found.finish, found.refresh, found.rules, outside_formula(optimizer))
 
-    def finished(self, model: nn.Module, placement: Placement, state_bits: int, rules: Counter[str]) -> Finished:
-        """Trace the optimizer's half of a step, a plain one and one that refreshes bases, within `without_values`."""
-        optimizer = self.optimizer(model, placement, state_bits)
-        step.give_gradients(optimizer)
-        gradient_bytes = live.gradient_bytes(model)
-        take_step(optimizer)
-        set_refresh_gap(optimizer, NEVER)
-        rules.clear()
-        finish = self._track_finish(model, optimizer)
-        used = Counter(rules)
-        refreshes = set_refresh_gap(optimizer, 1)
-        refresh = self._track_finish(model, optimizer) if refreshes else None
-        sizes: dict[Category, Sequence[int]] = {
-            "parameter": _sizes(model.parameters()),
-            "buffer": _sizes(model.buffers()),
-            "optimizer": _sizes(tensor for _, tensor in live.held_tensors(optimizer, model)),
-        }
-        return Finished(optimizer, gradient_bytes, finish, refresh, sizes, used)
-
     def _adapter_bytes(self, model: nn.Module) -> int:
         return live.weight_bytes(model) - self._original_bytes()
 
@@ -315,10 +189,6 @@ class Lab:
         if quantises(self.method, self.config, self._shapes[0]):
             return self.formula(32).weight_bytes - self.formula(32).adapter_bytes
         return self._parameters * (2 if self.precision == "bf16" else 4)
-
-    def _track_finish(self, model: nn.Module, optimizer: Optimizer) -> Trace:
-        step.give_gradients(optimizer)
-        return track(model, optimizer, lambda: apply_gradients(optimizer), look_into_foreign=False)
 
     def _half(self, setting: Setting) -> Half:
         bits = setting.state_bits if setting.per_layer else None
@@ -348,93 +218,6 @@ class Lab:
             return None
         return Half(whole, refresh, layers, shallow.rules)
 
-    def trace_half(self, setting: Setting, layers: int | Sequence[int] | None) -> Half:
-        """Trace forward and backward, per layer the whole step, of a model of some layers, or of all."""
-        # Made outside: a batch has values.
-        batches = self.batches(setting)
-        with self._without_values() as rules:
-            model, placement = self.changed(setting, layers)
-            if setting.per_layer:
-                return self._trace_per_layer(model, placement, setting, batches, rules)
-            return self.trace_backward(model, batches, rules)
-
-    def batches(self, setting: Setting) -> list[Batch]:
-        """Return the micro-batches of a step."""
-        return [self.network.batch(setting.batch, setting.sequence) for _ in range(setting.accumulation)]
-
-    def trace_backward(
-        self, model: nn.Module, batches: Sequence[Batch], rules: Counter[str], settled: bool = False
-    ) -> Half:
-        """Trace forward and backward of a prepared model, within `without_values`; `settled`: it has had a step."""
-        run = self._run(model, batches, [])
-        with self._rules():
-            if self.method.settles and not settled:
-                run()
-                rules.clear()
-            model.zero_grad(set_to_none=True)
-            return Half(self._track(model, None, run), None, None, Counter(rules))
-
-    def _run(self, model: nn.Module, batches: Sequence[Batch], held: list[Tensor]) -> Callable[[], None]:
-        def run() -> None:
-            held[:] = [step.forward_backward(model, batches, self.loss)]
-
-        return run
-
-    def _trace_per_layer(
-        self, model: nn.Module, placement: Placement, setting: Setting, batches: Sequence[Batch], rules: Counter[str]
-    ) -> Half:
-        held: list[Tensor] = []
-        run = self._run(model, batches, held)
-        with self._rules():
-            return self._traced_updates(model, placement, setting, run, held, rules)
-
-    def _traced_updates(
-        self, model: nn.Module, placement: Placement, setting: Setting, run: Callable[[], None], held: list[Tensor],
-        rules: Counter[str],
-    ) -> Half:  # fmt: skip
-        if self.method.settles:
-            run()
-        optimizer = self.optimizer(model, placement, setting.state_bits)
-        step.give_gradients(optimizer)
-        take_step(optimizer)
-        optimizer.zero_grad(set_to_none=True)
-        refreshes = set_refresh_gap(optimizer, NEVER)
-        updates = PerLayer(optimizer, setting.accumulation, group=self.group)
-        rules.clear()
-
-        def update() -> None:
-            run()
-            updates.finish()
-
-        trace = self._track(model, optimizer, update)
-        used = Counter(rules)
-        held.clear()
-        set_refresh_gap(optimizer, 1)
-        return Half(trace, self._track(model, optimizer, update) if refreshes else None, None, used)
-
-    def _without_values(self) -> AbstractContextManager[Counter[str]]:
-        return without_values()
-
-    def _rules(self) -> AbstractContextManager[None]:
-        return cuda_rules() if self.device == "cuda" else nullcontext()
-
-    def _track(self, model: nn.Module, optimizer: Optimizer | None, run: Callable[[], None]) -> Trace:
-        return track(model, optimizer, run, look_into_foreign=False, blocks=blocks_of(model))
-
-    def _trace_evaluation(self, setting: Setting, layers: int | None) -> Half:
-        batch = self.network.batch(setting.batch, setting.sequence)
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        with self._without_values() as rules, self._rules():
-            # Blocks that are checkpointed keep nothing in an evaluation, nor do others.
-            model, _ = self.changed(setting.model_copy(update={"checkpointing": False}), layers)
-            model.eval()
-
-            @torch.no_grad()
-            def run() -> None:
-                self.loss(model, batch) if self.network.language_model else model(**inputs)
-
-            return Half(self._track(model, None, run), None, None, Counter(rules))
-
 
 def plain_config(network: Network, method: str) -> dict[str, Any]:
     """Return where a method's settings differ here from its own: pre-training has no dropout, as in C4's profiles."""
@@ -449,11 +232,6 @@ def parts_of(peak: Peak) -> Parts:
 
 def _statics(count: Counted) -> dict[Category, int]:
     return {"parameter": count.weight_bytes, "buffer": count.buffer_bytes, "optimizer": count.state_bytes}
-
-
-def _sizes(tensors: Iterable[Tensor]) -> list[int]:
-    found = {storage._cdata: storage.nbytes() for tensor in tensors for storage in live.storages(tensor)}
-    return list(found.values())
 
 
 def _joined(half: Trace, finish: Trace) -> Trace:

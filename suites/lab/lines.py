@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gnlorp.base_weight import spans
+from suites.lab.loops import Tokens
 from suites.lab.splice import NotPeriodicError, new_spans
-from suites.measure.tracker import Category, Trace
+from suites.measure.tracker import Category, Note, Trace
 
 Column = NDArray[np.int64]
 ROWS = (2, 3)
@@ -18,20 +21,45 @@ CATEGORIES: tuple[Category, ...] = get_args(Category)
 KEPT: tuple[Category, ...] = ("parameter", "buffer", "optimizer", "gradient")
 """Tensors that one half of a step leaves to the other: named by what they are, so that either half can free them."""
 HANDED, LATER = 1 << 40, 1 << 50
+WIDEST, ALIKE = 1 << 32, 3
+
+
+class Batch(NamedTuple):
+    """Changes of a step of one batch in the order of time: storage, bytes, category by place in `CATEGORIES`."""
+
+    storage: Column
+    bytes: Column
+    category: Column
 
 
 class Line(NamedTuple):
-    """Changes in the order of time: storage, bytes a + b rows, category by place in `CATEGORIES`, whether at start."""
+    """Changes in the order of time: storage, bytes a + b rows, category by place in `CATEGORIES`, whether at start.
+
+    `loop`: 0, or of what `loops.few` has run once over all tokens the loop's number and width (`loop_of`).
+    """
 
     storage: Column
     fixed: Column
     per_row: Column
     category: Column
     start: Column
+    loop: Column
 
-    def sizes(self, rows: int) -> Column:
-        """Return the bytes of each change at a batch of `rows`."""
-        return self.fixed + rows * self.per_row
+    def at_batch(self, rows: int, length: int) -> Batch:
+        """Return the changes at a batch of `rows` rows of `length` tokens, loops over tokens chunk by chunk."""
+        sizes = self.fixed + rows * self.per_row
+        if not self.loop.any():
+            return Batch(self.storage, sizes, self.category)
+        edges = [0, *(np.flatnonzero(np.diff(self.loop)) + 1).tolist(), len(sizes)]
+        places, found = [], []
+        for start, end in pairwise(edges):
+            stretch = np.arange(start, end)
+            for chunk in _chunks(int(self.loop[start]), rows, length):
+                places.append(stretch)
+                per_token = self.per_row[stretch] // length
+                found.append(sizes[stretch] if chunk is None else self.fixed[stretch] + chunk * per_token)
+        place = np.concatenate(places)
+        return Batch(self.storage[place], np.concatenate(found), self.category[place])
 
     def at(self, index: Sequence[int] | Column) -> Line:
         """Return the changes at these places."""
@@ -57,19 +85,58 @@ def line_of(first: Trace, second: Trace) -> Line:
         raise NotPeriodicError("two batches differ in more than sizes")
     rows = []
     names: dict[int, int] = {}
-    for event, other in zip(first.events, second.events, strict=True):
+    within = loops_of(first)
+    for event, other, loop in zip(first.events, second.events, within, strict=True):
         if event.storage is None:
-            rows.append((0, 0, 0, 0, 0))
+            rows.append((0, 0, 0, 0, 0, 0))
             continue
         category = first.categories[event.storage]
         code, start = CATEGORIES.index(category), event.phase == "start"
         name = names.setdefault(event.storage, name_of(category, event.delta_bytes) or event.storage + 1)
         if start and category in KEPT:
-            rows.append((name, 0, 0, code, 1))
+            rows.append((name, 0, 0, code, 1, 0))
             continue
         per_row = (other.delta_bytes - event.delta_bytes) // (ROWS[1] - ROWS[0])
-        rows.append((name, event.delta_bytes - ROWS[0] * per_row, per_row, code, int(start)))
-    return Line(*np.array(rows, dtype=np.int64).reshape(-1, 5).T.copy())
+        rows.append((name, event.delta_bytes - ROWS[0] * per_row, per_row, code, int(start), loop))
+    return Line(*np.array(rows, dtype=np.int64).reshape(-1, 6).T.copy())
+
+
+def grows_straight(trace: Trace) -> bool:
+    """Whether no loop over tokens hands something on from round to round, so that batches differ in sizes alone."""
+    return all(isinstance(note.what, Tokens) and note.what.begins is not None for note in trace.notes)
+
+
+def loops_of(trace: Trace) -> list[int]:
+    """Return of each event the loop over tokens that it lies in, by number and width; 0 for none.
+
+    Raises:
+        NotPeriodicError: one leaves something behind, so that how often it runs is not for its chunks' lengths to say.
+    """
+    found = [0] * len(trace.events)
+    begun: Note | None = None
+    for number, note in enumerate(trace.notes, 1):
+        assert isinstance(note.what, Tokens)
+        if begun is not None and not note.what.begins:
+            stretch = slice(begun.event, note.event)
+            left = Counter[int | None]()
+            for event in trace.events[stretch]:
+                left[event.storage] += event.delta_bytes
+            if any(left.values()):
+                raise NotPeriodicError("a loop over tokens leaves something behind")
+            found[stretch] = [number * WIDEST + note.what.width] * (note.event - begun.event)
+        begun = note if note.what.begins else None
+    return found
+
+
+def _chunks(loop: int, rows: int, length: int) -> list[int | None]:
+    """Return the lengths of a loop's chunks, what lies between the first `ALIKE` and the last left out; None: no loop.
+
+    Chunks as long as one another, each gone before the next, take the blocks that the one before them took.
+    """
+    if loop == 0:
+        return [None]
+    found = [chunk.stop - chunk.start for chunk in spans(rows * length, loop % WIDEST)]
+    return [*found[: min(ALIKE, len(found) - 1)], found[-1]]
 
 
 def name_of(category: Category, size: int) -> int:
@@ -141,12 +208,12 @@ def _kind(change: tuple[int, ...]) -> Hashable:
 def at_rest(sizes: Mapping[Category, Sequence[int]]) -> Line:
     """Return the tensors that a step begins with as changes at the start."""
     rows = [
-        (name_of(category, size), size, 0, CATEGORIES.index(category), 1)
+        (name_of(category, size), size, 0, CATEGORIES.index(category), 1, 0)
         for category, found in sizes.items()
         for size in found
         if size
     ]
-    return Line(*np.array(rows, dtype=np.int64).reshape(-1, 5).T.copy())
+    return Line(*np.array(rows, dtype=np.int64).reshape(-1, 6).T.copy())
 
 
 def joined(rest: Line, half: Line, finish: Line | None) -> Line:

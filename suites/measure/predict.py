@@ -81,12 +81,21 @@ def predict_step_peak(
     return Prediction(peak_of(trace), phases, dict(used), held(trace))
 
 
-@contextmanager
-def without_values() -> Iterator[Counter[str]]:
-    """Make new tensors without values inside the context; yield how often each rule stood in for a missing one."""
+def fake_mode() -> FakeTensorMode:
+    """Return what makes tensors without values; those of one live in its contexts alone."""
     fakes = FakeTensorMode(allow_non_fake_inputs=True)
     # Otherwise a compiled kernel that is handed a tensor without values reads address zero and ends the process.
     fakes._allow_unsafe_data_ptr_access = False
+    return fakes
+
+
+@contextmanager
+def without_values(fakes: FakeTensorMode | None = None) -> Iterator[Counter[str]]:
+    """Make new tensors without values inside the context; yield how often each rule stood in for a missing one.
+
+    `fakes`: of an earlier context, whose tensors can then be used again.
+    """
+    fakes = fakes or fake_mode()
     rules = _Rules(fakes)
     with torch.random.fork_rng(devices=[]), _nothing_to_draw(), fakes, rules:
         yield rules.used

@@ -57,6 +57,13 @@ class Mark(NamedTuple):
     block: int
 
 
+class Note(NamedTuple):
+    """The event index at which `note` was called, and with what."""
+
+    event: int
+    what: object
+
+
 @dataclass(frozen=True)
 class Trace:
     """What happened during one call: the events (those of phase "start" first), and what each storage was."""
@@ -64,6 +71,13 @@ class Trace:
     events: tuple[Event, ...]
     categories: Mapping[int, Category]
     marks: tuple[Mark, ...] = ()
+    notes: tuple[Note, ...] = ()
+
+
+def note(what: object) -> None:
+    """Let a trace that is being made, if one is, say that this was the moment of something."""
+    if _watching:
+        _watching[-1].note(what)
 
 
 def peak_of(trace: Trace, phase: Phase | None = None) -> Peak:
@@ -187,13 +201,19 @@ class Recorder(TorchDispatchMode):
         self._modules = 0
         self._steps = 0
         self._marks: list[Mark] = []
+        self._notes: list[Note] = []
 
     def trace(self) -> Trace:
         """End the log and return it; what a storage became outranks what it was created as."""
         self._live.clear()
         start = len(self._before)
         marks = tuple(mark._replace(event=start + mark.event) for mark in self._marks)
-        return Trace((*self._before, *self._during), {**self._created, **self._owned}, marks)
+        notes = tuple(note._replace(event=start + note.event) for note in self._notes)
+        return Trace((*self._before, *self._during), {**self._created, **self._owned}, marks, notes)
+
+    def note(self, what: object) -> None:
+        """Keep what happens now."""
+        self._notes.append(Note(len(self._during), what))
 
     def own(self, tensors: Owned) -> None:
         """Say what tensors are; ones never seen before are taken to have existed from the start."""
@@ -207,6 +227,8 @@ class Recorder(TorchDispatchMode):
         with ExitStack() as stack:
             stack.enter_context(self._watching_sizes())
             stack.enter_context(_unseen_waits())
+            _watching.append(self)
+            stack.callback(_watching.pop)
             for index, block in enumerate(blocks):
                 for handle in self._mark_hooks(block, index):
                     stack.callback(handle.remove)
@@ -346,6 +368,9 @@ class Recorder(TorchDispatchMode):
             if result is not NotImplemented:
                 return result
         return func(*args, **kwargs)
+
+
+_watching: list[Recorder] = []
 
 
 def hook_first(parameter: Tensor, arrived: Callable[[Tensor], None]) -> torch.utils.hooks.RemovableHandle:

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModel
 from typer.testing import CliRunner
 
+import gnlorp.base_weight
 from baselines.registry import methods
 from results.lab import FitsAnswer, Setting
 from results.schema import Peak
@@ -141,6 +142,14 @@ def test_so_they_do_where_bases_are_refreshed(method: str) -> None:
 )
 def test_so_they_do_in_every_mode(changes: dict[str, Any]) -> None:
     check_composed(tiny("llama"), "full", asked(precision="bf16", **changes), 1, 2, 5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["galore_norm", "gradnormlorp"])
+def test_so_they_do_where_tokens_are_gone_through_in_chunks(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Two and three rows of 16 tokens are one chunk of the widest matrix; five and twenty rows are several.
+    monkeypatch.setattr(gnlorp.base_weight, "CHUNK_ELEMENTS", 3 * 16 * 48)
+    check_composed(tiny("llama"), method, asked(precision="bf16"), 1, 2, 5, 20)
 
 
 @pytest.mark.slow

@@ -18,7 +18,8 @@ from baselines.registry import methods
 from results.lab import MemoryCell, Parts, Setting
 from results.schema import TrainingPlan
 from suites.lab import splice, step
-from suites.lab.lab import NEVER, PHASES, Lab, parts_of
+from suites.lab.halves import NEVER
+from suites.lab.lab import PHASES, Lab, parts_of
 from suites.lab.networks import find_network
 from suites.measure import live
 from suites.measure.ledger import cell_ledger

@@ -17,7 +17,8 @@ from results.lab import MemoryCell, Parts, Setting
 from results.schema import TrainingPlan
 from suites.lab.asked import Asked
 from suites.lab.asked import lab_of as lab_asked
-from suites.lab.lab import NEVER, PHASES, parts_of
+from suites.lab.halves import NEVER
+from suites.lab.lab import PHASES, parts_of
 from suites.lab.networks import find_network
 from suites.lab.share import ShardedLab
 from suites.measure import live

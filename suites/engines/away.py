@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ class Away:
 
     `slots`: runs at a time.
     `check`: (store, runtime, nonce) -> None; says what people should know of the nodes, or raises ValueError.
+    `detach`: hand over and come back, with the records of a later command to come.
     """
 
     engine: Engine
@@ -34,6 +36,7 @@ class Away:
     slots: int
     say: Say
     check: Callable[[Path, Runtime, str], None] = lambda store, runtime, nonce: None
+    detach: bool = False
 
     def __call__(
         self,
@@ -57,7 +60,7 @@ class Away:
                 Task(plan, runtime, store, predicted.get(key), (reserved or {}).get(key), self.resources, nonce)
                 for plan, key in ((plan, plan.hash()) for plan in plans)
             ]
-            return follow(tasks, self.engine, listen, self.retries, self.say).records
+            return follow(tasks, self.engine, listen, self.retries, self.say, detach=self.detach).records
         finally:
             if not self.engine.outlives:
                 (store / NONCE).unlink(missing_ok=True)
@@ -104,7 +107,9 @@ def size_of_a_run(runtime: Runtime, gpus_per_run: float | None) -> Resources:
 
 
 @contextmanager
-def on_ray(runtime: Runtime, address: str | None, gpus_per_run: float | None, retries: int, say: Say) -> Iterator[Away]:
+def on_ray(
+    runtime: Runtime, address: str | None, gpus_per_run: float | None, retries: int, say: Say, pack: bool = False
+) -> Iterator[Away]:
     """Connect to Ray, and say what it has.
 
     Raises:
@@ -130,6 +135,37 @@ def on_ray(runtime: Runtime, address: str | None, gpus_per_run: float | None, re
             say(f"{store} is not shared with {nodes}: records come back from there; a lost one starts anew")
 
         yield Away(engine, size, retries, capacity.slots, say, check)
+
+
+@contextmanager
+def on_slurm(
+    runtime: Runtime, store: Path, settings: Mapping[str, str], retries: int, say: Say, detach: bool = False
+) -> Iterator[Away]:
+    """Look at SLURM's partitions, and say what the chosen one has.
+
+    Raises:
+        ValueError: submitit or SLURM is not here, a setting or partition that does not exist, or no node that could
+            ever take a run.
+    """
+    from suites.engines import queue
+
+    queue.minutes(settings.get("time", "1"))
+    cpus = queue.cpus_of(settings)
+    if importlib.util.find_spec("submitit") is None:
+        raise ValueError("--on slurm: submitit is not installed: pip install 'gnlorp[slurm]'")
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise ValueError("--on slurm: no sbatch is here: give the command on a login node of the cluster")
+    from suites.engines.on_slurm import SlurmEngine
+
+    size = size_of_a_run(runtime, None)
+    size = size if cpus is None else replace(size, cpus=cpus)
+    engine = SlurmEngine(store, settings)
+    capacity = engine.capacity(size)
+    say(
+        f"slurm: {capacity.where}; {capacity.slots} runs at a time were it empty, lost ones tried again {retries} "
+        "times at most"
+    )
+    yield Away(engine, size, retries, capacity.slots, say, detach=detach)
 
 
 def refuse_group(runtime: Runtime) -> None:

@@ -172,6 +172,7 @@ def follow(
     retries: int,
     say: Callable[[str], None] = lambda line: None,
     clock: Clock = Clock(),  # noqa: B008  frozen
+    detach: bool = False,
 ) -> Ended:
     """Hand `tasks` of one store to `engine`, follow them to their end, and return their records.
 
@@ -179,6 +180,7 @@ def follow(
         listen: told where each run stands, and its record.
         retries: how often one run may be lost and tried again.
         say: told in a line what people should know and no record says.
+        detach: hand over what is in nobody's hands, and come back at once: the engine outlives the command.
 
     Raises:
         ValueError: a node refuses a run, or another command follows runs of this store; all others are ended first.
@@ -192,7 +194,7 @@ def follow(
         try:
             for task in tasks:
                 hands.append(following.taken_up(task, retries))
-            while hands:
+            while hands and not detach:
                 for index in reversed(range(len(hands))):
                     after = following.step(hands[index])
                     hands[index : index + 1] = [] if after is None else [after]

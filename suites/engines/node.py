@@ -10,7 +10,7 @@ from pathlib import Path
 
 from results.schema import Record
 from results.store import FINAL, StoreError, read_record
-from suites.engines.engine import Gone, Task
+from suites.engines.engine import Cause, Gone, Task
 from suites.measure.environment import code_digest
 from suites.run.launch import launch
 from suites.run.worker import Event, record_path
@@ -63,7 +63,9 @@ def run_task(task: Task, tell: Tell) -> Gone:
         if record.status == "out_of_memory" and 0 < task.resources.gpus < 1:
             record_path(folder, task.plan).unlink()
             return Gone(record.error or "memory ran out", "crowded")
-        return Gone(record.error or record.status, "ended", None if shared else record)
+        # One that was told to make room has not ended: its state is saved, and it goes on elsewhere.
+        cause: Cause = "lost" if record.status == "interrupted" else "ended"
+        return Gone(record.error or record.status, cause, None if shared else record)
 
 
 def _launched(task: Task, folder: Path, tell: Tell) -> Record:

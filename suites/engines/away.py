@@ -15,6 +15,7 @@ from results.store import write_atomically
 from suites.engines.engine import Engine, Resources, Task
 from suites.engines.follow import follow
 from suites.engines.node import NONCE
+from suites.engines.packing import shares
 from suites.run.worker import Listener
 from suites.suite import Runtime
 
@@ -28,6 +29,7 @@ class Away:
     `slots`: runs at a time.
     `check`: (store, runtime, nonce) -> None; says what people should know of the nodes, or raises ValueError.
     `detach`: hand over and come back, with the records of a later command to come.
+    `sizes`: (plans, runtime) -> plan hash -> what a run is given where that is not `resources`.
     """
 
     engine: Engine
@@ -37,6 +39,7 @@ class Away:
     say: Say
     check: Callable[[Path, Runtime, str], None] = lambda store, runtime, nonce: None
     detach: bool = False
+    sizes: Callable[[Sequence[Plan], Runtime], Mapping[str, Resources]] = lambda plans, runtime: {}
 
     def __call__(
         self,
@@ -52,12 +55,23 @@ class Away:
         Raises:
             ValueError, Interrupted: as `follow`.
         """
+        if not plans:
+            return []
         store, runtime = store.resolve(), absolute(runtime)
         nonce = self._nonce(store)
         try:
             self.check(store, runtime, nonce)
+            sizes = self.sizes(plans, runtime)
             tasks = [
-                Task(plan, runtime, store, predicted.get(key), (reserved or {}).get(key), self.resources, nonce)
+                Task(
+                    plan,
+                    runtime,
+                    store,
+                    predicted.get(key),
+                    (reserved or {}).get(key),
+                    sizes.get(key, self.resources),
+                    nonce,
+                )
                 for plan, key in ((plan, plan.hash()) for plan in plans)
             ]
             return follow(tasks, self.engine, listen, self.retries, self.say, detach=self.detach).records
@@ -120,6 +134,8 @@ def on_ray(
     from suites.engines.on_ray import RayEngine, connected
 
     size = size_of_a_run(runtime, gpus_per_run)
+    if pack and runtime.device.type != "cuda":
+        raise ValueError("--pack: the runs are on the processor; --device cuda asks for GPUs")
     with connected(address):
         engine = RayEngine()
         capacity = engine.capacity(size)
@@ -134,7 +150,26 @@ def on_ray(
                 raise ValueError(f"{store} is not shared with {nodes}: saved models and trackers need a shared folder")
             say(f"{store} is not shared with {nodes}: records come back from there; a lost one starts anew")
 
-        yield Away(engine, size, retries, capacity.slots, say, check)
+        def packed(plans: Sequence[Plan], runtime: Runtime) -> Mapping[str, Resources]:
+            return packed_sizes(plans, runtime, *engine.gpus(), say)
+
+        away = Away(engine, size, retries, capacity.slots, say, check)
+        yield replace(away, sizes=packed) if pack else away
+
+
+def packed_sizes(
+    plans: Sequence[Plan], runtime: Runtime, gpus: int, gpu_bytes: int, say: Say
+) -> Mapping[str, Resources]:
+    """Return what each run is given where several share a GPU by their predicted memory, and say so."""
+    from suites.run.preflight import device_bytes
+
+    needs: Mapping[str, int | None] = {plan.hash(): None for plan in plans}
+    if len(plans) > gpus:
+        needs = {**needs, **device_bytes(plans, runtime)}
+    given = shares(needs, gpus, gpu_bytes)
+    together = sum(share < 1 for share in given.values())
+    say(f"packed: {together} of {len(plans)} runs share one of {gpus} GPUs of {gpu_bytes / 2**30:.1f} GiB")
+    return {key: Resources(1, share) for key, share in given.items()}
 
 
 @contextmanager

@@ -74,9 +74,14 @@ class _Following:
                     f"{task.plan.label}: was handed to {found.engine} ({found.handle}) before: go on with "
                     f"--on {found.engine}, or end it there and remove {task.store / journal.FOLDER}"
                 )
+            hand = _Hand(task, found.handle, found.earlier, retries)
             if not isinstance(self.engine.poll(found.handle), Gone):
                 self.say(f"{task.plan.label}: goes on as {found.handle}")
-                return _Hand(task, found.handle, found.earlier, retries)
+                return hand
+            # It may have come to its end since the command looked at what is missing.
+            record = self._record(hand)
+            if record is not None and record.status != "interrupted":
+                return hand
         return self.submitted(task, retries)
 
     def submitted(self, task: Task, retries: int) -> _Hand:

@@ -11,7 +11,7 @@ from pathlib import Path
 from results.schema import Record
 from results.store import FINAL, StoreError, read_record
 from suites.engines.engine import Cause, Gone, Task
-from suites.measure.environment import code_digest
+from suites.measure.environment import ROOT, code_digest, code_version
 from suites.run.launch import launch
 from suites.run.worker import Event, record_path
 
@@ -31,6 +31,15 @@ def check_code(expected: str, node: str) -> None:
     if found != expected:
         raise Refusal(
             f"node {node}: its code is another ({found}, the command's is {expected}): check out the same commit there"
+        )
+
+
+def check_commit(expected: str | None, node: str) -> None:
+    """Raise Refusal where the command's code has a commit and this node's is not known: its records would lack it."""
+    if expected is not None and code_version(ROOT)[0] is None:
+        raise Refusal(
+            f"node {node}: its copy of the code says no commit, and every record would lack it: clone the repository "
+            "there with .git (a working_dir of Ray is copied without)"
         )
 
 

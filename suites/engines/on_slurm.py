@@ -126,6 +126,10 @@ class SlurmEngine:
         # No accounting and no result: its supervisor is dead, or its last words are on their way. `follow` waits.
         return Gone(f"job {handle}: {queue.why(self._ask(('scontrol', 'show', 'job', handle, '-o')) or '')}", "ended")
 
+    def answers(self) -> bool:
+        """Whether the queue can be asked here."""
+        return self._queue() is not None
+
     def cancel(self, handle: str) -> None:
         self._ask(("scancel", handle))
         self._jobs = None

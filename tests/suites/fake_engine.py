@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -96,3 +97,13 @@ def usual(world: World, task: Task, second: int) -> State:
     if not record_path(task.store, task.plan).exists():
         write_record(task.store, record_of(task.plan))
     return Gone("ok", "ended")
+
+
+def facts(record: Record) -> dict[str, Any]:
+    """What two runs of a plan have in common on one machine: all but times, resident sets and where it went on."""
+    assert record.memory is not None
+    memory = record.memory.model_dump(exclude={"rss_peak_bytes", "rss_start_bytes"})
+    if memory["ledger"] is not None:
+        memory["ledger"]["gaps"] = [gap for gap in memory["ledger"]["gaps"] if "process growth" not in gap["name"]]
+    kept = record.model_dump(include={"plan_hash", "status", "evaluations", "curve", "final_digest", "engagement"})
+    return {**kept, "memory": memory, "threads": record.environment.threads}

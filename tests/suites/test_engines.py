@@ -198,6 +198,14 @@ def test_the_next_command_takes_up_what_the_engine_still_has(
     assert not list((tasks[0].store / journal.FOLDER).iterdir())
 
 
+def test_a_run_that_ends_while_the_next_command_begins_is_not_submitted_again(tasks: list[Task], told: Told) -> None:
+    """The command saw no record; by the time it asks the engine, the job is gone and the record is there."""
+    world = World(lambda world, task, second: usual(world, task, 9), outlives=True)
+    journal.note(tasks[0].store, tasks[0].plan, journal.Entry("fake", world.submit(tasks[0]), None))
+    ended = told.run(world, tasks[:1])
+    assert (len(world.submitted), len(ended.records), ended.lost) == (1, 1, {})
+
+
 def test_a_run_in_another_engines_hands_is_not_handed_over_again(tasks: list[Task], told: Told) -> None:
     journal.note(tasks[0].store, tasks[0].plan, journal.Entry("other", "17", None))
     world = World(usual, outlives=True)
@@ -291,6 +299,32 @@ def test_another_code_on_a_node_is_refused(tmp_path: Path) -> None:
     assert code_digest(tmp_path) == before
     (tmp_path / "suites" / "a.py").write_text("2")
     assert code_digest(tmp_path) != before
+
+
+def test_a_copy_of_the_code_without_its_commit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a working_dir of Ray is: the same code, so that its digest says nothing, and no .git."""
+    monkeypatch.setattr(node, "code_version", lambda root: (None, None))
+    node.check_commit(None, "a")
+    with pytest.raises(node.Refusal, match=r"node a: .*says no commit.*with \.git"):
+        node.check_commit("0" * 40, "a")
+    monkeypatch.setattr(node, "code_version", lambda root: ("1" * 40, False))
+    node.check_commit("0" * 40, "a")
+
+
+def test_a_node_that_joined_as_the_loopback_device_is_named() -> None:
+    assert cluster.loopback_nodes({"a": "10.0.0.1", "b": "127.0.0.1"}) == ["b"]
+    assert cluster.loopback_nodes({"a": "127.0.0.1", "b": "127.0.0.1"}) == []
+    assert cluster.loopback_nodes({"a": "10.0.0.1"}) == []
+
+
+def test_a_run_that_was_told_to_make_room_is_lost_and_has_not_ended(
+    tasks: list[Task], launched: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tasks[0].store / node.NONCE).write_text("abc")
+    record = record_of(tasks[0].plan, "interrupted", "asked to end by SIGTERM, after step 9")
+    monkeypatch.setattr(node, "launch", lambda *given: [record])
+    gone = node.run_task(replace(tasks[0], nonce="abc"), lambda *step: None)
+    assert gone == Gone("asked to end by SIGTERM, after step 9", "lost")
 
 
 def test_a_lock_is_waited_for_as_long_as_the_runtime_says(make_plan: Any, tmp_path: Path) -> None:

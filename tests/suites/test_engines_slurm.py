@@ -18,6 +18,7 @@ from suites.run.launch import launch
 from suites.run.worker import Event
 from suites.suite import Runtime
 from tests.suites import loopback_slurm
+from tests.suites.fake_engine import facts
 
 pytest.importorskip("submitit")
 found = loopback_slurm.programs()
@@ -56,14 +57,6 @@ def here(plans: list[Plan], runtime: Runtime, tmp_path_factory: pytest.TempPathF
     return launch(
         plans, replace(runtime, threads=1, workers=1), tmp_path_factory.mktemp("here"), {}, lambda event: None
     )
-
-
-def facts(record: Record) -> dict[str, Any]:
-    """What two runs of a plan have in common on one machine: all but times, resident sets and where it went on."""
-    assert record.memory is not None
-    memory = record.memory.model_dump(exclude={"rss_peak_bytes", "rss_start_bytes"})
-    kept = record.model_dump(include={"plan_hash", "status", "evaluations", "curve", "final_digest", "engagement"})
-    return {**kept, "memory": memory, "threads": record.environment.threads}
 
 
 def supervisor(handle: str) -> psutil.Process:
@@ -142,3 +135,26 @@ def test_a_preempted_job_is_queued_again_and_goes_on_from_what_it_saved(
     assert not [line for line in struck.lines if "tried again," in line]
     assert len(record.resumed_at) == 1
     assert struck.at[0] <= record.resumed_at[0] < STEPS
+
+
+def test_detached_jobs_are_taken_up_by_the_next_command(
+    plans: list[Plan], here: list[Record], slurm: dict[str, str], runtime: Runtime, tmp_path: Path
+) -> None:
+    from suites.engines.away import on_slurm
+    from suites.engines.status import note_asked, slurm_poll, standings
+
+    asked, lines = replace(runtime, threads=1, workers=1), []  # type: tuple[Runtime, list[str]]
+    note_asked(plans[1:], tmp_path, 1)
+    for _ in range(2):
+        with on_slurm(asked, tmp_path, SETTINGS, 0, lines.append, detach=True) as away:
+            assert away(plans[1:], asked, tmp_path, {}, lambda event: None) == []
+    (standing,) = standings(tmp_path, {"slurm": slurm_poll(tmp_path)})[0]
+    assert standing.state in ("queued", "running")
+    with on_slurm(asked, tmp_path, SETTINGS, 0, lines.append) as away:
+        engine: Any = away.engine
+        engine.pause_s = 1.0
+        (record,) = away(plans[1:], asked, tmp_path, {}, lambda event: None)
+    assert len([line for line in lines if "goes on as " in line]) == 2
+    assert len(list((tmp_path / ".jobs").glob("[0-9]*"))) == 1
+    (straight,) = [each for each in here if each.plan_hash == record.plan_hash]
+    assert facts(record) == facts(straight)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -52,11 +53,17 @@ def plans(make_plan: Any) -> list[Plan]:
 
 
 @pytest.fixture(scope="module")
-def here(plans: list[Plan], runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
-    """The same runs by this machine's launcher."""
-    return launch(
-        plans, replace(runtime, threads=1, workers=1), tmp_path_factory.mktemp("here"), {}, lambda event: None
-    )
+def here(runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Plan], Record]:
+    """A run by this machine's launcher, made once."""
+
+    @functools.cache
+    def run(key: str) -> Record:
+        store, plan = tmp_path_factory.mktemp("here"), Plan.model_validate_json(key)
+        (record,) = launch([plan], replace(runtime, threads=1, workers=1), store, {}, lambda event: None)
+        assert record.final_digest is not None
+        return record
+
+    return lambda plan: run(plan.model_dump_json())
 
 
 def supervisor(handle: str) -> psutil.Process:
@@ -102,21 +109,20 @@ class Struck:
 
 
 def test_runs_on_slurm_are_those_of_the_launcher_and_a_dead_supervisor_is_noticed(
-    plans: list[Plan], here: list[Record], slurm: dict[str, str], runtime: Runtime, tmp_path: Path
+    plans: list[Plan], here: Callable[[Plan], Record], slurm: dict[str, str], runtime: Runtime, tmp_path: Path
 ) -> None:
     asked = replace(runtime, threads=1, workers=1, checkpoint_steps=20)
     struck = Struck(plans, asked, tmp_path, lambda handle: supervisor(handle).kill())
     assert len(struck.at) == 1
     assert len([line for line in struck.lines if "tried again, 1 more" in line]) == 1, struck.lines
     assert [len(struck.handed[plan.hash()]) for plan in plans] == [2, 1]
-    for record in here:
-        assert record.final_digest is not None
-        assert facts(record) == facts(struck.records[record.plan_hash])
+    for plan in plans:
+        assert facts(here(plan)) == facts(struck.records[plan.hash()])
     assert struck.records[plans[0].hash()].resumed_at[0] >= 20
 
 
 def test_a_preempted_job_is_queued_again_and_goes_on_from_what_it_saved(
-    plans: list[Plan], here: list[Record], slurm: dict[str, str], runtime: Runtime, tmp_path: Path
+    plans: list[Plan], here: Callable[[Plan], Record], slurm: dict[str, str], runtime: Runtime, tmp_path: Path
 ) -> None:
     """No checkpoint is due by itself: what the run goes on from was saved on notice."""
 
@@ -128,8 +134,7 @@ def test_a_preempted_job_is_queued_again_and_goes_on_from_what_it_saved(
     struck = Struck(plans[:1], asked, tmp_path, preempt)
     assert len(struck.at) == 1
     (record,) = struck.records.values()
-    (straight,) = [each for each in here if each.plan_hash == record.plan_hash]
-    assert facts(record) == facts(straight)
+    assert facts(record) == facts(here(record.plan))
     # The same job, not another one: no try was used up.
     assert len(struck.handed[plans[0].hash()]) == 1
     assert not [line for line in struck.lines if "tried again," in line]
@@ -138,7 +143,7 @@ def test_a_preempted_job_is_queued_again_and_goes_on_from_what_it_saved(
 
 
 def test_detached_jobs_are_taken_up_by_the_next_command(
-    plans: list[Plan], here: list[Record], slurm: dict[str, str], runtime: Runtime, tmp_path: Path
+    plans: list[Plan], here: Callable[[Plan], Record], slurm: dict[str, str], runtime: Runtime, tmp_path: Path
 ) -> None:
     from suites.engines.away import on_slurm
     from suites.engines.status import note_asked, slurm_poll, standings
@@ -156,5 +161,4 @@ def test_detached_jobs_are_taken_up_by_the_next_command(
         (record,) = away(plans[1:], asked, tmp_path, {}, lambda event: None)
     assert len([line for line in lines if "goes on as " in line]) == 2
     assert len(list((tmp_path / ".jobs").glob("[0-9]*"))) == 1
-    (straight,) = [each for each in here if each.plan_hash == record.plan_hash]
-    assert facts(record) == facts(straight)
+    assert facts(record) == facts(here(record.plan))

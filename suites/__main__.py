@@ -428,7 +428,7 @@ def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False, a
     reserved = reserved_bytes(todo, predictions, runtime, there=away is not None)
     if todo and group.leads:
         check_writable(out)
-        if away is None:
+        if away is None or fresh:
             refuse_handed(todo, out)
         begin_anew(todo, out) if fresh else checkpoint.check_unchanged(out, todo)
         note_asked(todo, out, away.slots if away else runtime.workers)

@@ -184,7 +184,7 @@ def on_slurm(
     """
     from suites.engines import queue
 
-    queue.minutes(settings.get("time", "1"))
+    queue.limit_of(settings)
     cpus = queue.cpus_of(settings)
     if importlib.util.find_spec("submitit") is None:
         raise ValueError("--on slurm: submitit is not installed: pip install 'gnlorp[slurm]'")

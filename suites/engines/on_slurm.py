@@ -32,11 +32,8 @@ FOLDER = ".jobs"
 STEP = "step"
 STEP_EVERY_S = 2.0
 PATIENCE_S = 60.0
-NOTICE_S = 120
-"""How long before its time limit, or after the word of its preemption, a job has to save: what submitit asks for."""
 TIMEOUTS = 50
 """How often a job may reach its time limit and be queued again."""
-DEFAULT_TIME = "1-00:00:00"
 Ask = Callable[[Sequence[str]], str | None]
 
 
@@ -88,11 +85,11 @@ class SlurmEngine:
         cpus = task.resources.cpus
         executor.update_parameters(
             job_name=name,
-            time=queue.minutes(self._settings.get("time", DEFAULT_TIME)),
+            time=queue.limit_of(self._settings),
             cpus_per_task=cpus,
             # Since 22.05 a step no longer takes the number from its job.
             srun_args=[f"--cpus-per-task={cpus}"],
-            signal_delay_s=NOTICE_S,
+            signal_delay_s=queue.NOTICE_S,
             additional_parameters={"requeue": True},
             **given,
             **({"gpus_per_node": 1} if task.resources.gpus else {}),
@@ -185,7 +182,7 @@ class Serve:
         gone = run_task(replace(task, runtime=runtime), tell)
         if gone.cause == "lost":
             # The run was told to make room: SLURM ends this job soon and queues it again, unless it ends by itself.
-            time.sleep(NOTICE_S)
+            time.sleep(queue.NOTICE_S)
         return gone
 
     def checkpoint(self, *given: Any) -> Any:

@@ -18,6 +18,10 @@ WAITING = frozenset(
 AT_WORK = frozenset({"RUNNING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"})
 NEVER = frozenset({"PartitionConfig", "BadConstraints", "PartitionTimeLimit", "PartitionNodeLimit"})
 """Reasons to wait that do not go away by themselves."""
+NOTICE_S = 120
+"""How long before its time limit, or after the word of its preemption, a job has to save: what submitit asks for."""
+LEAST_MINUTES = 5
+DEFAULT_TIME = "1-00:00:00"
 SETTINGS = ("partition", "time", "mem", "cpus", "account", "qos", "constraint")
 """What `--slurm` takes, and the table `slurm` of a file of site defaults."""
 
@@ -159,3 +163,18 @@ def minutes(text: str) -> int:
         if found:
             return found
     raise ValueError(f"--slurm time={text}: must be minutes, H:MM:SS or D-HH:MM:SS, above 0 (such as 2:00:00)")
+
+
+def limit_of(settings: Mapping[str, str]) -> int:
+    """Return the time limit of a job in minutes.
+
+    Raises:
+        ValueError: of no form that SLURM takes, or so short that a job would be told to save as soon as it begins.
+    """
+    found = minutes(settings.get("time", DEFAULT_TIME))
+    if found < LEAST_MINUTES:
+        raise ValueError(
+            f"--slurm time={settings['time']}: must be at least {LEAST_MINUTES} minutes, since a run is told to save "
+            f"{NOTICE_S} s before (nearest allowed value: {LEAST_MINUTES})"
+        )
+    return found

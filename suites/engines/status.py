@@ -48,15 +48,15 @@ def note_asked(plans: Sequence[Plan], store: Path, slots: int) -> None:
 
 
 def refuse_handed(plans: Sequence[Plan], store: Path) -> None:
-    """Raise ValueError where an engine has a run in hand that is to be run here: it would be run twice."""
+    """Raise ValueError where an engine has a run in hand that is to be run here, or begun anew: it would run twice."""
     from suites.engines import journal
 
     for plan in plans:
         found = journal.entry(store, plan)
         if found is not None:
             raise ValueError(
-                f"{plan.label}: was handed to {found.engine} ({found.handle}): go on with --on {found.engine}, or end "
-                f"it there and remove {store / journal.FOLDER}"
+                f"{plan.label}: was handed to {found.engine} ({found.handle}): go on with --on {found.engine} and "
+                f"without --fresh, or end it there and remove {store / journal.FOLDER}"
             )
 
 

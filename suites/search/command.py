@@ -72,7 +72,7 @@ def tune(
     hunt = Hunt(made, runtime, away)
     while True:
         plans, todo = made.plans(hunt.round), made.undone(hunt.round)
-        if away is None:
+        if away is None or fresh:
             refuse_handed(todo, made.folder)
         note_asked(todo, made.folder, runtime.workers if away is None else away.slots)
         if fresh:

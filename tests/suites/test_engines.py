@@ -456,6 +456,7 @@ def test_away_hands_over_what_the_launcher_would_be_given(tasks: list[Task], tol
         (("--on", "slurm"), ("submitit is not installed", "pip install 'gnlorp[slurm]'")),
         (("--on", "slurm", "--slurm", "partitoin=gpu"), ("unknown setting of --slurm", "nearest: partition")),
         (("--on", "slurm", "--slurm", "time=never"), ("time=never", "H:MM:SS")),
+        (("--on", "slurm", "--slurm", "time=4"), ("time=4: must be at least 5 minutes", "nearest allowed value: 5")),
         (("--on", "slurm", "--slurm", "cpus=0"), ("cpus=0", "nearest allowed value: 1")),
         (("--on", "ray", "--retries=-1"), ("retries -1", "nearest allowed value: 0")),
         (("--on", "ray"), ("Ray is not installed", "pip install 'gnlorp[ray]'")),

@@ -129,6 +129,7 @@ def test_the_gate_hands_its_plans_over(world: World, site: Callable[[str], None]
     assert found == {("gate", "rte", "lora")}
 
 
+@pytest.mark.slow
 def test_tune_hands_its_rounds_over(world: World, site: Callable[[str], None]) -> None:
     """Every run is lost once and for all: none is handed over twice, and no choice is written."""
     world.script = lambda world, task, second: Gone("its node went away", "lost")
@@ -192,6 +193,7 @@ def test_packed_runs_are_handed_over_with_their_shares_and_a_crowded_one_runs_al
     assert {each.gpus for each in sizes(plans[:2], tasks[0].runtime).values()} == {1.0}
 
 
+@pytest.mark.slow
 def test_what_a_packed_run_needs_holds_its_refresh_and_its_evaluation(make_plan: Any, runtime: Runtime) -> None:
     """By a device's rules, without one: at least what a plain step reserves, and more where a refresh needs more."""
     on_gpu = replace(runtime, device=torch.device("cuda"), workers=1)

@@ -91,6 +91,7 @@ FEW = ("--seeds", "0,1", "--task", "cola", "--method", "lora", "--steps", "2", "
 WORDS = ("run", "glue", *FEW, "--set", "eval_rows=32", "--device", "cpu")
 
 
+@pytest.mark.slow
 def test_a_detached_command_hands_over_and_the_same_command_collects(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -118,6 +119,8 @@ def test_a_detached_command_hands_over_and_the_same_command_collects(
     here = call()
     assert here.exit_code == 2
     assert "was handed to slurm (job-1): go on with --on slurm" in here.stderr
+    anew = call("--on", "slurm", "--fresh")
+    assert (anew.exit_code, "without --fresh" in anew.stderr) == (2, True)
     world.script = lambda world, task, second: usual(world, task, 9)
     collected = call("--on", "slurm")
     assert collected.exit_code == 0, collected.output

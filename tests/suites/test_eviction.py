@@ -53,7 +53,7 @@ def goes_on(plan: Plan, runtime: Runtime, store: Path, straight: Record) -> None
     assert (again.curve, again.evaluations) == (straight.curve, straight.evaluations)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGUSR2, marks=pytest.mark.slow)])
 def test_a_run_that_is_told_to_end_saves_and_counts_as_lost(
     number: signal.Signals, plan: Plan, runtime: Runtime, straight: Record, tmp_path: Path
 ) -> None:
@@ -88,6 +88,7 @@ def test_a_launcher_that_is_told_to_end_has_its_runs_save(
     goes_on(plan, runtime, tmp_path, straight)
 
 
+@pytest.mark.slow
 def test_a_run_whose_launcher_is_killed_saves_where_it_stands(
     plan: Plan, runtime: Runtime, straight: Record, tmp_path: Path
 ) -> None:

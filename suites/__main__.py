@@ -16,6 +16,10 @@ from rich.console import Console
 from results import ending
 from suites.bf16_study import register as register_bf16_study
 from suites.engines.command import register as register_run
+from suites.engines.command import sayer
+from suites.engines.place import Place, opened, settled, takes_place
+from suites.engines.status import note_asked, refuse_handed
+from suites.engines.status import register as register_status
 from suites.gate.command import register as register_gate
 from suites.gpu.command import register as register_gpu_check
 from suites.lab.command import register as register_memory
@@ -146,8 +150,10 @@ def plan(options: Options) -> None:
 
 @app.command()
 @takes_options(fixed={"seeds": "0", "sweep": None, "save_model": "", "push_to_hub": ""}, defaults={"profile": "small"})
+@takes_place
 def tune(
     options: Options,
+    place: Place,
     trials: Annotated[
         int | None, typer.Option(help="points that every method is given in every round; default: the profile's")
     ] = None,
@@ -168,7 +174,10 @@ def tune(
     with one_line_errors():
         from suites.search import command
 
-        prepared = prepare(options, plans=False)
+        where = settled(place)
+        if where.detach:
+            raise ValueError("--detach: is for run and gate run, not for tune: a search hands out round after round")
+        prepared = prepare(options, plans=False, away=where.away)
 
         asked, runtime = prepared.request, prepared.runtime
         folder = command.folder_of(asked, options.out)
@@ -177,7 +186,8 @@ def tune(
             plans, todo, known, predicted = given
             show(plans, runtime, todo, known, predicted, folder)
 
-        failed = command.tune(console, asked, runtime, folder, trials, options.fresh, write, shown)
+        with opened(where, runtime, folder, sayer(console)) as away:
+            failed = command.tune(console, asked, runtime, folder, trials, options.fresh, write, shown, away)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -418,7 +428,10 @@ def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False, a
     reserved = reserved_bytes(todo, predictions, runtime, there=away is not None)
     if todo and group.leads:
         check_writable(out)
+        if away is None or fresh:
+            refuse_handed(todo, out)
         begin_anew(todo, out) if fresh else checkpoint.check_unchanged(out, todo)
+        note_asked(todo, out, away.slots if away else runtime.workers)
     show(plans, replace(runtime, workers=away.slots) if away else runtime, todo, known, predicted, out)
     if line := saved.without_model(plans, todo, out) if runtime.beside.model else None:
         console.print(line, style="yellow", markup=False)
@@ -430,6 +443,12 @@ def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False, a
     with ProgressListener(console, todo) as listener:
         run_all = away or (launch if group.size == 1 else launch_here)
         records = run_all(todo, runtime, out, predicted, listener, reserved)
+    if away is not None and away.detach:
+        console.print(
+            f"{len(todo)} runs are in the hands of {away.engine.name}; the same command collects", markup=False
+        )
+        console.print(f"python -m suites status {out}", markup=False)
+        return 0
     bad = [record for record in records if record.status != "ok"]
     not_well = len(todo) - len(records) + len(bad)
     console.print(f"{len(records) - len(bad)} runs ok" + (f", {not_well} not" if not_well else ""))
@@ -476,6 +495,7 @@ def begin_anew(plans: list[Plan], out: Path) -> None:
 
 register_memory(app, console, one_line_errors)
 register_gate(app, console, one_line_errors, start)
+register_status(app, console, one_line_errors)
 register_gpu_check(app, console, one_line_errors)
 register_padding(app, console, one_line_errors, prepare)
 register_bf16_study(app, console, one_line_errors, prepare, start)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import secrets
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from results.store import write_atomically
 from suites.engines.engine import Engine, Resources, Task
 from suites.engines.follow import follow
 from suites.engines.node import NONCE
+from suites.engines.packing import shares
 from suites.run.worker import Listener
 from suites.suite import Runtime
 
@@ -26,6 +28,8 @@ class Away:
 
     `slots`: runs at a time.
     `check`: (store, runtime, nonce) -> None; says what people should know of the nodes, or raises ValueError.
+    `detach`: hand over and come back, with the records of a later command to come.
+    `sizes`: (plans, runtime) -> plan hash -> what a run is given where that is not `resources`.
     """
 
     engine: Engine
@@ -34,6 +38,8 @@ class Away:
     slots: int
     say: Say
     check: Callable[[Path, Runtime, str], None] = lambda store, runtime, nonce: None
+    detach: bool = False
+    sizes: Callable[[Sequence[Plan], Runtime], Mapping[str, Resources]] = lambda plans, runtime: {}
 
     def __call__(
         self,
@@ -49,15 +55,26 @@ class Away:
         Raises:
             ValueError, Interrupted: as `follow`.
         """
+        if not plans:
+            return []
         store, runtime = store.resolve(), absolute(runtime)
         nonce = self._nonce(store)
         try:
             self.check(store, runtime, nonce)
+            sizes = self.sizes(plans, runtime)
             tasks = [
-                Task(plan, runtime, store, predicted.get(key), (reserved or {}).get(key), self.resources, nonce)
+                Task(
+                    plan,
+                    runtime,
+                    store,
+                    predicted.get(key),
+                    (reserved or {}).get(key),
+                    sizes.get(key, self.resources),
+                    nonce,
+                )
                 for plan, key in ((plan, plan.hash()) for plan in plans)
             ]
-            return follow(tasks, self.engine, listen, self.retries, self.say).records
+            return follow(tasks, self.engine, listen, self.retries, self.say, detach=self.detach).records
         finally:
             if not self.engine.outlives:
                 (store / NONCE).unlink(missing_ok=True)
@@ -104,7 +121,9 @@ def size_of_a_run(runtime: Runtime, gpus_per_run: float | None) -> Resources:
 
 
 @contextmanager
-def on_ray(runtime: Runtime, address: str | None, gpus_per_run: float | None, retries: int, say: Say) -> Iterator[Away]:
+def on_ray(
+    runtime: Runtime, address: str | None, gpus_per_run: float | None, retries: int, say: Say, pack: bool = False
+) -> Iterator[Away]:
     """Connect to Ray, and say what it has.
 
     Raises:
@@ -115,6 +134,8 @@ def on_ray(runtime: Runtime, address: str | None, gpus_per_run: float | None, re
     from suites.engines.on_ray import RayEngine, connected
 
     size = size_of_a_run(runtime, gpus_per_run)
+    if pack and runtime.device.type != "cuda":
+        raise ValueError("--pack: the runs are on the processor; --device cuda asks for GPUs")
     with connected(address):
         engine = RayEngine()
         capacity = engine.capacity(size)
@@ -129,7 +150,57 @@ def on_ray(runtime: Runtime, address: str | None, gpus_per_run: float | None, re
                 raise ValueError(f"{store} is not shared with {nodes}: saved models and trackers need a shared folder")
             say(f"{store} is not shared with {nodes}: records come back from there; a lost one starts anew")
 
-        yield Away(engine, size, retries, capacity.slots, say, check)
+        def packed(plans: Sequence[Plan], runtime: Runtime) -> Mapping[str, Resources]:
+            return packed_sizes(plans, runtime, *engine.gpus(), say)
+
+        away = Away(engine, size, retries, capacity.slots, say, check)
+        yield replace(away, sizes=packed) if pack else away
+
+
+def packed_sizes(
+    plans: Sequence[Plan], runtime: Runtime, gpus: int, gpu_bytes: int, say: Say
+) -> Mapping[str, Resources]:
+    """Return what each run is given where several share a GPU by their predicted memory, and say so."""
+    from suites.run.preflight import device_bytes
+
+    needs: Mapping[str, int | None] = {plan.hash(): None for plan in plans}
+    if len(plans) > gpus:
+        needs = {**needs, **device_bytes(plans, runtime)}
+    given = shares(needs, gpus, gpu_bytes)
+    together = sum(share < 1 for share in given.values())
+    say(f"packed: {together} of {len(plans)} runs share one of {gpus} GPUs of {gpu_bytes / 2**30:.1f} GiB")
+    return {key: Resources(1, share) for key, share in given.items()}
+
+
+@contextmanager
+def on_slurm(
+    runtime: Runtime, store: Path, settings: Mapping[str, str], retries: int, say: Say, detach: bool = False
+) -> Iterator[Away]:
+    """Look at SLURM's partitions, and say what the chosen one has.
+
+    Raises:
+        ValueError: submitit or SLURM is not here, a setting or partition that does not exist, or no node that could
+            ever take a run.
+    """
+    from suites.engines import queue
+
+    queue.limit_of(settings)
+    cpus = queue.cpus_of(settings)
+    if importlib.util.find_spec("submitit") is None:
+        raise ValueError("--on slurm: submitit is not installed: pip install 'gnlorp[slurm]'")
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise ValueError("--on slurm: no sbatch is here: give the command on a login node of the cluster")
+    from suites.engines.on_slurm import SlurmEngine
+
+    size = size_of_a_run(runtime, None)
+    size = size if cpus is None else replace(size, cpus=cpus)
+    engine = SlurmEngine(store, settings)
+    capacity = engine.capacity(size)
+    say(
+        f"slurm: {capacity.where}; {capacity.slots} runs at a time were it empty, lost ones tried again {retries} "
+        "times at most"
+    )
+    yield Away(engine, size, retries, capacity.slots, say, detach=detach)
 
 
 def refuse_group(runtime: Runtime) -> None:

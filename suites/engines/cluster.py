@@ -45,3 +45,9 @@ def amounts(*resources: Mapping[str, float]) -> str:
         {name.partition(":")[2] for each in resources for name in each if name.startswith("accelerator_type:")}
     )
     return f"{cpus} CPUs, {gpus} GPUs" + (f" ({', '.join(kinds)})" if kinds else "")
+
+
+def loopback_nodes(nodes: Mapping[str, str]) -> list[str]:
+    """Return names of nodes (name -> address) that joined as 127.0.0.1 though others did not: none finds them there."""
+    inside = [name for name, address in nodes.items() if address.startswith("127.")]
+    return sorted(inside) if len(inside) < len(nodes) else []

@@ -74,9 +74,14 @@ class _Following:
                     f"{task.plan.label}: was handed to {found.engine} ({found.handle}) before: go on with "
                     f"--on {found.engine}, or end it there and remove {task.store / journal.FOLDER}"
                 )
+            hand = _Hand(task, found.handle, found.earlier, retries)
             if not isinstance(self.engine.poll(found.handle), Gone):
                 self.say(f"{task.plan.label}: goes on as {found.handle}")
-                return _Hand(task, found.handle, found.earlier, retries)
+                return hand
+            # It may have come to its end since the command looked at what is missing.
+            record = self._record(hand)
+            if record is not None and record.status != "interrupted":
+                return hand
         return self.submitted(task, retries)
 
     def submitted(self, task: Task, retries: int) -> _Hand:
@@ -172,6 +177,7 @@ def follow(
     retries: int,
     say: Callable[[str], None] = lambda line: None,
     clock: Clock = Clock(),  # noqa: B008  frozen
+    detach: bool = False,
 ) -> Ended:
     """Hand `tasks` of one store to `engine`, follow them to their end, and return their records.
 
@@ -179,6 +185,7 @@ def follow(
         listen: told where each run stands, and its record.
         retries: how often one run may be lost and tried again.
         say: told in a line what people should know and no record says.
+        detach: hand over what is in nobody's hands, and come back at once: the engine outlives the command.
 
     Raises:
         ValueError: a node refuses a run, or another command follows runs of this store; all others are ended first.
@@ -192,7 +199,7 @@ def follow(
         try:
             for task in tasks:
                 hands.append(following.taken_up(task, retries))
-            while hands:
+            while hands and not detach:
                 for index in reversed(range(len(hands))):
                     after = following.step(hands[index])
                     hands[index : index + 1] = [] if after is None else [after]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from results.schema import Record
 from results.store import FINAL, StoreError, read_record
-from suites.engines.engine import Gone, Task
-from suites.measure.environment import code_digest
+from suites.engines.engine import Cause, Gone, Task
+from suites.measure.environment import ROOT, code_digest, code_version
 from suites.run.launch import launch
 from suites.run.worker import Event, record_path
 
@@ -31,6 +31,15 @@ def check_code(expected: str, node: str) -> None:
     if found != expected:
         raise Refusal(
             f"node {node}: its code is another ({found}, the command's is {expected}): check out the same commit there"
+        )
+
+
+def check_commit(expected: str | None, node: str) -> None:
+    """Raise Refusal where the command's code has a commit and this node's is not known: its records would lack it."""
+    if expected is not None and code_version(ROOT)[0] is None:
+        raise Refusal(
+            f"node {node}: its copy of the code says no commit, and every record would lack it: clone the repository "
+            "there with .git (a working_dir of Ray is copied without)"
         )
 
 
@@ -63,7 +72,9 @@ def run_task(task: Task, tell: Tell) -> Gone:
         if record.status == "out_of_memory" and 0 < task.resources.gpus < 1:
             record_path(folder, task.plan).unlink()
             return Gone(record.error or "memory ran out", "crowded")
-        return Gone(record.error or record.status, "ended", None if shared else record)
+        # One that was told to make room has not ended: its state is saved, and it goes on elsewhere.
+        cause: Cause = "lost" if record.status == "interrupted" else "ended"
+        return Gone(record.error or record.status, cause, None if shared else record)
 
 
 def _launched(task: Task, folder: Path, tell: Tell) -> Record:

@@ -18,14 +18,15 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from suites.engines.board import Board
-from suites.engines.cluster import CONNECT_S, LOCAL, amounts, check_address, fits
+from suites.engines.cluster import CONNECT_S, LOCAL, amounts, check_address, fits, loopback_nodes
 from suites.engines.engine import Capacity, Gone, Queued, Resources, Running, State, Task
-from suites.engines.node import Refusal, check_code, run_task, shares
-from suites.measure.environment import code_digest, usable_cpus
+from suites.engines.node import Refusal, check_code, check_commit, run_task, shares
+from suites.measure.environment import ROOT, code_digest, code_version, usable_cpus
 from suites.suite import Runtime
 
 PROBE_S = 300.0
@@ -41,7 +42,7 @@ class RayEngine:
     pause_s = 0.5
 
     def __init__(self) -> None:
-        self._code = code_digest()
+        self._code, self._commit = code_digest(), code_version(ROOT)[0]
         self._serve = ray.remote(max_retries=0)(_serve)
         self._tasks: dict[str, Any] = {}
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
@@ -51,6 +52,12 @@ class RayEngine:
 
     def capacity(self, resources: Resources) -> Capacity:
         nodes = _alive()
+        lost = loopback_nodes({node["NodeManagerHostname"]: node["NodeManagerAddress"] for node in nodes})
+        if lost:
+            raise ValueError(
+                f"ray: {', '.join(lost)} joined as 127.0.0.1, where the other nodes do not find it: start Ray there "
+                "with --node-ip-address and the address that they see"
+            )
         slots = sum(fits(node["Resources"], resources) for node in nodes)
         if slots == 0:
             wanted = f"{resources.cpus} CPUs" + (f" and {resources.gpus:g} of a GPU" if resources.gpus else "")
@@ -71,7 +78,7 @@ class RayEngine:
         for node in _alive():
             if fits(node["Resources"], resources):
                 there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-                answer = probe.options(scheduling_strategy=there).remote(self._code, str(store), nonce)
+                answer = probe.options(scheduling_strategy=there).remote(self._code, self._commit, str(store), nonce)
                 asked[answer] = node["NodeManagerHostname"]
         apart = []
         for answer, name in asked.items():
@@ -84,6 +91,27 @@ class RayEngine:
             if not shared:
                 apart.append(name)
         return apart
+
+    def gpus(self) -> tuple[int, int]:
+        """Return how many GPUs there are, and the bytes of the smallest.
+
+        Raises:
+            ValueError: a node does not say.
+        """
+        probe = ray.remote(num_cpus=0, num_gpus=0.01, max_retries=0)(_gpu_bytes)
+        nodes = [node for node in _alive() if node["Resources"].get("GPU")]
+        sizes = []
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            name = node["NodeManagerHostname"]
+            try:
+                size = ray.get(probe.options(scheduling_strategy=there).remote(), timeout=PROBE_S)
+            except (GetTimeoutError, RayError) as error:
+                raise ValueError(f"--pack: node {name} does not say what memory its GPUs have: {error}") from error
+            if size is None:
+                raise ValueError(f"--pack: node {name} does not say what memory its GPUs have; use --gpus-per-run")
+            sizes.append(size)
+        return sum(int(node["Resources"]["GPU"]) for node in nodes), min(sizes)
 
     def submit(self, task: Task) -> str:
         handle = uuid.uuid4().hex[:12]
@@ -168,9 +196,14 @@ def _serve(code: str, packed: bytes, board: Any, handle: str) -> Gone:
     return run_task(replace(task, runtime=placed(task.runtime, task.resources)), tell)
 
 
-def _probe(code: str, store: str, nonce: str) -> bool:
+def _probe(code: str, commit: str | None, store: str, nonce: str) -> bool:
     check_code(code, socket.gethostname())
+    check_commit(commit, socket.gethostname())
     return shares(Path(store), nonce)
+
+
+def _gpu_bytes() -> int | None:
+    return torch.cuda.mem_get_info()[1] if torch.cuda.is_available() else None
 
 
 def _alive() -> list[Node]:

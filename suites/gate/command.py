@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-if TYPE_CHECKING:
-    from results.schema import Plan
-    from suites.suite import Runtime
+from suites.engines.command import sayer
+from suites.engines.place import Place, opened, settled, takes_place
 
 RUNS = Path("results") / "runs" / "gate"
 REFERENCE = Path("results") / "reference" / "gate"
@@ -28,7 +27,7 @@ def register(
     app: typer.Typer,
     console: Console,
     one_line_errors: OneLineErrors,
-    start: Callable[[list[Plan], Runtime, Path], int],
+    start: Callable[..., int],
 ) -> None:
     """Add the gate's commands to the command line of the suites; `start` runs missing plans as every suite does."""
     gate = typer.Typer(
@@ -47,10 +46,12 @@ def _register_runs(
     gate: typer.Typer,
     console: Console,
     one_line_errors: OneLineErrors,
-    start: Callable[[list[Plan], Runtime, Path], int],
+    start: Callable[..., int],
 ) -> None:
     @gate.command()
+    @takes_place
     def run(
+        place: Place,
         only: Only = None,
         out: Annotated[Path | None, typer.Option(help="folder of the records; default: that of `gate folder`")] = None,
         workers: Workers = None,
@@ -61,6 +62,7 @@ def _register_runs(
             from results.store import record_paths
             from suites.gate.runs import fingerprint, gate_plans, gate_runtime
 
+            where = settled(place)
             runtime = gate_runtime(workers)
             folder = out or RUNS / fingerprint()
             plans = gate_plans(runtime, only or ())
@@ -68,7 +70,8 @@ def _register_runs(
                 doomed = {f"{plan.label}.json" for plan in plans}
                 for path in [path for path in record_paths([folder]) if path.name in doomed]:
                     path.unlink()
-            bad = start(plans, runtime, folder)
+            with opened(where, runtime, folder, sayer(console)) as away:
+                bad = start(plans, runtime, folder, away=away)
             console.print(str(folder), markup=False)
         raise typer.Exit(1 if bad else 0)
 

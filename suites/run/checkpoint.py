@@ -140,6 +140,24 @@ def held(store: Path, plan: Plan, wait_s: float | None = None) -> Iterator[None]
         lock.release()
 
 
+def is_held(store: Path, plan: Plan) -> bool:
+    """Whether a process runs this plan now, as far as the file system of the store says."""
+    path = store / LOCKS / plan.hash()
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, timeout=0):
+            return False
+    except Timeout:
+        return True
+
+
+def newest_step(store: Path, plan: Plan) -> int | None:
+    """Return the step of a run's newest checkpoint by its name; None where there is none."""
+    files = _files(folder_of(store, plan))
+    return int(files[-1].stem.split("-")[1]) if files else None
+
+
 def unfinished(store: Path, plans: Sequence[Plan]) -> int:
     """Return how many of `plans` have a checkpoint to go on from."""
     return sum(bool(_files(folder_of(store, plan))) for plan in plans)

@@ -21,6 +21,7 @@ from suites.measure.ledger import with_ledger
 from suites.resolved import Resolved, resolved
 from suites.run import resume, saved
 from suites.run.build import Built, build
+from suites.run.eviction import Evicted
 from suites.run.follow import Followed
 from suites.run.loop import DivergedError, Hooks, Outcome, Progress, timing, train
 from suites.run.products import products
@@ -51,6 +52,8 @@ def execute(
     error: str | None = None
     try:
         run.go(resolved(plan, runtime))
+    except Evicted as notice:
+        status, error = "interrupted", str(notice)
     except KeyboardInterrupt:
         status, error = "interrupted", "interrupted by the user"
     except (DivergedError, Diverged) as problem:

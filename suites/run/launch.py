@@ -12,14 +12,27 @@ from pathlib import Path
 import torch
 
 from results.schema import Plan, Record
-from suites.run import checkpoint
+from suites.run import checkpoint, eviction
 from suites.run.processes import server
-from suites.run.worker import Event, Launch, Listener, Worker, drain, end, finish, keep, now_and_then, ready, start
+from suites.run.worker import (
+    GRACE_S,
+    Event,
+    Launch,
+    Listener,
+    Worker,
+    drain,
+    end,
+    finish,
+    keep,
+    now_and_then,
+    ready,
+    start,
+)
 from suites.suite import Runtime
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user stopped the launch; the runs in hand are recorded as interrupted."""
+    """The user or a signal stopped the launch; the runs in hand are recorded as interrupted."""
 
     def __str__(self) -> str:
         return "the runs in hand are recorded as such; the same command goes on where it stopped"
@@ -42,9 +55,15 @@ def launch(
 
     Raises:
         StoreError: a record cannot be written; the other runs are stopped first.
-        Interrupted: Ctrl-C; the runs in hand have a record of status interrupted.
+        Interrupted: Ctrl-C, or a signal that asks to end (the runs save their state first); the runs in hand have a
+            record of status interrupted.
     """
-    shared, context = Launch(runtime, store, predicted, listen, reserved or {}), server()
+    with eviction.evictable():
+        return _launch(plans, Launch(runtime, store, predicted, listen, reserved or {}))
+
+
+def _launch(plans: Iterable[Plan], shared: Launch) -> list[Record]:
+    context, runtime, listen = server(), shared.runtime, shared.listen
     waiting = iter(plans)
     active: list[Worker] = []
     records: list[Record] = []
@@ -59,10 +78,11 @@ def launch(
                     active.remove(worker)
                     records.append(finish(worker, shared))
     except KeyboardInterrupt as stop:
+        evicted = isinstance(stop, eviction.Evicted)
         with _undisturbed():
-            _signal(active, signal.SIGINT)
+            _signal(active, signal.SIGTERM if evicted else signal.SIGINT)
             for worker in active:
-                end(worker)
+                end(worker, eviction.SAVE_S if evicted else GRACE_S)
             for worker in active:
                 records.append(finish(worker, shared, interrupted=True))
         raise Interrupted from stop
@@ -123,12 +143,14 @@ def _signal(active: list[Worker], number: int) -> None:
 
 @contextmanager
 def _undisturbed() -> Iterator[None]:
-    """Keep a second Ctrl-C from cutting short what the first one asked for: a grace period a worker at most."""
+    """Keep a second signal from cutting short what the first one asked for: a grace period a worker at most."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ours = [each for each in eviction.SIGNALS if signal.getsignal(each) is eviction.raise_]
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, *ours)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)

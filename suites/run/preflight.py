@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 
@@ -15,10 +16,11 @@ from suites.registry import get_suite
 from suites.resolved import Resolved, resolved
 from suites.run.build import check_fit
 from suites.run.processes import in_processes
-from suites.run.tracked import prediction_build
+from suites.run.tracked import evaluation_build, prediction_build
 from suites.suite import Job, Runtime
 
 ALIKE_FROM = 2
+Found = TypeVar("Found")
 
 
 def check(plans: Sequence[Plan], runtime: Runtime) -> list[str]:
@@ -55,12 +57,38 @@ def predict(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Prediction]:
     the second micro-batch on all are alike (gradients are there), so that no more than two are traced. The methods,
     which share no trace, are shared out to `runtime.workers` processes.
     """
+    return _traced(plans, runtime, _plain)
+
+
+def device_bytes(plans: Sequence[Plan], runtime: Runtime) -> dict[str, int]:
+    """Return plan hash -> bytes of a device that a run takes at most, by the high estimate, context included.
+
+    Of a plain step, of one with a refresh, and of the largest evaluation where the task says which that is.
+    """
+    return _traced(plans, runtime, _most)
+
+
+def _traced(plans: Sequence[Plan], runtime: Runtime, trace: Callable[[Job, Resolved], Found]) -> dict[str, Found]:
     names = dict.fromkeys(plan.method for plan in plans)
     shares = [[plan for plan in plans if plan.method == name] for name in names] if runtime.workers > 1 else [plans]
-    found: dict[str, Prediction] = {}
-    for part in in_processes(_traced_parts, [(share, runtime) for share in shares], runtime.workers, runtime.threads):
+    found: dict[str, Found] = {}
+    parts = [(share, runtime, trace) for share in shares]
+    for part in in_processes(_traced_parts, parts, runtime.workers, runtime.threads):
         found |= part
     return found
+
+
+def _plain(job: Job, case: Resolved) -> Prediction:
+    return predict_step_peak(prediction_build(job, case))
+
+
+def _most(job: Job, case: Resolved) -> int:
+    traced = [_plain(job, case).held]
+    if case.method.bases:
+        traced.append(predict_step_peak(prediction_build(job, case, refresh=True)).held)
+    if job.evaluation is not None:
+        traced.append(predict_step_peak(evaluation_build(job, case)).held)
+    return max(estimated(each, "high") for each in traced)
 
 
 def predict_peaks(plans: Sequence[Plan], runtime: Runtime) -> dict[str, int | None]:
@@ -96,9 +124,9 @@ def memory_warnings(
     return found
 
 
-def _traced_parts(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Prediction]:
-    traced: dict[object, Prediction] = {}
-    found: dict[str, Prediction] = {}
+def _traced_parts(plans: Sequence[Plan], runtime: Runtime, trace: Callable[[Job, Resolved], Found]) -> dict[str, Found]:
+    traced: dict[object, Found] = {}
+    found: dict[str, Found] = {}
     jobs: dict[object, tuple[Job, object]] = {}
     for plan in plans:
         case = resolved(plan, runtime)
@@ -109,7 +137,7 @@ def _traced_parts(plans: Sequence[Plan], runtime: Runtime) -> dict[str, Predicti
         job, shapes = jobs[job_key]
         key = (shapes, _step_key(plan))
         if key not in traced:
-            traced[key] = predict_step_peak(prediction_build(job, replace(case, plan=_few_micro_batches(plan))))
+            traced[key] = trace(job, replace(case, plan=_few_micro_batches(plan)))
         found[plan.hash()] = traced[key]
     return found
 

@@ -19,7 +19,7 @@ from baselines.shared.adamw import share_tables
 from results.schema import CurvePoint, Evaluation
 from suites.measure.environment import derived_seed
 from suites.resolved import Resolved
-from suites.run import checkpoint, shard_files
+from suites.run import checkpoint, eviction, shard_files
 from suites.run.build import Built
 from suites.run.checkpoint import CheckpointError
 from suites.run.loop import Outcome
@@ -102,23 +102,31 @@ class Saver:
 
         Raises:
             CheckpointError: it cannot be written.
+            Evicted: the process was asked to end; the state is saved, where there is a folder for it.
         """
-        if self._folder is None or step == self._plan.training.steps or not self._due(step):
+        why = eviction.asked()
+        if step == self._plan.training.steps:
             return
+        if self._folder is not None and (why is not None or self._due(step)):
+            self._write(self._folder, step)
+        if why is not None:
+            raise eviction.Evicted(f"{why}, after step {step}")
+
+    def _write(self, folder: Path, step: int) -> None:
         group, device = self._runtime.group, self._runtime.device
         random = group.gathered(random_state(device), device)
         common: dict[str, Any] = {"random": random, "outcome": outcome_text(self._out)}
         if group.shard is not None:
-            parts = shard_files.write(self._folder, step, self._model, self._optimizer, group)
+            parts = shard_files.write(folder, step, self._model, self._optimizer, group)
             common |= {**parts, "optimizer": shard_files.counts_of(self._optimizer)}
             if group.leads:
-                checkpoint.save(self._folder, self._plan, step, common)
+                checkpoint.save(folder, self._plan, step, common)
             group.wait()
         elif group.leads:
             state = {"model": self._model.state_dict(), "optimizer": self._optimizer.state_dict(), **common}
             if (rule := rule_of(self._optimizer)) is not None:
                 state["rounding"] = rule.state_dict()
-            checkpoint.save(self._folder, self._plan, step, state)
+            checkpoint.save(folder, self._plan, step, state)
         self._last = time.monotonic()
 
     def _due(self, step: int) -> bool:

@@ -20,7 +20,7 @@ from suites.resolved import Resolved
 from suites.run.build import Built, build
 from suites.run.clock import Clock
 from suites.run.distributed import ALONE, Group
-from suites.run.loop import per_layer_of, train_step
+from suites.run.loop import autocast, per_layer_of, train_step
 from suites.run.per_layer import PerLayer
 from suites.run.shard import local
 from suites.suite import Batch, Job
@@ -101,17 +101,20 @@ def counted_gradients(model: nn.Module) -> Iterator[dict[int, int]]:
             handle.remove()
 
 
-def prediction_build(job: Job, case: Resolved) -> Callable[[], tuple[nn.Module, Optimizer, Callable[[], None]]]:
+def prediction_build(
+    job: Job, case: Resolved, refresh: bool = False
+) -> Callable[[], tuple[nn.Module, Optimizer, Callable[[], None]]]:
     """Return what `predict_step_peak` traces: the plan's step at the largest batch, on a model without weights.
 
-    Traced on a processor; for a CUDA device by its rules (`suites.measure.cuda`).
+    Traced on a processor; for a CUDA device by its rules (`suites.measure.cuda`). `refresh`: every step is a refresh
+    step, where the method has such.
     """
     cpu = torch.device("cpu")
     rules = cuda_rules if case.runtime.device.type == "cuda" else nullcontext
 
     def make() -> tuple[nn.Module, Optimizer, Callable[[], None]]:
         built = build(case.skeleton(), job.placement, case, cpu)
-        set_refresh_gap(built.optimizer, NEVER)
+        set_refresh_gap(built.optimizer, 1 if refresh else NEVER)
         step = _step(built, job, case, job.largest, cpu, per_layer_of(built.optimizer, case.training))
 
         def by_rules() -> None:
@@ -119,6 +122,33 @@ def prediction_build(job: Job, case: Resolved) -> Callable[[], tuple[nn.Module, 
                 step()
 
         return built.model, built.optimizer, by_rules
+
+    return make
+
+
+def evaluation_build(job: Job, case: Resolved) -> Callable[[], tuple[nn.Module, Optimizer, Callable[[], None]]]:
+    """Return what `predict_step_peak` traces: a forward at the largest evaluation batch, the optimizer's state there.
+
+    Raises:
+        ValueError: the job does not say which batch that is.
+    """
+    if job.evaluation is None:
+        raise ValueError(f"task {case.plan.task!r}: does not say which evaluation batch is the largest")
+    given = {name: each for name, each in job.evaluation.items() if name != "labels"}
+    rules = cuda_rules if case.runtime.device.type == "cuda" else nullcontext
+    steps = prediction_build(job, case)
+
+    def make() -> tuple[nn.Module, Optimizer, Callable[[], None]]:
+        model, optimizer, step = steps()
+        step()
+        model.eval()
+
+        @torch.no_grad()
+        def forward() -> None:
+            with rules(), autocast(model, case.training):
+                model(**given)
+
+        return model, optimizer, forward
 
     return make
 

@@ -21,7 +21,7 @@ from results.schema import Plan, Record, Status
 from results.store import FINAL, StoreError, read_record, write_record
 from suites.catalogue import catalogue_for
 from suites.measure.environment import environment
-from suites.run import checkpoint, saved
+from suites.run import checkpoint, eviction, saved
 from suites.suite import Runtime
 
 GRACE_S = 10.0
@@ -85,6 +85,7 @@ def _work(plan: Plan, runtime: Runtime, store: Path, said: tuple[int | None, int
     """Body of a worker process: run, write the record, say what went wrong with the writing if anything did."""
     from suites.run.execute import execute
 
+    eviction.heed()
     signal.signal(signal.SIGINT, _interrupt_once)
     torch.set_num_threads(runtime.threads)
     if runtime.visible_devices is not None:
@@ -95,8 +96,8 @@ def _work(plan: Plan, runtime: Runtime, store: Path, said: tuple[int | None, int
         try:
             pipe.send(("step", step, loss))
         except BrokenPipeError:
-            # The launcher is gone: nobody waits for this run any more.
-            raise KeyboardInterrupt from None
+            # Nobody waits for this run any more; the next one goes on where it stands now.
+            eviction.ask("its launcher is gone")
 
     try:
         with checkpoint.held(store, plan, runtime.lock_wait_s):
@@ -177,9 +178,9 @@ def finish(worker: Worker, launch: Launch, interrupted: bool = False) -> Record:
     return record
 
 
-def end(worker: Worker) -> None:
+def end(worker: Worker, grace_s: float = GRACE_S) -> None:
     """Wait for a process that is at its end, and kill one that does not come to it."""
-    worker.process.join(GRACE_S)
+    worker.process.join(grace_s)
     if worker.process.is_alive():
         worker.process.kill()
         worker.process.join()
@@ -216,6 +217,8 @@ def obituary(worker: Worker, runtime: Runtime, interrupted: bool) -> Record:
     error = f"the process ended with exit code {code}"
     if interrupted:
         status, error = "interrupted", "interrupted by the user"
+    elif code is not None and eviction.is_notice(code):
+        status, error = "interrupted", f"asked to end by {signal.Signals(-code).name} before it had begun"
     elif code is not None and code < 0:
         error = f"the process was killed by {signal.Signals(-code).name}"
         if code == -signal.SIGKILL:

@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from results.schema import Plan, Record
+from suites.engines.status import note_asked, refuse_handed
 from suites.plan import Comparison, Request, comparison
 from suites.search.choice import choice_table, write_choice
 from suites.search.hunt import Hunt
 from suites.search.journal import FILE
 from suites.search.trials import trials_of
 from suites.suite import Runtime
+
+if TYPE_CHECKING:
+    from suites.engines.away import Away
 
 Show = Callable[[list[Plan], list[Plan], list[Record], Mapping[str, int | None]], None]
 "Prints plans, missing ones, known records and predicted peaks before a round is run."
@@ -47,11 +51,12 @@ def tune(
     fresh: bool,
     write: bool,
     show: Show,
+    away: Away | None = None,
 ) -> int:
-    """Search, and write the choice; return how many runs did not end with a result.
+    """Search, here unless `away`, and write the choice; return how many runs did not end with a result.
 
     Raises:
-        ValueError: bad input; a journal of another search; no choice to write.
+        ValueError: bad input; a journal of another search; runs that an engine has in hand; no choice to write.
         KeyboardInterrupt: Ctrl-C; the same command goes on.
     """
     from results.store import check_writable, read_records
@@ -64,9 +69,12 @@ def tune(
     made = trials_of(searched(request), runtime, folder, trials)
     check([plan for table in made.templates.values() for plan in table.values()], runtime)
     check_writable(made.folder)
-    hunt = Hunt(made, runtime)
+    hunt = Hunt(made, runtime, away)
     while True:
         plans, todo = made.plans(hunt.round), made.undone(hunt.round)
+        if away is None or fresh:
+            refuse_handed(todo, made.folder)
+        note_asked(todo, made.folder, runtime.workers if away is None else away.slots)
         if fresh:
             for plan in todo:
                 checkpoint.remove(checkpoint.folder_of(made.folder, plan))

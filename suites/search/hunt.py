@@ -10,11 +10,12 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import optuna
 from filelock import FileLock, Timeout
 
-from results.schema import Plan
+from results.schema import Plan, Record
 from results.search import Search, Space, read_search, write_search
 from results.store import FINAL
 from suites.run.checkpoint import LOCKS
@@ -25,19 +26,22 @@ from suites.search.space import widened, wider_rates
 from suites.search.trials import RESULT, Trials
 from suites.suite import Runtime
 
+if TYPE_CHECKING:
+    from suites.engines.away import Away
+
 POLL_S = 2.0
 
 
 class Hunt:
-    """One process's part in a search.
+    """One process's part in a search; `away` runs its plans on other machines.
 
     Raises:
         ValueError: methods that are not searched now have another number of trials.
         JournalError: the folder's journal is of another search, or names runs whose records are not there.
     """
 
-    def __init__(self, trials: Trials, runtime: Runtime) -> None:
-        self.trials, self._runtime = trials, runtime
+    def __init__(self, trials: Trials, runtime: Runtime, away: Away | None = None) -> None:
+        self.trials, self._runtime, self._away = trials, runtime, away
         self.journal = Journal(trials.folder)
         self._claims: dict[str, FileLock] = {}
         self._failed: set[str] = set()
@@ -69,7 +73,9 @@ class Hunt:
                 listen(event)
 
             try:
-                ran = launch(self._claimed(undone), self._runtime, self.trials.folder, dict(predicted), heard)
+                ran = self._run(self._claimed(undone), dict(predicted), heard)
+                # Whoever ran them has given up on those that are still in hand.
+                self._failed.update(self._claims)
             finally:
                 for key in list(self._claims):
                     self._claims.pop(key).release()
@@ -78,6 +84,11 @@ class Hunt:
                 time.sleep(POLL_S)
         self.settle()
         return len(self._failed)
+
+    def _run(self, plans: Iterator[Plan], predicted: dict[str, int | None], heard: Listener) -> list[Record]:
+        if self._away is None:
+            return launch(plans, self._runtime, self.trials.folder, predicted, heard)
+        return self._away(list(plans), self._runtime, self.trials.folder, predicted, heard)
 
     def settle(self) -> Search:
         """Enter finished trials in the journal, write `search.json`, and return it."""

@@ -13,8 +13,10 @@ from typer.testing import CliRunner
 from baselines.registry import methods
 from results.schema import Plan
 from suites.__main__ import app
+from suites.engines.engine import Task
 from suites.plan import Request, make_plans
 from suites.suite import Runtime
+from tests.suites.fake_engine import Told
 
 MakePlan = Callable[..., Plan]
 SMALL = {"steps": 3, "batch_size": 8, "train_rows": 48, "eval_rows": 32, "evaluations": 1}
@@ -70,3 +72,13 @@ def refused() -> Callable[..., str]:
         return found
 
     return line
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+@pytest.fixture
+def tasks(make_plan: Any, runtime: Runtime, tmp_path: Path) -> list[Task]:
+    return [Task(make_plan(seed=seed), runtime, tmp_path) for seed in (0, 1, 2)]

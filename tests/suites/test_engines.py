@@ -6,8 +6,7 @@ import importlib.util
 import os
 import signal
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,108 +18,16 @@ from typer.testing import CliRunner
 from results.schema import Plan, Record, Status
 from results.store import StoreError, read_record, read_records, write_record
 from suites.__main__ import app
-from suites.catalogue import catalogue_for
 from suites.engines import away, cluster, journal, node
 from suites.engines import follow as rules
-from suites.engines.engine import Capacity, Gone, Queued, Resources, Running, State, Task
-from suites.engines.follow import Clock, Ended, follow
-from suites.measure.environment import code_digest, environment
+from suites.engines.engine import Gone, Resources, Running, State, Task
+from suites.engines.follow import Clock, follow
+from suites.measure.environment import code_digest
 from suites.run import checkpoint, worker
 from suites.run.launch import Interrupted
 from suites.run.worker import Event, record_path
 from suites.suite import Beside, Runtime
-
-Script = Callable[["World", Task, int], State]
-
-
-def record_of(plan: Plan, status: Status = "ok", error: str | None = None) -> Record:
-    now = "2026-01-01T00:00:00+00:00"
-    return Record(
-        plan=plan,
-        plan_hash=plan.hash(),
-        status=status,
-        error=error,
-        started_at=now,
-        finished_at=now,
-        environment=environment(torch.device("cpu"), 1, 1),
-        catalogue=catalogue_for(plan),
-    )
-
-
-@dataclass
-class World:
-    """An engine and a clock. `script` says what a hand-over is like so many seconds after it; it may write records."""
-
-    script: Script
-    name: str = "fake"
-    outlives: bool = False
-    pause_s: float = 1.0
-    now: float = 0.0
-    begun: dict[str, tuple[Task, float]] = field(default_factory=dict)
-    submitted: list[Task] = field(default_factory=list)
-    cancelled: list[str] = field(default_factory=list)
-    stop_at: float | None = None
-
-    def capacity(self, resources: Resources) -> Capacity:
-        return Capacity(2, "nowhere")
-
-    def submit(self, task: Task) -> str:
-        self.submitted.append(task)
-        self.begun[f"job-{len(self.submitted)}"] = (task, self.now)
-        return f"job-{len(self.submitted)}"
-
-    def poll(self, handle: str) -> State:
-        if handle in self.cancelled or handle not in self.begun:
-            return Gone("nobody knows it", "lost")
-        task, since = self.begun[handle]
-        return self.script(self, task, int(self.now - since))
-
-    def cancel(self, handle: str) -> None:
-        self.cancelled.append(handle)
-
-    def sleep(self, seconds: float) -> None:
-        assert self.now < 10_000, "the rules wait for ever"
-        self.now += seconds
-        if self.stop_at is not None and self.now >= self.stop_at:
-            self.stop_at = None
-            raise KeyboardInterrupt
-
-    @property
-    def clock(self) -> Clock:
-        return Clock(lambda: self.now, self.sleep)
-
-    def tries(self, task: Task) -> int:
-        return sum(each.plan == task.plan for each in self.submitted)
-
-
-@dataclass
-class Told:
-    events: list[Event] = field(default_factory=list)
-    lines: list[str] = field(default_factory=list)
-
-    def run(self, world: World, tasks: list[Task], retries: int = 2) -> Ended:
-        return follow(tasks, world, self.events.append, retries, self.lines.append, world.clock)
-
-
-@pytest.fixture
-def told() -> Told:
-    return Told()
-
-
-@pytest.fixture
-def tasks(make_plan: Any, runtime: Runtime, tmp_path: Path) -> list[Task]:
-    return [Task(make_plan(seed=seed), runtime, tmp_path) for seed in (0, 1, 2)]
-
-
-def usual(world: World, task: Task, second: int) -> State:
-    """Queued for two seconds, three steps, a record."""
-    if second < 2:
-        return Queued()
-    if second < 5:
-        return Running(second - 1, 0.5)
-    if not record_path(task.store, task.plan).exists():
-        write_record(task.store, record_of(task.plan))
-    return Gone("ok", "ended")
+from tests.suites.fake_engine import Told, World, record_of, usual
 
 
 def test_runs_are_handed_over_once_and_their_records_are_those_of_the_store(tasks: list[Task], told: Told) -> None:
@@ -291,6 +198,14 @@ def test_the_next_command_takes_up_what_the_engine_still_has(
     assert not list((tasks[0].store / journal.FOLDER).iterdir())
 
 
+def test_a_run_that_ends_while_the_next_command_begins_is_not_submitted_again(tasks: list[Task], told: Told) -> None:
+    """The command saw no record; by the time it asks the engine, the job is gone and the record is there."""
+    world = World(lambda world, task, second: usual(world, task, 9), outlives=True)
+    journal.note(tasks[0].store, tasks[0].plan, journal.Entry("fake", world.submit(tasks[0]), None))
+    ended = told.run(world, tasks[:1])
+    assert (len(world.submitted), len(ended.records), ended.lost) == (1, 1, {})
+
+
 def test_a_run_in_another_engines_hands_is_not_handed_over_again(tasks: list[Task], told: Told) -> None:
     journal.note(tasks[0].store, tasks[0].plan, journal.Entry("other", "17", None))
     world = World(usual, outlives=True)
@@ -384,6 +299,32 @@ def test_another_code_on_a_node_is_refused(tmp_path: Path) -> None:
     assert code_digest(tmp_path) == before
     (tmp_path / "suites" / "a.py").write_text("2")
     assert code_digest(tmp_path) != before
+
+
+def test_a_copy_of_the_code_without_its_commit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a working_dir of Ray is: the same code, so that its digest says nothing, and no .git."""
+    monkeypatch.setattr(node, "code_version", lambda root: (None, None))
+    node.check_commit(None, "a")
+    with pytest.raises(node.Refusal, match=r"node a: .*says no commit.*with \.git"):
+        node.check_commit("0" * 40, "a")
+    monkeypatch.setattr(node, "code_version", lambda root: ("1" * 40, False))
+    node.check_commit("0" * 40, "a")
+
+
+def test_a_node_that_joined_as_the_loopback_device_is_named() -> None:
+    assert cluster.loopback_nodes({"a": "10.0.0.1", "b": "127.0.0.1"}) == ["b"]
+    assert cluster.loopback_nodes({"a": "127.0.0.1", "b": "127.0.0.1"}) == []
+    assert cluster.loopback_nodes({"a": "10.0.0.1"}) == []
+
+
+def test_a_run_that_was_told_to_make_room_is_lost_and_has_not_ended(
+    tasks: list[Task], launched: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tasks[0].store / node.NONCE).write_text("abc")
+    record = record_of(tasks[0].plan, "interrupted", "asked to end by SIGTERM, after step 9")
+    monkeypatch.setattr(node, "launch", lambda *given: [record])
+    gone = node.run_task(replace(tasks[0], nonce="abc"), lambda *step: None)
+    assert gone == Gone("asked to end by SIGTERM, after step 9", "lost")
 
 
 def test_a_lock_is_waited_for_as_long_as_the_runtime_says(make_plan: Any, tmp_path: Path) -> None:
@@ -502,10 +443,21 @@ def test_away_hands_over_what_the_launcher_would_be_given(tasks: list[Task], tol
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("--on", "rai"), ("unknown engine 'rai'", "known are here, ray", "nearest: ray")),
+        (("--on", "rai"), ("unknown engine 'rai'", "known are here, ray, slurm", "nearest: ray")),
         (("--address", "head:1"), ("--address head:1", "is for --on ray, not for --on here")),
-        (("--retries", "3"), ("--retries 3", "is for --on ray")),
+        (("--retries", "3"), ("--retries 3", "is for --on ray or slurm")),
         (("--gpus-per-run", "0.5"), ("--gpus-per-run 0.5", "is for --on ray")),
+        (("--gpus-per-run", "0.5", "--on", "slurm"), ("--gpus-per-run 0.5", "is for --on ray")),
+        (("--slurm", "partition=gpu", "--on", "ray"), ("--slurm partition=gpu", "is for --on slurm")),
+        (("--detach", "--on", "ray"), ("--detach: is for --on slurm, not for --on ray",)),
+        (("--detach",), ("--detach: is for --on slurm, not for --on here",)),
+        (("--pack", "--on", "slurm"), ("--pack: is for --on ray",)),
+        (("--pack", "--gpus-per-run", "0.5", "--on", "ray"), ("give one of the two",)),
+        (("--on", "slurm"), ("submitit is not installed", "pip install 'gnlorp[slurm]'")),
+        (("--on", "slurm", "--slurm", "partitoin=gpu"), ("unknown setting of --slurm", "nearest: partition")),
+        (("--on", "slurm", "--slurm", "time=never"), ("time=never", "H:MM:SS")),
+        (("--on", "slurm", "--slurm", "time=4"), ("time=4: must be at least 5 minutes", "nearest allowed value: 5")),
+        (("--on", "slurm", "--slurm", "cpus=0"), ("cpus=0", "nearest allowed value: 1")),
         (("--on", "ray", "--retries=-1"), ("retries -1", "nearest allowed value: 0")),
         (("--on", "ray"), ("Ray is not installed", "pip install 'gnlorp[ray]'")),
     ],

@@ -27,6 +27,8 @@ from results.store import StoreError, read_records, write_record
 from suites import config, plan
 from suites.__main__ import app
 from suites.config import Settings
+from suites.engines.away import Away
+from suites.engines.engine import Gone, Resources, State, Task
 from suites.glue.tasks import TASKS
 from suites.plan import Request, make_plans
 from suites.registry import get_suite
@@ -40,6 +42,7 @@ from suites.search.journal import FILE, JournalError
 from suites.search.space import at, edges, points, rates_at, widened
 from suites.search.trials import Trials, trials_of
 from suites.suite import Runtime, TrainAlone
+from tests.suites.fake_engine import World
 
 RUNTIME = Runtime(torch.device("cpu"), offline=True)
 COMMON = 'model = "toy"\nsource = "micro"\nsteps = 10\n'
@@ -520,6 +523,27 @@ def test_more_trials_go_on_from_fewer(folder: Path, tmp_path: Path) -> None:
     assert max(Counter(line.split()[1] for line in log.read_text().splitlines()).values()) == 1
     with pytest.raises(JournalError, match=r"has 8 trials of full, more than the 4 asked for \(nearest .*: 8\)"):
         Hunt(made(folder, 4), RUNTIME)
+
+
+def test_a_search_on_an_engine_is_that_of_here(folder: Path, tmp_path: Path) -> None:
+    """One run is lost once on the way, and tried again; two rounds, since a best lies at an edge."""
+
+    def script(world: World, task: Task, second: int) -> State:
+        if task.plan == world.submitted[0].plan and world.tries(task) == 1:
+            return Gone("its node went away", "lost")
+        write_record(task.store, record_of(task.plan, far(task.plan)))
+        return Gone("ok", "ended")
+
+    world = World(script, pause_s=0.0)
+    hunting = Hunt(made(folder), RUNTIME, Away(world, Resources(1), 1, 2, lambda line: None))
+    assert hunting.go({}, lambda event: None) == 0
+    while hunting.next_round():
+        assert hunting.go({}, lambda event: None) == 0
+    assert hunting.round > 0
+    hunting.settle()
+    search(made(tmp_path / "here"), pretender(far))
+    assert _content(folder) == _content(tmp_path / "here")
+    assert len(world.submitted) == 1 + len({task.plan.hash() for task in world.submitted})
 
 
 def test_a_run_that_fails_is_tried_once_and_again_the_next_time(folder: Path) -> None:

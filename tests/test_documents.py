@@ -146,16 +146,11 @@ def parse(sessions: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
         words_of_a_command(list(words))
         return "micro" if silent else True
 
-    def exact(*words: str) -> int:
-        words_of_a_command(list(words))
-        return 0
+    def answering(answer: object) -> Callable[..., object]:
+        return lambda *words: (words_of_a_command(list(words)), answer)[1]
 
-    def said(*words: str) -> str:
-        words_of_a_command(list(words))
-        return "--where --against micro"
-
-    monkeypatch.setattr(sessions, "exact", exact)
-    monkeypatch.setattr(sessions, "said", said)
+    monkeypatch.setattr(sessions, "exact", answering(0))
+    monkeypatch.setattr(sessions, "said", answering("--where --against micro"))
 
     def session(words: list[str]) -> None:
         names, _, arguments = " ".join(words).partition(" -- ")

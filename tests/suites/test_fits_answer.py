@@ -24,6 +24,7 @@ from suites.lab.answer import answer, beside
 from suites.lab.asked import Asked, lab_of
 from suites.lab.composed import Composed
 from suites.lab.fits import largest_near
+from suites.lab.fits_command import overview
 from suites.lab.lab import Lab
 from suites.lab.named import named, named_models, nearest
 from suites.lab.networks import Network, _network, find_network
@@ -396,3 +397,12 @@ def test_the_answer_is_a_table_and_json() -> None:
     (found,) = (FitsAnswer.model_validate(each) for each in json.loads(said.stdout))
     assert [row.method for row in found.rows] == ["lora", "galore"]
     assert found.rows[0].estimates["expected"].largest_batch > 1
+    # Of several models one table more says what stands in the tables of each.
+    other = found.model_copy(
+        update={"model": "other", "rows": [found.rows[0].model_copy(update={"refused": "no"}), found.rows[1]]}
+    )
+    table = overview([found, other], "4GiB")
+    assert [str(column.header) for column in table.columns] == ["method", found.model, "other"]
+    first, second = (list(column.cells) for column in table.columns[1:])
+    assert first[0] == f"yes, {found.rows[0].estimates['expected'].largest_batch}"
+    assert second == ["-", first[1]]

@@ -68,8 +68,8 @@ def test_the_whole_bench_has_every_shape_and_stays_within_its_time() -> None:
         ranks = [f"layer {shape}, rank {rank}, 512 tokens" for rank in (8, 128)]
         assert [label for label in labels if label.startswith(f"layer {shape}")] == ranks + longer
         assert f"refresh {shape}" in labels
-    # 340 s of it are the refresh of the largest shape, whose SVD takes most of a minute.
-    assert sum(item.seconds + item.overhead_s for item in items(quick=False)) < 16 * 60
+    # 340 s of it are the refresh of the largest shape, whose SVD takes most of a minute, 300 every method's step.
+    assert sum(item.seconds + item.overhead_s for item in items(quick=False)) < 24 * 60
 
 
 def test_every_method_that_trains_a_matrix_has_its_step_beside_the_yardsticks(quick: tuple[Bench, str]) -> None:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from results.schema import Plan, Record
-from suites.suite import Runtime
+
+if TYPE_CHECKING:
+    # Brings torch along, which a typo on the command line need not wait for.
+    from suites.suite import Runtime
 
 
 @dataclass(frozen=True)

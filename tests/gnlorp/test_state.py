@@ -62,6 +62,7 @@ RUNS: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.mark.slow
 def test_runs_resumed_in_a_new_process_are_bit_equal(tmp_path):
     pytest.importorskip("bitsandbytes")
     whole = {name: train("", 11, options) for name, options in RUNS.items()}

@@ -274,6 +274,7 @@ def pytest_in(folder: Path, *words: object) -> tuple[int, str]:
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_plugin_gates_another_projects_function(tmp_path: Path) -> None:
     file = tmp_path / "test_mine.py"
     file.write_text(PLUGIN.replace("STATE", "100"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from baselines.registry import methods
 from results.schema import Plan
+from suites import offline
 from suites.__main__ import app
 from suites.engines.engine import Task
 from suites.plan import Request, make_plans
@@ -41,6 +43,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         named = {str(each) for each in given.params.values()} & set(every)
         if named & opt_in or (item.get_closest_marker("two_methods") and named - TWO_METHODS):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def online(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo after a test what `--offline` of a command in this process tells libraries and later processes."""
+    for name in offline.VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for module, switches in offline.SWITCHES.items():
+        for name in switches:
+            if hasattr(sys.modules.get(module), name):
+                monkeypatch.setattr(sys.modules[module], name, False)
 
 
 @pytest.fixture(scope="session")

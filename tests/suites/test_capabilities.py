@@ -152,6 +152,7 @@ def test_one_that_refuses_everything_does_not_pass() -> None:
     assert not report.passed
 
 
+@pytest.mark.slow
 def test_one_that_fails_for_its_rate_alone_is_told_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     few = {name: checks()[name] for name in ("bf16", "learning rate")}
     monkeypatch.setattr(pack, "checks", lambda backend: few)

@@ -141,6 +141,7 @@ def test_a_grouped_run_resumes_where_it_was(make_plan: Any, runtime: Runtime) ->
         assert torch.equal(batch["input_ids"], next(later)["input_ids"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["eager", pytest.param("aot_eager", marks=pytest.mark.slow)])
 def test_a_compiled_run_ends_near_the_eager_one(
     backend: str, make_plan: Any, runtime: Runtime, monkeypatch: pytest.MonkeyPatch

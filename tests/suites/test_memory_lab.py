@@ -108,6 +108,7 @@ def test_the_lab_finds_what_a_step_takes(method: str, lab_of: Any) -> None:
     check(lab.cell(setting), *real_trace(lab, setting))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["minilm", pytest.param("20m", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "config",

@@ -40,6 +40,7 @@ def without_time(cells: list[MemoryCell]) -> list[MemoryCell]:
     return [cell.model_copy(update={"seconds": 0.0}) for cell in cells]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_cells_of_one_in_the_same_order(alone: tuple[Path, Any], tmp_path: Path) -> None:
     said: list[tuple[int, int]] = []
     paths = matrix.run_matrix(["micro"], METHODS, tmp_path, lambda _, done, total: said.append((done, total)), 2)

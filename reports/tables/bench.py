@@ -154,7 +154,7 @@ def _figure(layers: Sequence[BenchCell], refreshes: Sequence[BenchCell], under: 
     figure.text(0.012, 0.988, TITLE, fontsize=13, fontweight="bold", va="top")
     figure.text(0.012, 0.962, under, fontsize=9, color=FAINT, va="top")
     grid = figure.add_gridspec(2, 2)
-    figure.subplots_adjust(left=0.2, right=0.985, top=0.885, bottom=0.06, wspace=0.2, hspace=0.62)
+    figure.subplots_adjust(left=0.2, right=0.985, top=0.885, bottom=0.06, wspace=0.62, hspace=0.3)
     panels = [figure.add_subplot(grid[0, column]) for column in range(2)]
     _layer_panel(panels[0], layers, "time", "Layer, time / LoRA")
     _layer_panel(panels[1], layers, "peak bytes", "Layer, peak bytes / LoRA")
@@ -170,54 +170,51 @@ def _figure(layers: Sequence[BenchCell], refreshes: Sequence[BenchCell], under: 
 def _layer_panel(axes: Axes, cells: Sequence[BenchCell], what: str, title: str) -> None:
     sides = list(dict.fromkeys((claim.ours, claim.peer) for cell in cells for claim in cell.claims if claim.target))
     for index, side in enumerate(sides):
-        for place, cell in enumerate(cells):
+        for line, cell in enumerate(cells):
             claim = next(each for each in cell.claims if (each.what, each.ours, each.peer) == (what, *side))
-            label = f"{side[0]} / {side[1]}" if place == 0 else None
-            _dot(axes, place + 0.22 * (index - (len(sides) - 1) / 2), claim, COLOURS[index], MARKERS[index], label)
+            label = f"{side[0]} / {side[1]}" if line == 0 else None
+            _dot(axes, line + 0.22 * (index - (len(sides) - 1) / 2), claim, index, label)
             if claim.target is not None:
-                axes.axhline(claim.target, color=FAINT, linestyle="--", linewidth=1)
-    _places(axes, [cell.label.replace(", ", "\n") for cell in cells], title)
-    axes.set_xlabel("Shape of the weight (outputs x inputs), and rank")
-    axes.set_ylabel("Ratio (below 1: less than LoRA)")
+                axes.axvline(claim.target, color=FAINT, linestyle="--", linewidth=1)
+    _lines(axes, [cell.label for cell in cells], title)
+    axes.set_xlabel("Ratio (below 1: less than LoRA)")
+    axes.set_ylabel("Shape of the weight (outputs x inputs), rank, tokens")
 
 
 def _refresh_panel(axes: Axes, cells: Sequence[BenchCell]) -> None:
-    """Draw a line a refresh, names at the side: they are too long to stand below one another's marks."""
     names: list[str] = []
     for cell in cells:
         for claim in cell.claims:
             if claim.what == "times faster" and claim.median is not None:
                 line = len(names)
-                low, high = claim.spread or (claim.median, claim.median)
-                reach = [[max(claim.median - low, 0.0)], [max(high - claim.median, 0.0)]]
-                axes.errorbar(
-                    claim.median, line, xerr=reach, color=COLOURS[0], fmt=MARKERS[0], markersize=6, capsize=3, zorder=3
-                )
+                _dot(axes, line, claim, 0, None)
                 if claim.target is not None:
                     axes.plot([claim.target] * 2, [line - 0.4, line + 0.4], color=FAINT, linestyle="--", linewidth=1.2)
                 names.append(f"{cell.label}, {claim.ours.removeprefix('gnlorp, ')}")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_yticks(range(len(names)), names, fontsize=7.5)
-    axes.invert_yaxis()
-    axes.set_title("Refresh, times faster than SVD")
+    _lines(axes, names, "Refresh, times faster than SVD")
     axes.set_xlabel("Time of the SVD over time of the refresh (logarithmic)")
     axes.set_ylabel("Shape, rank and method of the refresh")
 
 
-def _dot(axes: Axes, x: float, claim: Ratio, colour: str, marker: str, label: str | None) -> None:
+def _dot(axes: Axes, line: float, claim: Ratio, look: int, label: str | None) -> None:
     middle = claim.median
     if middle is None:
         return
     low, high = claim.spread or (middle, middle)
     reach = [[max(middle - low, 0.0)], [max(high - middle, 0.0)]]
-    axes.errorbar(x, middle, yerr=reach, color=colour, fmt=marker, markersize=6, capsize=3, label=label, zorder=3)
+    axes.errorbar(
+        middle, line, xerr=reach, color=COLOURS[look], fmt=MARKERS[look], markersize=6, capsize=3, label=label, zorder=3
+    )
 
 
-def _places(axes: Axes, labels: Sequence[str], title: str) -> None:
+def _lines(axes: Axes, names: Sequence[str], title: str) -> None:
+    """Name a line each at the side, the first on top: names are too long to stand below one another's marks."""
     axes.set_title(title)
-    axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor", fontsize=7.5)
+    axes.set_yticks(range(len(names)), names, fontsize=7.5)
+    axes.invert_yaxis()
 
 
 def _targets_row(kin: Kin) -> tuple[Entry, ...]:

@@ -248,6 +248,11 @@ def _check_whole(weight: Tensor) -> None:
         )
 
 
+def undecided(module: nn.Module) -> bool:
+    """Whether a module is a layer that has not learnt yet, as its first backward tells it, what the model keeps."""
+    return isinstance(module, NormLowRankLinear) and module._keeps_output is None
+
+
 def _choose(layer: weakref.ref[NormLowRankLinear], output: TensorWeakRef, version: int) -> None:
     """Fix whether a layer keeps its output: if it is still alive after forward, and nobody changed it in place."""
     found, y = layer(), output()

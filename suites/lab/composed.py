@@ -72,7 +72,7 @@ class Composed:
         self._shared = shared
         self._kinds = lab.network.kinds
         self._held: dict[int, allocator.Held] = {}
-        # A model of the fewest layers that has had a step, for batches that are traced by themselves.
+        # The model that has had a step, once it has the fewest layers: for batches that are traced by themselves.
         self._settled: list[nn.Module] = []
         batches = {rows: lab.batches(self._at(rows)) for rows in (1, *ROWS)}
         with torch.device("meta"):
@@ -90,6 +90,10 @@ class Composed:
                 if lines.grows_straight(one):
                     two = [self._backward(model, batches[rows], rules, rows) for rows in ROWS]
                     shared[self._key] = self._deep(two[0], two[1], self._chosen)
+                elif lab.method.settles and self._chosen is not None:
+                    # Settled: batches that are traced by themselves take this one.
+                    self._settled.append(self._with_fewest(model))
+                    model, placement = lab.changed(setting, self._chosen)
             self.rest = self._rest(model, placement, rules)
 
     @cached_property
@@ -106,6 +110,13 @@ class Composed:
         """The layers without the one that only shows that layers of one kind do the same."""
         alike = len(set(self._kinds[1:-1])) == 1
         return None if self._chosen is None else [at for at in self._chosen if not (alike and at == SHOWN)]
+
+    def _with_fewest(self, model: nn.Module) -> nn.Module:
+        """Take the layers that are not among the fewest out of a model of those chosen."""
+        blocks = block_list(model)
+        if blocks is not None and self._fewest != self._chosen:
+            del blocks[SHOWN]
+        return model
 
     def _sharing(self) -> tuple[Hashable, ...]:
         setting = self.setting
@@ -220,11 +231,12 @@ class Composed:
     def held(self, rows: int) -> allocator.Held:
         """Return the peaks of a step of `rows` rows under a device's allocator, a refresh included."""
         if rows not in self._held:
-            found = [
-                allocator.replay(zip(step.storage.tolist(), step.bytes.tolist(), strict=True))
-                for step in self._steps(rows)
-            ]
-            self._held[rows] = allocator.Held(*map(max, zip(*found, strict=True)))
+            steps = [np.stack([step.storage, step.bytes], axis=1) for step in self._steps(rows)]
+            # A plain step and one that refreshes bases are one until the optimizer's half.
+            shortest = min(map(len, steps))
+            differs = (steps[0][:shortest] != steps[-1][:shortest]).any(axis=1).nonzero()[0]
+            alike = int(differs[0]) if len(differs) else shortest
+            self._held[rows] = allocator.replay(steps[0][:alike].tolist(), [step[alike:].tolist() for step in steps])
         return self._held[rows]
 
     def _steps(self, rows: int) -> list[lines.Batch]:

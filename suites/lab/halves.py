@@ -6,8 +6,8 @@ One network under one method; a half can be traced on a model of a few layers (`
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +18,8 @@ from torch.optim import Optimizer
 from baselines.method import AdamSettings, Placement, Work, set_refresh_gap
 from baselines.registry import get_method
 from baselines.shared import targets
+from gnlorp.layer import undecided
+from gnlorp.weight_norm import waiting
 from results.lab import DeviceKind, Precision, Setting
 from suites.config import method_config
 from suites.lab import loops, step
@@ -38,6 +40,10 @@ from suites.suite import Batch
 
 NEVER = 10**9
 TARGETS = "attention+mlp"
+
+
+class _Decided(Exception):
+    """Layers have decided what they keep for backward."""
 
 
 @dataclass(frozen=True)
@@ -187,10 +193,19 @@ class Halves:
         run = self._run(model, batches, [])
         with self._rules():
             if self.method.settles and not settled:
-                run()
+                self._settle(model, batches[0], run)
                 rules.clear()
             model.zero_grad(set_to_none=True)
             return Half(self._track(model, None, run), None, None, Counter(rules))
+
+    def _settle(self, model: nn.Module, batch: Batch, run: Callable[[], None]) -> None:
+        """Let layers decide what they keep: in a step that ends where backward reaches the first of them, which is when
+        they do. Blocks that are checkpointed decide one by one: those need the whole step."""
+        loss = self.loss(model, batch)
+        with suppress(_Decided), _told_when_all_have(_Decided):
+            loss.backward()
+        if any(undecided(module) for module in model.modules()):
+            run()
 
     def _run(self, model: nn.Module, batches: Sequence[Batch], held: list[Tensor]) -> Callable[[], None]:
         def run() -> None:
@@ -211,7 +226,7 @@ class Halves:
         rules: Counter[str],
     ) -> Half:  # fmt: skip
         if self.method.settles:
-            run()
+            self._settle(model, batches[0], run)
         optimizer = self.optimizer(model, placement, setting.state_bits)
         step.give_gradients(optimizer)
         take_step(optimizer)
@@ -256,6 +271,21 @@ class Halves:
                 self.loss(model, batch) if self.network.language_model else model(**inputs)
 
             return Half(self._track(model, None, run), None, None, Counter(rules))
+
+
+@contextmanager
+def _told_when_all_have(decided: type[Exception]) -> Iterator[None]:
+    """Raise when the layers that wait to decide have done so."""
+
+    def tell() -> None:
+        raise decided
+
+    waiting.insert(0, tell)
+    try:
+        yield
+    finally:
+        if tell in waiting:
+            waiting.remove(tell)
 
 
 def _sizes(tensors: Iterable[Tensor]) -> list[int]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import bisect
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from suites.measure.tracker import Category, Trace
@@ -34,6 +34,9 @@ class Held(NamedTuple):
     tensor_bytes: int
     allocated_bytes: int
     reserved_bytes: int
+
+
+Change = tuple[int, int]
 
 
 @dataclass(eq=False, slots=True)
@@ -89,6 +92,19 @@ class Allocator:
             block = self._merge(block, block.after)
         self._put(block)
 
+    def copied(self, taken: Iterable[_Block]) -> tuple[Allocator, dict[int, _Block]]:
+        """Return an allocator in the same state, and its blocks by address; `taken`: those of this one in use."""
+        every = [*taken, *self._at.values()]
+        twins = {block.address: replace(block) for block in every}
+        for block in twins.values():
+            block.before = None if block.before is None else twins[block.before.address]
+            block.after = None if block.after is None else twins[block.after.address]
+        found = Allocator()
+        found.allocated, found.reserved, found._next = self.allocated, self.reserved, self._next
+        found._free = {small: list(pool) for small, pool in self._free.items()}
+        found._at = {address: twins[address] for address in self._at}
+        return found, twins
+
     def _merge(self, first: _Block, second: _Block) -> _Block:
         first.size += second.size
         first.after = second.after
@@ -110,7 +126,7 @@ class Allocator:
 
 def rounded(size: int) -> int:
     """Return the bytes of the block that a tensor of `size` bytes asks for."""
-    return max(SMALLEST, _up(size, SMALLEST))
+    return -(-size // SMALLEST) * SMALLEST or SMALLEST
 
 
 def held(trace: Trace, at_start: Mapping[Category, Sequence[int]] | None = None) -> Held:
@@ -120,7 +136,7 @@ def held(trace: Trace, at_start: Mapping[Category, Sequence[int]] | None = None)
         at_start: sizes of the single tensors of a category that the trace begins with, where it has them as one lump.
     """
     lumps = at_start or {}
-    changes: list[tuple[int, int]] = []
+    changes: list[Change] = []
     for event in trace.events:
         if event.storage is None or event.delta_bytes == 0:
             continue
@@ -131,24 +147,53 @@ def held(trace: Trace, at_start: Mapping[Category, Sequence[int]] | None = None)
     return replay(changes)
 
 
-def replay(changes: Iterable[tuple[int, int]]) -> Held:
+def replay(changes: Iterable[Change], ends: Sequence[Iterable[Change]] = ((),)) -> Held:
     """Return the peaks under the allocator of changes (storage, bytes more or less), in the order of time.
 
     A storage that is taken several times before it is freed, as where a trace says a layer again, has a block a time.
+
+    Args:
+        ends: ways to go on after `changes`; the peaks are those of the highest.
     """
-    allocator = Allocator()
-    blocks: dict[int, list[tuple[int, _Block]]] = defaultdict(list)
-    tensors = most_tensors = most_allocated = 0
-    for storage, size in changes:
-        tensors += size
-        if size > 0:
-            blocks[storage].append((size, allocator.take(size)))
-        else:
-            _give_back(allocator, blocks[storage], -size)
-        most_tensors = max(most_tensors, tensors)
-        most_allocated = max(most_allocated, allocator.allocated)
-    # Nothing goes back to the device: the last of it is the most of it.
-    return Held(most_tensors, most_allocated, allocator.reserved)
+    begun = _Replay()
+    begun.go_on(changes)
+    found = []
+    for number, end in enumerate(ends, 1):
+        way = begun.copied() if number < len(ends) else begun
+        way.go_on(end)
+        # Nothing goes back to the device: the last of it is the most of it.
+        found.append(Held(way.most_tensors, way.most_allocated, way.allocator.reserved))
+    return Held(*map(max, zip(*found, strict=True)))
+
+
+class _Replay:
+    """An allocator, the blocks of each storage, and the peaks so far."""
+
+    def __init__(self) -> None:
+        self.allocator = Allocator()
+        self.blocks: defaultdict[int, list[tuple[int, _Block]]] = defaultdict(list)
+        self.tensors = self.most_tensors = self.most_allocated = 0
+
+    def go_on(self, changes: Iterable[Change]) -> None:
+        allocator, blocks = self.allocator, self.blocks
+        for storage, size in changes:
+            self.tensors += size
+            if size > 0:
+                blocks[storage].append((size, allocator.take(size)))
+            else:
+                _give_back(allocator, blocks[storage], -size)
+            if self.tensors > self.most_tensors:
+                self.most_tensors = self.tensors
+            if allocator.allocated > self.most_allocated:
+                self.most_allocated = allocator.allocated
+
+    def copied(self) -> _Replay:
+        found = _Replay()
+        found.tensors, found.most_tensors, found.most_allocated = self.tensors, self.most_tensors, self.most_allocated
+        found.allocator, twins = self.allocator.copied(block for held in self.blocks.values() for _, block in held)
+        for storage, held in self.blocks.items():
+            found.blocks[storage] = [(size, twins[block.address]) for size, block in held]
+        return found
 
 
 def _give_back(allocator: Allocator, mine: list[tuple[int, _Block]], size: int) -> None:

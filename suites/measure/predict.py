@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from results.schema import Peak
 from suites.measure.allocator import Held, held
 from suites.measure.live import is_sharded_type, tensors_in
+from suites.measure.replies import Replies
 from suites.measure.tracker import NATIVE_NAMESPACES, peak_of, track
 
 Build = Callable[[], tuple[nn.Module, Optimizer, Callable[[], object]]]
@@ -32,6 +33,7 @@ Phase = Literal["forward", "backward", "optimizer"]
 NO_REDUCTION = 0
 DRAWING = ("trunc_normal_", "_no_grad_trunc_normal_")
 MOST_SCALARS = 100_000
+DEVICE = torch.ops.prim.device.default
 SEQUENCES = frozenset({torch.ops.aten.arange, torch.ops.aten.linspace})
 PHASES: tuple[Phase, ...] = ("forward", "backward", "optimizer")
 SCALAR_RULE = "a number read from a tensor without values is taken as 1, a truth value as True"
@@ -124,12 +126,20 @@ class _Rules(TorchDispatchMode):
     def __init__(self, fakes: FakeTensorMode) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._memo = fakes.fake_tensor_converter.meta_converter.tensor_memo
+        self._replies = Replies(fakes)
         self.used: Counter[str] = Counter()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Nothing is compiled where there are no values, and this is called for every operator.
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
         if any(map(is_sharded_type, types)):
             return NotImplemented
         tensors = list(tensors_in((args, kwargs)))
@@ -144,14 +154,19 @@ class _Rules(TorchDispatchMode):
             return _one(tensors[0].dtype)
         if func.namespace not in NATIVE_NAMESPACES:
             self.used[FOREIGN_RULE.format(name=func.name())] += 1
-        result = self._mean_squared_error(args) if func is torch.ops.aten.mse_loss.default else func(*args, **kwargs)
+        if func is torch.ops.aten.mse_loss.default:
+            return self._mean_squared_error(args)
+        return self._replies(func, args, kwargs, tensors, lambda: self._asked(func, args, kwargs))
+
+    def _asked(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        result = func(*args, **kwargs)
         # Weak references left in the memo of conversions would make `module.to(dtype)` fail.
         self._memo.clear()
         return result
 
     def _mean_squared_error(self, args: tuple[Any, ...]) -> Any:
         """Return what torch's kernel does: it averages into the storage of the single errors, which stays whole."""
-        errors = torch.ops.aten.mse_loss.default(args[0], args[1], NO_REDUCTION)
+        errors = self._asked(torch.ops.aten.mse_loss.default, (args[0], args[1], NO_REDUCTION), {})
         if len(args) == 3 and args[2] == NO_REDUCTION:
             return errors
         self.used[MEAN_RULE] += 1

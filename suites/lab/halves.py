@@ -219,11 +219,11 @@ class Halves:
         held: list[Tensor] = []
         run = self._run(model, batches, held)
         with self._rules():
-            return self._traced_updates(model, placement, setting, run, held, rules)
+            return self._traced_updates(model, placement, setting, batches, run, held, rules)
 
     def _traced_updates(
-        self, model: nn.Module, placement: Placement, setting: Setting, run: Callable[[], None], held: list[Tensor],
-        rules: Counter[str],
+        self, model: nn.Module, placement: Placement, setting: Setting, batches: Sequence[Batch],
+        run: Callable[[], None], held: list[Tensor], rules: Counter[str],
     ) -> Half:  # fmt: skip
         if self.method.settles:
             self._settle(model, batches[0], run)

@@ -121,10 +121,10 @@ def test_an_operator_is_asked_about_once(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Replies, "_known", {})
     monkeypatch.setattr(replies, "MOST", 4)
     with without_values():
-        x = torch.randn(5, 5)
+        x = torch.randn(9, 5)
         before = len(Replies._known)
         for _ in range(3):
-            x @ x
+            x.T @ x
         assert len(Replies._known) == before + 1
         # Beyond the most that are kept, all are forgotten, and results stay what they are.
         for size in range(1, 9):

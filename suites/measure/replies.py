@@ -84,7 +84,7 @@ class Replies:
     def _made(self, reply: Reply, tensors: Sequence[torch.Tensor]) -> torch.Tensor | None:
         if not isinstance(reply, Fresh):
             return None if reply is None else tensors[reply]
-        with torch._C._DisableTorchDispatch():  # type: ignore[attr-defined]
+        with torch._C._DisableTorchDispatch():
             meta = torch.empty_strided(reply.shape, reply.stride, dtype=reply.dtype, device="meta")
             return FakeTensor(self._fakes, meta, reply.device)
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import importlib.util
 
 from torch import nn
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from baselines.shared.targets import linear_layers
+from suites.measure.replies import unset_fake_temporarily
 
 BLOCK, SECOND_BLOCK = 64, 256
 

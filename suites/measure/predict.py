@@ -17,14 +17,13 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from results.schema import Peak
 from suites.measure.allocator import Held, held
 from suites.measure.live import is_sharded_type, tensors_in
-from suites.measure.replies import Replies
+from suites.measure.replies import FakeTensor, FakeTensorMode, Replies, unset_fake_temporarily
 from suites.measure.tracker import NATIVE_NAMESPACES, peak_of, track
 
 Build = Callable[[], tuple[nn.Module, Optimizer, Callable[[], object]]]

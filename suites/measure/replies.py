@@ -3,6 +3,8 @@
 torch is asked about each operator at each set of shapes once. After that a new result is made from what it said, one
 that was written into is handed back, and a view is made by the kernel that has no values to move. Everything else
 (what reads values, changes a shape in place, or may share memory some other way) is asked every time.
+
+This is the only file that imports torch's private module of such tensors.
 """
 
 from __future__ import annotations
@@ -11,7 +13,14 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+from torch._subclasses.fake_tensor import (
+    FakeTensor,
+    FakeTensorMode,
+    in_kernel_invocation_manager,
+    unset_fake_temporarily,
+)
+
+__all__ = ["FakeTensor", "FakeTensorMode", "Replies", "unset_fake_temporarily"]
 
 OTHERWISE = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output, torch.Tag.inplace_view)
 MOST = 100_000

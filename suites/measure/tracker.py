@@ -9,7 +9,7 @@ Not seen: workspace that a compiled kernel takes and returns within one operator
 checkpointing keeps, and what an allocator adds (rounding, caching). Foreign operators whose kernel is written in
 Python (bitsandbytes on a CPU) are looked into.
 
-This is the only file that uses private parts of torch.
+This is the only file that uses private parts of torch's autograd and storages.
 """
 
 from __future__ import annotations

@@ -12,11 +12,10 @@ from typing import Any, NoReturn
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from gnlorp.base_weight import BaseWeight, accumulation_dtype, alike_spans, row_square_norms, token_spans
 from gnlorp.surgery import not_scriptable
-from gnlorp.weight_norm import no_autocast, shared_cast, tracing
+from gnlorp.weight_norm import by_hand, no_autocast, shared_cast, tracing
 
 
 class _NormLinear(torch.autograd.Function):
@@ -37,7 +36,7 @@ class _NormLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @by_hand
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cast, weight_OI, bias_O, m_O = ctx.saved_tensors
         base, high = BaseWeight(weight_OI, None), accumulation_dtype(weight_OI.dtype)

@@ -8,15 +8,15 @@ backward, but chunks of it of at most `base_weight.CHUNK_ELEMENTS` values.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from gnlorp import dropout
 from gnlorp.base_weight import (
@@ -100,6 +100,25 @@ def tracing() -> bool:
     )
 
 
+def by_hand(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse `create_graph=True` for a backward that is not differentiable.
+
+    torch's `once_differentiable` would say only sometimes that a second derivative lacks what passed through here.
+    """
+
+    @wraps(backward)
+    def checked(ctx: Any, grad: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "create_graph=True: the backward of gnlorp's layers is written by hand and not differentiable; use "
+                "torch.func (grad, jacrev, jvp), which gets torch's own operators, or merge the model first "
+                "(gnlorp.merge)"
+            )
+        return backward(ctx, grad)
+
+    return checked
+
+
 WRITTEN, ADDED = 96, 8
 """What an element of V, written and scaled, and one that the low-rank path adds to, cost beside their products, in
 multiplications of a product of matrices (measured on a CPU)."""
@@ -178,7 +197,7 @@ class _NormLowRank(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
+    @by_hand
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         _settle()
         cast, hidden_TR, y, image_OR, weight_OI, scale_O, bias_O, out_OR, in_RI, magnitude_O, base_square_O, *norms = (
@@ -483,7 +502,7 @@ def norm_low_rank_linear(
     backward beside parameters (and, where the norm is a constant, vectors of O), unless `keep_output` (then the output
     must not be changed in place) or `keep_hidden`. `base_square` is `row_square_norms(weight, scale)`. A row whose
     magnitude is exactly 0 has no output to read dL/dm from: with `keep_output` its dL/dm is 0. The weight gets no
-    gradient. Not differentiable twice.
+    gradient. Not differentiable twice: `create_graph=True` is refused.
 
     Shapes: x and cast (..., I), weight (O, I), scale, bias (O,), out A (O, R), in B (R, I), magnitude (O,); returns
     (..., O).

@@ -67,6 +67,23 @@ def test_script_is_refused_and_takes_what_is_merged(kind):
     assert torch.allclose(torch.jit.script(model)(x), wanted, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [NormLowRankLinear, NormLinear])
+def test_a_second_derivative_is_refused_by_autograd_and_right_by_function_transforms(kind):
+    torch.manual_seed(0)
+    layer = kind(nn.Linear(8, 6), 2, 4) if kind is NormLowRankLinear else kind(nn.Linear(8, 6))
+    model = nn.Sequential(layer, nn.Tanh()).double()
+    with torch.no_grad():
+        layer.magnitude.mul_(1.5)
+    x = torch.randn(8, dtype=torch.float64, requires_grad=True)
+    with pytest.raises(RuntimeError, match="create_graph=True: .* not differentiable; use torch.func"):
+        torch.autograd.grad(model(x).sum(), x, create_graph=True)
+    found = torch.func.hessian(lambda v: model(v).sum())(x)
+    model[0] = layer.merge()
+    wanted = torch.autograd.functional.hessian(lambda v: model(v).sum(), x)
+    assert wanted.abs().max() > 1e-3
+    assert torch.allclose(found, wanted, atol=1e-12)
+
+
 def test_a_compiled_function_may_step():
     def trained(compiled):
         torch.manual_seed(0)

@@ -143,7 +143,7 @@ def _register_matrix(app: typer.Typer, console: Console, one_line_errors: OneLin
     @app.command("memory-matrix")
     def matrix(
         model: Annotated[str, typer.Option(help="comma-joined models; default: roberta-base and every LLaMA")] = "",
-        method: Annotated[str, typer.Option(help="comma-joined methods; default: all")] = "",
+        method: Annotated[str, typer.Option(help="comma-joined methods; default: a comparison's; all: every one")] = "",
         out: Annotated[Path, typer.Option(help="folder of the cells; a cell that is there is not made again")] = RUNS,
         workers: Annotated[int | None, typer.Option(help="traces at a time; default: one a core")] = None,
     ) -> None:
@@ -161,10 +161,8 @@ def _register_matrix(app: typer.Typer, console: Console, one_line_errors: OneLin
                 words += f" recompute {','.join(setting.recompute)}" if setting.recompute else ""
                 console.print(f"{done}/{total} {words}: {cell.peak.total_bytes / 2**30:.2f} GiB, {cell.seconds} s")
 
-            names = split(method)
-            _methods(names)
             at_once = usable_cpus() if workers is None else workers
-            for path in run_matrix(split(model) or MODELS, names, out, said, at_once):
+            for path in run_matrix(split(model) or MODELS, _methods(split(method)), out, said, at_once):
                 console.print(str(path))
 
 

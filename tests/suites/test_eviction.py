@@ -17,6 +17,7 @@ import pytest
 from results.schema import Plan, Record
 from results.store import read_record, read_records
 from suites.run import checkpoint, eviction
+from suites.run.execute import execute
 from suites.run.launch import Interrupted, launch
 from suites.run.worker import Event, obituary, record_path
 from suites.suite import Runtime
@@ -44,9 +45,9 @@ def plan(make_plan: Any) -> Plan:
 
 
 @pytest.fixture(scope="module")
-def straight(plan: Plan, runtime: Runtime, tmp_path_factory: pytest.TempPathFactory) -> Record:
-    """The run as it is when nobody disturbs it."""
-    (record,) = launch([plan], runtime, tmp_path_factory.mktemp("straight"), {}, lambda event: None)
+def straight(plan: Plan, runtime: Runtime) -> Record:
+    """The run as it is when nobody disturbs it, in this process."""
+    record = execute(plan, runtime, None, lambda *_: None)
     assert record.status == "ok"
     return record
 
@@ -83,6 +84,7 @@ def test_a_run_that_is_told_to_end_saves_and_counts_as_lost(
     goes_on(plan, runtime, tmp_path, straight)
 
 
+@pytest.mark.slow
 def test_a_launcher_that_is_told_to_end_has_its_runs_save(
     plan: Plan, runtime: Runtime, straight: Record, tmp_path: Path
 ) -> None:

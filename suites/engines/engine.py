@@ -56,10 +56,11 @@ class Queued:
 
 @dataclass(frozen=True)
 class Running:
-    """Started; the optimizer step and loss that it last told, None where it told none yet."""
+    """Started; the optimizer step and loss that it last told, and its device; None where it told none yet."""
 
     step: int | None = None
     loss: float | None = None
+    device: str | None = None
 
 
 Cause = Literal["ended", "lost", "refused", "crowded"]

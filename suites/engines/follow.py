@@ -107,7 +107,7 @@ class _Following:
     def _show(self, hand: _Hand, state: State) -> None:
         if isinstance(state, Running) and state != hand.shown:
             if hand.shown is None or state.step is not None:
-                self.listen(Event(hand.task.plan, step=state.step or 0, loss=state.loss))
+                self.listen(Event(hand.task.plan, step=state.step or 0, loss=state.loss, device=state.device))
             hand.shown = state
 
     def _gone(self, hand: _Hand, gone: Gone) -> _Hand | None:

@@ -22,7 +22,7 @@ import torch
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from suites.engines.board import Board
+from suites.engines.board import Board, Said
 from suites.engines.cluster import CONNECT_S, LOCAL, amounts, check_address, fits, loopback_nodes
 from suites.engines.engine import Capacity, Gone, Queued, Resources, Running, State, Task
 from suites.engines.node import Refusal, check_code, check_commit, run_task, shares
@@ -47,7 +47,7 @@ class RayEngine:
         self._tasks: dict[str, Any] = {}
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self._board = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
-        self._said: dict[str, tuple[int, float | None]] = {}
+        self._said: dict[str, Said] = {}
         self._read_at = 0.0
 
     def capacity(self, resources: Resources) -> Capacity:
@@ -140,7 +140,7 @@ class RayEngine:
         if handle in self._tasks:
             ray.cancel(self._tasks[handle], force=False)
 
-    def _read(self) -> dict[str, tuple[int, float | None]]:
+    def _read(self) -> dict[str, Said]:
         """Return what the board says, asked once a pause; where it does not answer, what it said last."""
         if time.monotonic() - self._read_at >= self.pause_s:
             try:
@@ -190,8 +190,8 @@ def _serve(code: str, packed: bytes, board: Any, handle: str) -> Gone:
     check_code(code, socket.gethostname())
     task: Task = pickle.loads(packed)
 
-    def tell(step: int, loss: float | None) -> None:
-        board.put.remote(handle, step, loss)
+    def tell(*said: Any) -> None:
+        board.put.remote(handle, *said)
 
     return run_task(replace(task, runtime=placed(task.runtime, task.resources)), tell)
 

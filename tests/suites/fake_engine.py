@@ -93,7 +93,7 @@ def usual(world: World, task: Task, second: int) -> State:
     if second < 2:
         return Queued()
     if second < 5:
-        return Running(second - 1, 0.5)
+        return Running(second - 1, 0.5, "H100")
     if not record_path(task.store, task.plan).exists():
         write_record(task.store, record_of(task.plan))
     return Gone("ok", "ended")

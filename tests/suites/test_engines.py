@@ -40,6 +40,7 @@ def test_runs_are_handed_over_once_and_their_records_are_those_of_the_store(task
     of_first = [event for event in told.events if event.plan == tasks[0].plan]
     assert [event.step for event in of_first] == [1, 2, 3, 0]
     assert [event.record is not None for event in of_first] == [False, False, False, True]
+    assert [event.device for event in of_first] == ["H100", "H100", "H100", None]
     assert told.lines == []
 
 
@@ -236,7 +237,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         given.append((plans, runtime, store, predicted, reserved))
         if plans[0].seed > 2:
             raise StoreError("the disk is full")
-        listen(Event(plans[0], step=2, loss=0.25))
+        listen(Event(plans[0], step=2, loss=0.25, device="H100"))
         record = record_of(plans[0], statuses[plans[0].seed], "as asked" if plans[0].seed else None)
         write_record(store, record)
         listen(Event(plans[0], record=record))
@@ -250,7 +251,7 @@ def test_a_node_that_shares_the_store_writes_into_it(tasks: list[Task], launched
     (tasks[0].store / node.NONCE).write_text("abc")
     steps: list[Any] = []
     gone = node.run_task(replace(tasks[0], predicted=5, reserved=7, nonce="abc"), lambda *step: steps.append(step))
-    assert (gone.cause, gone.record, steps) == ("ended", None, [(2, 0.25)])
+    assert (gone.cause, gone.record, steps) == ("ended", None, [(2, 0.25, "H100")])
     assert read_record(record_path(tasks[0].store, tasks[0].plan)).status == "ok"
     ((plans, runtime, store, predicted, reserved),) = launched
     key = tasks[0].plan.hash()
@@ -346,12 +347,15 @@ def test_a_run_has_the_devices_that_its_launcher_was_given(
 
     def execute(plan: Plan, *given: Any) -> Record:
         seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        report = given[2]
+        report(3, 0.5)
         return record_of(plan)
 
     monkeypatch.setattr("suites.run.execute.execute", execute)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     before = signal.getsignal(signal.SIGINT)
-    pipe = SimpleNamespace(send=lambda said: None, close=lambda: None)
+    said: list[Any] = []
+    pipe = SimpleNamespace(send=said.append, close=lambda: None)
     try:
         for given in (None, "2"):
             asked = replace(runtime, visible_devices=given)
@@ -359,6 +363,7 @@ def test_a_run_has_the_devices_that_its_launcher_was_given(
     finally:
         signal.signal(signal.SIGINT, before)
     assert seen == ["0,1,2,3", "2"]
+    assert said == [("step", 3, 0.5, "cpu")] * 2
 
 
 @pytest.mark.parametrize(

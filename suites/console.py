@@ -176,9 +176,11 @@ def summary_line(
     """Return the line that says how many runs there are, how they are shared out, and how long they should take."""
     tasks = len({plan.task for plan in plans})
     expected = duration_text(seconds) if todo else "none, everything is there"
+    # Where nothing is to run, nobody was asked how many runs would go at a time.
+    shared = f" {runtime.workers} at a time, {_counted(runtime.threads, 'thread')} each;" if todo else ""
     return (
-        f"{_counted(len(plans), 'run')} ({_counted(tasks, 'task')}), {len(todo)} missing; {runtime.workers} at a time, "
-        f"{_counted(runtime.threads, 'thread')} each; expected time: {expected}; records in {out}"
+        f"{_counted(len(plans), 'run')} ({_counted(tasks, 'task')}), {len(todo)} missing;{shared} "
+        f"expected time: {expected}; records in {out}"
     )
 
 

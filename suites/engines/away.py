@@ -6,7 +6,7 @@ import importlib.util
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -120,22 +120,27 @@ def size_of_a_run(runtime: Runtime, gpus_per_run: float | None) -> Resources:
     return Resources(1, gpus)
 
 
-@contextmanager
 def on_ray(
     runtime: Runtime, address: str | None, gpus_per_run: float | None, retries: int, say: Say, pack: bool = False
-) -> Iterator[Away]:
-    """Connect to Ray, and say what it has.
+) -> AbstractContextManager[Away]:
+    """Return a context that connects to Ray when it is entered, and says what Ray has.
 
     Raises:
-        ValueError: Ray is not installed or not there, or no node could ever take a run.
+        ValueError: Ray is not installed, or the settings do not fit; inside: it is not there, or no node could ever
+            take a run.
     """
     if importlib.util.find_spec("ray") is None:
         raise ValueError("--on ray: Ray is not installed: pip install 'gnlorp[ray]'")
-    from suites.engines.on_ray import RayEngine, connected
-
     size = size_of_a_run(runtime, gpus_per_run)
     if pack and runtime.device.type != "cuda":
         raise ValueError("--pack: the runs are on the processor; --device cuda asks for GPUs")
+    return _joined(address, size, retries, say, pack)
+
+
+@contextmanager
+def _joined(address: str | None, size: Resources, retries: int, say: Say, pack: bool) -> Iterator[Away]:
+    from suites.engines.on_ray import RayEngine, connected
+
     with connected(address):
         engine = RayEngine()
         capacity = engine.capacity(size)
@@ -172,15 +177,14 @@ def packed_sizes(
     return {key: Resources(1, share) for key, share in given.items()}
 
 
-@contextmanager
 def on_slurm(
     runtime: Runtime, store: Path, settings: Mapping[str, str], retries: int, say: Say, detach: bool = False
-) -> Iterator[Away]:
-    """Look at SLURM's partitions, and say what the chosen one has.
+) -> AbstractContextManager[Away]:
+    """Return a context that looks at SLURM's partitions when it is entered, and says what the chosen one has.
 
     Raises:
-        ValueError: submitit or SLURM is not here, a setting or partition that does not exist, or no node that could
-            ever take a run.
+        ValueError: submitit or SLURM is not here, or a setting is wrong; inside: a partition that does not exist, or
+            no node that could ever take a run.
     """
     from suites.engines import queue
 
@@ -190,10 +194,16 @@ def on_slurm(
         raise ValueError("--on slurm: submitit is not installed: pip install 'gnlorp[slurm]'")
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise ValueError("--on slurm: no sbatch is here: give the command on a login node of the cluster")
+    size = size_of_a_run(runtime, None)
+    return _queued(store, settings, size if cpus is None else replace(size, cpus=cpus), retries, say, detach)
+
+
+@contextmanager
+def _queued(
+    store: Path, settings: Mapping[str, str], size: Resources, retries: int, say: Say, detach: bool
+) -> Iterator[Away]:
     from suites.engines.on_slurm import SlurmEngine
 
-    size = size_of_a_run(runtime, None)
-    size = size if cpus is None else replace(size, cpus=cpus)
     engine = SlurmEngine(store, settings)
     capacity = engine.capacity(size)
     say(

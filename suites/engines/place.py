@@ -160,7 +160,13 @@ def _first(*values: Any) -> Any:
 def opened(
     place: Settled, runtime: Runtime, store: Path, say: Callable[[str], None]
 ) -> AbstractContextManager[Away | None]:
-    """Return what runs plans where `place` says, inside its context; None for this machine's launcher."""
+    """Return a context inside which plans run where `place` says; None in it stands for this machine's launcher.
+
+    Nothing is started or asked before it is entered: whoever finds that no run is missing never does.
+
+    Raises:
+        ValueError: what is wrong with the settings alone, or an engine that is not installed.
+    """
     if not place.away:
         return nullcontext()
     from suites.engines import away

@@ -102,6 +102,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
     @contextmanager
     def on_ray(runtime: Runtime, *given: Any) -> Iterator[away.Away]:
+        made.entered += 1
         yield away.Away(made, Resources(1), 0, 3, lambda line: None)
 
     monkeypatch.setattr(away, "on_ray", on_ray)
@@ -111,13 +112,19 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 FEW = ("--steps", "2", "--set", "train_rows=32", "--set", "eval_rows=32", "--device", "cpu")
 
 
-def test_run_hands_its_plans_over(world: World, site: Callable[[str], None]) -> None:
+def test_run_hands_its_plans_over_and_starts_no_engine_where_none_is_missing(
+    world: World, site: Callable[[str], None]
+) -> None:
     few = ("run", "glue", "--seeds", "0,1", "--task", "cola", "--method", "lora", *FEW, "--out", "runs")
     result = CliRunner().invoke(app, (*few, "--on", "ray"))
     assert result.exit_code == 0, result.output
     assert "2 missing; 3 at a time" in result.output
     assert [task.plan.seed for task in world.submitted] == [0, 1]
     assert {task.store for task in world.submitted} == {Path("runs").resolve()}
+    again = CliRunner().invoke(app, (*few, "--on", "ray"))
+    assert again.exit_code == 0, again.output
+    assert "0 missing; expected time: none, everything is there" in again.output
+    assert (world.entered, len(world.submitted)) == (1, 2)
 
 
 @pytest.mark.slow

@@ -12,14 +12,13 @@ from pathlib import Path
 
 from results.schema import Plan, Record
 from results.store import write_atomically
+from suites.engines.cluster import LOCAL, named
 from suites.engines.engine import Engine, Resources, Task
-from suites.engines.follow import follow
+from suites.engines.follow import Say, follow
 from suites.engines.node import NONCE
 from suites.engines.packing import shares
 from suites.run.worker import Listener
 from suites.suite import Runtime
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -121,30 +120,47 @@ def size_of_a_run(runtime: Runtime, gpus_per_run: float | None) -> Resources:
 
 
 def on_ray(
-    runtime: Runtime, address: str | None, gpus_per_run: float | None, retries: int, say: Say, pack: bool = False
+    runtime: Runtime,
+    address: str | None,
+    gpus_per_run: float | None,
+    retries: int,
+    say: Say,
+    pack: bool = False,
+    wait_s: float = 0.0,
 ) -> AbstractContextManager[Away]:
     """Return a context that connects to Ray when it is entered, and says what Ray has.
 
+    `wait_s`: how long the first node that could take a run may take to come.
+
     Raises:
-        ValueError: Ray is not installed, or the settings do not fit; inside: it is not there, or no node could ever
-            take a run.
+        ValueError: Ray is not installed, or the settings do not fit; inside: it is not there, or no node could take a
+            run.
     """
     if importlib.util.find_spec("ray") is None:
         raise ValueError("--on ray: Ray is not installed: pip install 'gnlorp[ray]'")
     size = size_of_a_run(runtime, gpus_per_run)
     if pack and runtime.device.type != "cuda":
         raise ValueError("--pack: the runs are on the processor; --device cuda asks for GPUs")
-    return _joined(address, size, retries, say, pack)
+    alone = named(address) == LOCAL
+    if wait_s and alone:
+        raise ValueError("--wait-nodes: no node joins a Ray that the command itself starts; give --address")
+    return _joined(address, size, retries, say, pack, None if alone else wait_s)
 
 
 @contextmanager
-def _joined(address: str | None, size: Resources, retries: int, say: Say, pack: bool) -> Iterator[Away]:
+def _joined(
+    address: str | None, size: Resources, retries: int, say: Say, pack: bool, wait_s: float | None
+) -> Iterator[Away]:
     from suites.engines.on_ray import RayEngine, connected
+    from suites.engines.room import awaited
 
-    with connected(address):
-        engine = RayEngine()
-        capacity = engine.capacity(size)
-        say(f"ray: {capacity.where}; {capacity.slots} runs at a time, lost ones tried again {retries} times at most")
+    with connected(address), RayEngine() as engine:
+        capacity = awaited(engine, size, wait_s, say)
+        so_far = " so far" if wait_s else ""
+        say(
+            f"ray: {capacity.where}; {capacity.slots} runs at a time{so_far}, lost ones tried again {retries} times at "
+            "most"
+        )
 
         def check(store: Path, runtime: Runtime, nonce: str) -> None:
             apart = engine.check_nodes(store, nonce, size)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import socket
 from collections.abc import Mapping
 
@@ -10,6 +12,27 @@ from suites.engines.engine import Resources
 
 LOCAL = "local"
 CONNECT_S = 5.0
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def named(address: str | None) -> str:
+    """Return where Ray is: as typed, else what RAY_ADDRESS says, as for Ray itself, else one to be started here."""
+    return address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def seconds_of(text: str) -> int:
+    """Return the seconds of `--wait-nodes`: "90s", "10m", "2h" or "0".
+
+    Raises:
+        ValueError: of no such form.
+    """
+    given = re.fullmatch(r"(\d+)([smh])", text)
+    if given is not None:
+        return int(given[1]) * UNITS[given[2]]
+    if text == "0":
+        return 0
+    near = f" (nearest allowed value: {text}m)" if text.isdigit() else ""
+    raise ValueError(f"wait-nodes {text}: must be a whole number with s, m or h, such as 10m, or 0{near}")
 
 
 def check_address(where: str) -> None:

@@ -49,6 +49,10 @@ class Capacity:
     where: str
 
 
+class NoRoom(ValueError):
+    """No node that is up could ever take such a run; one that comes later might."""
+
+
 @dataclass(frozen=True)
 class Queued:
     """Handed over, not started as far as the engine knows."""
@@ -98,7 +102,8 @@ class Engine(Protocol):
         cancel: asks it to end, at once and without waiting; nothing happens to one that is gone.
 
     Raises:
-        ValueError: from `capacity`, where no node could ever take such a run; from `submit`, where it is not taken.
+        NoRoom: from `capacity`, where no node could ever take such a run.
+        ValueError: from `submit`, where a run is not taken.
     """
 
     name: str

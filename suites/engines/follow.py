@@ -25,6 +25,9 @@ SETTLE_S = 60.0
 GRACE_S = 30.0
 
 
+Say = Callable[[str], None]
+
+
 @dataclass(frozen=True)
 class Clock:
     """Seconds from any start, and waiting: what a test puts its own in place of."""
@@ -57,7 +60,7 @@ class _Hand:
 class _Following:
     engine: Engine
     listen: Listener
-    say: Callable[[str], None]
+    say: Say
     clock: Clock
     ended: Ended = field(default_factory=lambda: Ended([], {}))
 
@@ -175,7 +178,7 @@ def follow(
     engine: Engine,
     listen: Listener,
     retries: int,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
     clock: Clock = Clock(),  # noqa: B008  frozen
     detach: bool = False,
 ) -> Ended:

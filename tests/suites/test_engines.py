@@ -458,6 +458,8 @@ def test_away_hands_over_what_the_launcher_would_be_given(tasks: list[Task], tol
         (("--detach",), ("--detach: is for --on slurm, not for --on here",)),
         (("--pack", "--on", "slurm"), ("--pack: is for --on ray",)),
         (("--pack", "--gpus-per-run", "0.5", "--on", "ray"), ("give one of the two",)),
+        (("--wait-nodes", "10m", "--on", "slurm"), ("--wait-nodes 10m", "is for --on ray, not for --on slurm")),
+        (("--wait-nodes", "soon", "--on", "ray"), ("wait-nodes soon", "with s, m or h, such as 10m, or 0")),
         (("--on", "slurm"), ("submitit is not installed", "pip install 'gnlorp[slurm]'")),
         (("--on", "slurm", "--slurm", "partitoin=gpu"), ("unknown setting of --slurm", "nearest: partition")),
         (("--on", "slurm", "--slurm", "time=never"), ("time=never", "H:MM:SS")),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from results.schema import Plan, Record
 from results.store import write_atomically
-from suites.engines.cluster import LOCAL, named
+from suites.engines.cluster import LOCAL, named, show_token
 from suites.engines.engine import Engine, Resources, Task
 from suites.engines.follow import Say, follow
 from suites.engines.node import NONCE
@@ -151,6 +151,7 @@ def on_ray(
 def _joined(
     address: str | None, size: Resources, retries: int, say: Say, pack: bool, wait_s: float | None
 ) -> Iterator[Away]:
+    show_token(named(address))
     from suites.engines.on_ray import RayEngine, connected
     from suites.engines.room import awaited
 

@@ -179,7 +179,12 @@ def connected(address: str | None) -> Iterator[None]:
     own: dict[str, Any] = {"num_cpus": usable_cpus(), "include_dashboard": False} if where == LOCAL else {}
     try:
         ray.init(address=where, log_to_driver=False, logging_level="ERROR", **own)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except ConnectionError as error:
+        raise ValueError(
+            f"--address {where}: {_first_line(error)}: it may be of another version, or have another token than "
+            "~/.ray/auth_token here"
+        ) from error
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"--address {where}: {_first_line(error)}") from error
     try:
         yield

@@ -406,6 +406,32 @@ def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
         cluster.check_address(f"127.0.0.1:{port}")
 
 
+def test_the_token_that_is_kept_is_shown_to_a_ray_that_is_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mode(where: str) -> str | None:
+        # Set first, so that what the function leaves is undone after the test.
+        monkeypatch.setenv("RAY_AUTH_MODE", "")
+        monkeypatch.delenv("RAY_AUTH_MODE")
+        cluster.show_token(where)
+        return os.environ.get("RAY_AUTH_MODE")
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    assert mode("head:6379") is None
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("abc")
+    assert (mode("head:6379"), mode("auto"), mode(cluster.LOCAL)) == ("token", "token", None)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    assert mode("head:6379") is None
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
+    assert mode("head:6379") == "token"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    cluster.show_token("head:6379")
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
+
+
 def test_a_run_is_given_its_threads_or_a_gpu(runtime: Runtime) -> None:
     assert away.size_of_a_run(replace(runtime, threads=4), None) == Resources(4)
     on_gpu = replace(runtime, device=torch.device("cuda"), threads=16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -186,8 +186,8 @@ def tune(
             plans, todo, known, predicted = given
             show(plans, runtime, todo, known, predicted, folder)
 
-        with opened(where, runtime, folder, sayer(console)) as away:
-            failed = command.tune(console, asked, runtime, folder, trials, options.fresh, write, shown, away)
+        there = opened(where, runtime, folder, sayer(console))
+        failed = command.tune(console, asked, runtime, folder, trials, options.fresh, write, shown, there)
     raise typer.Exit(1 if failed else 0)
 
 
@@ -404,24 +404,45 @@ def show(
         console.print(warning, style="yellow", markup=False)
 
 
-def start(plans: list[Plan], runtime: Runtime, out: Path, fresh: bool = False, away: Away | None = None) -> int:
-    """Show and run the missing plans, here unless `away`; return how many did not end well.
+def start(
+    plans: list[Plan],
+    runtime: Runtime,
+    out: Path,
+    fresh: bool = False,
+    there: AbstractContextManager[Away | None] | None = None,
+) -> int:
+    """Show and run the missing plans, here unless `there`, entered only where one is missing; return how many failed.
 
     Raises:
         ValueError: bad input, or a store that cannot be used.
         KeyboardInterrupt: Ctrl-C.
     """
+    from suites.run import distributed
+
+    todo, known = missing_runs(plans, runtime, out)
+    for each in todo:
+        distributed.check_divides(each.training.accumulation, runtime.group)
+    with there if there is not None and todo else nullcontext() as away:
+        return _started(plans, todo, known, runtime, out, fresh, away)
+
+
+def _started(
+    plans: list[Plan],
+    todo: list[Plan],
+    known: list[Record],
+    runtime: Runtime,
+    out: Path,
+    fresh: bool,
+    away: Away | None,
+) -> int:
     from results.store import check_writable
     from suites.console import ProgressListener
     from suites.console import result_line as view_of
-    from suites.run import checkpoint, distributed, saved
+    from suites.run import checkpoint, saved
     from suites.run.launch import launch, launch_here
     from suites.run.preflight import predict
 
     group = runtime.group
-    todo, known = missing_runs(plans, runtime, out)
-    for each in todo:
-        distributed.check_divides(each.training.accumulation, group)
     # The step of one process that has it all says nothing of a shard's: see `memory --gpus N --shard`.
     predictions = predict(todo, runtime) if group.shard is None else {}
     predicted: dict[str, int | None] = {key: found.peak.total_bytes for key, found in predictions.items()}

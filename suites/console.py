@@ -176,9 +176,11 @@ def summary_line(
     """Return the line that says how many runs there are, how they are shared out, and how long they should take."""
     tasks = len({plan.task for plan in plans})
     expected = duration_text(seconds) if todo else "none, everything is there"
+    # Where nothing is to run, nobody was asked how many runs would go at a time.
+    shared = f" {runtime.workers} at a time, {_counted(runtime.threads, 'thread')} each;" if todo else ""
     return (
-        f"{_counted(len(plans), 'run')} ({_counted(tasks, 'task')}), {len(todo)} missing; {runtime.workers} at a time, "
-        f"{_counted(runtime.threads, 'thread')} each; expected time: {expected}; records in {out}"
+        f"{_counted(len(plans), 'run')} ({_counted(tasks, 'task')}), {len(todo)} missing;{shared} "
+        f"expected time: {expected}; records in {out}"
     )
 
 
@@ -238,10 +240,9 @@ class ProgressListener:
             self._end(key, event)
             return
         if key not in self._bars:
-            name = f"{event.plan.task} {event.plan.method} seed {event.plan.seed}"
-            self._bars[key] = (self._progress.add_task(name, total=event.plan.training.steps), 0)
+            self._bars[key] = (self._progress.add_task(_named(event), total=event.plan.training.steps), 0)
         bar, before = self._bars[key]
-        self._progress.update(bar, completed=event.step)
+        self._progress.update(bar, completed=event.step, description=_named(event))
         self._progress.advance(self._overall, event.step - before)
         self._bars[key] = (bar, event.step)
         self._done += event.step - before
@@ -254,7 +255,7 @@ class ProgressListener:
         left = spent * (self._steps - self._done) / max(1, self._done)
         loss = "" if event.loss is None else f", loss {event.loss:.4g}"
         return (
-            f"[{self._ended:>3}/{self._runs}] {plan.task} {plan.method} seed {plan.seed}: step {event.step:,} of "
+            f"[{self._ended:>3}/{self._runs}] {_named(event)}: step {event.step:,} of "
             f"{plan.training.steps:,}{loss}; {self._done / self._steps:.0%} of all steps, about "
             f"{duration_text(left)} left"
         )
@@ -269,6 +270,12 @@ class ProgressListener:
         self._console.print(
             f"[{self._ended:>3}/{self._runs}] {result_line(event.record)}", markup=False, highlight=False
         )
+
+
+def _named(event: Event) -> str:
+    """Return a run in a few words, with its device where that is known."""
+    plan, where = event.plan, "" if event.device is None else f" on {event.device}"
+    return f"{plan.task} {plan.method} seed {plan.seed}{where}"
 
 
 def _counted(count: int, noun: str, ending: str = "s") -> str:

@@ -6,20 +6,19 @@ import importlib.util
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from results.schema import Plan, Record
 from results.store import write_atomically
+from suites.engines.cluster import LOCAL, named, show_token
 from suites.engines.engine import Engine, Resources, Task
-from suites.engines.follow import follow
+from suites.engines.follow import Say, follow
 from suites.engines.node import NONCE
 from suites.engines.packing import shares
 from suites.run.worker import Listener
 from suites.suite import Runtime
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -120,26 +119,49 @@ def size_of_a_run(runtime: Runtime, gpus_per_run: float | None) -> Resources:
     return Resources(1, gpus)
 
 
-@contextmanager
 def on_ray(
-    runtime: Runtime, address: str | None, gpus_per_run: float | None, retries: int, say: Say, pack: bool = False
-) -> Iterator[Away]:
-    """Connect to Ray, and say what it has.
+    runtime: Runtime,
+    address: str | None,
+    gpus_per_run: float | None,
+    retries: int,
+    say: Say,
+    pack: bool = False,
+    wait_s: float = 0.0,
+) -> AbstractContextManager[Away]:
+    """Return a context that connects to Ray when it is entered, and says what Ray has.
+
+    `wait_s`: how long the first node that could take a run may take to come.
 
     Raises:
-        ValueError: Ray is not installed or not there, or no node could ever take a run.
+        ValueError: Ray is not installed, or the settings do not fit; inside: it is not there, or no node could take a
+            run.
     """
     if importlib.util.find_spec("ray") is None:
         raise ValueError("--on ray: Ray is not installed: pip install 'gnlorp[ray]'")
-    from suites.engines.on_ray import RayEngine, connected
-
     size = size_of_a_run(runtime, gpus_per_run)
     if pack and runtime.device.type != "cuda":
         raise ValueError("--pack: the runs are on the processor; --device cuda asks for GPUs")
-    with connected(address):
-        engine = RayEngine()
-        capacity = engine.capacity(size)
-        say(f"ray: {capacity.where}; {capacity.slots} runs at a time, lost ones tried again {retries} times at most")
+    alone = named(address) == LOCAL
+    if wait_s and alone:
+        raise ValueError("--wait-nodes: no node joins a Ray that the command itself starts; give --address")
+    return _joined(address, size, retries, say, pack, None if alone else wait_s)
+
+
+@contextmanager
+def _joined(
+    address: str | None, size: Resources, retries: int, say: Say, pack: bool, wait_s: float | None
+) -> Iterator[Away]:
+    show_token(named(address))
+    from suites.engines.on_ray import RayEngine, connected
+    from suites.engines.room import awaited
+
+    with connected(address), RayEngine() as engine:
+        capacity = awaited(engine, size, wait_s, say)
+        so_far = " so far" if wait_s else ""
+        say(
+            f"ray: {capacity.where}; {capacity.slots} runs at a time{so_far}, lost ones tried again {retries} times at "
+            "most"
+        )
 
         def check(store: Path, runtime: Runtime, nonce: str) -> None:
             apart = engine.check_nodes(store, nonce, size)
@@ -172,15 +194,14 @@ def packed_sizes(
     return {key: Resources(1, share) for key, share in given.items()}
 
 
-@contextmanager
 def on_slurm(
     runtime: Runtime, store: Path, settings: Mapping[str, str], retries: int, say: Say, detach: bool = False
-) -> Iterator[Away]:
-    """Look at SLURM's partitions, and say what the chosen one has.
+) -> AbstractContextManager[Away]:
+    """Return a context that looks at SLURM's partitions when it is entered, and says what the chosen one has.
 
     Raises:
-        ValueError: submitit or SLURM is not here, a setting or partition that does not exist, or no node that could
-            ever take a run.
+        ValueError: submitit or SLURM is not here, or a setting is wrong; inside: a partition that does not exist, or
+            no node that could ever take a run.
     """
     from suites.engines import queue
 
@@ -190,10 +211,16 @@ def on_slurm(
         raise ValueError("--on slurm: submitit is not installed: pip install 'gnlorp[slurm]'")
     if shutil.which("sbatch") is None or shutil.which("srun") is None:
         raise ValueError("--on slurm: no sbatch is here: give the command on a login node of the cluster")
+    size = size_of_a_run(runtime, None)
+    return _queued(store, settings, size if cpus is None else replace(size, cpus=cpus), retries, say, detach)
+
+
+@contextmanager
+def _queued(
+    store: Path, settings: Mapping[str, str], size: Resources, retries: int, say: Say, detach: bool
+) -> Iterator[Away]:
     from suites.engines.on_slurm import SlurmEngine
 
-    size = size_of_a_run(runtime, None)
-    size = size if cpus is None else replace(size, cpus=cpus)
     engine = SlurmEngine(store, settings)
     capacity = engine.capacity(size)
     say(

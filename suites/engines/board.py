@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+Said = tuple[int, float | None, str | None]
+"""Step, loss and name of the device, as a node tells them; a plain tuple, which every process can read."""
+
 
 class Board:
-    """Last step and loss by handle, told by the nodes and read by the command."""
+    """Last step, loss and device by handle, told by the nodes and read by the command."""
 
     def __init__(self) -> None:
-        self._said: dict[str, tuple[int, float | None]] = {}
+        self._said: dict[str, Said] = {}
 
-    def put(self, handle: str, step: int, loss: float | None) -> None:
-        """Say where a run stands."""
-        self._said[handle] = (step, loss)
+    def put(self, handle: str, step: int, loss: float | None, device: str | None) -> None:
+        """Say where a run stands: step, loss, device."""
+        self._said[handle] = (step, loss, device)
 
-    def read(self) -> dict[str, tuple[int, float | None]]:
+    def read(self) -> dict[str, Said]:
         """Return where all stand."""
         return self._said

@@ -3,13 +3,48 @@
 from __future__ import annotations
 
 import math
+import os
+import re
 import socket
 from collections.abc import Mapping
+from pathlib import Path
 
 from suites.engines.engine import Resources
 
 LOCAL = "local"
 CONNECT_S = 5.0
+UNITS = {"s": 1, "m": 60, "h": 3600}
+
+
+def named(address: str | None) -> str:
+    """Return where Ray is: as typed, else what RAY_ADDRESS says, as for Ray itself, else one to be started here."""
+    return address or os.environ.get("RAY_ADDRESS") or LOCAL
+
+
+def show_token(where: str) -> None:
+    """Have Ray show the token that this machine keeps, if it keeps one; to be called before Ray is imported.
+
+    `ray start` asks for a token wherever it finds one, and a Ray that the command starts makes one; but who joins by
+    an address shows none unless told to. Where none is asked for, showing it does no harm.
+    """
+    kept = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    if where != LOCAL and (os.environ.get("RAY_AUTH_TOKEN") or kept.is_file()):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def seconds_of(text: str) -> int:
+    """Return the seconds of `--wait-nodes`: "90s", "10m", "2h" or "0".
+
+    Raises:
+        ValueError: of no such form.
+    """
+    given = re.fullmatch(r"(\d+)([smh])", text)
+    if given is not None:
+        return int(given[1]) * UNITS[given[2]]
+    if text == "0":
+        return 0
+    near = f" (nearest allowed value: {text}m)" if text.isdigit() else ""
+    raise ValueError(f"wait-nodes {text}: must be a whole number with s, m or h, such as 10m, or 0{near}")
 
 
 def check_address(where: str) -> None:

@@ -30,8 +30,8 @@ def register(
             where = settled(place)
             prepare, start = steps()
             prepared = prepare(options, away=where.away)
-            with opened(where, prepared.runtime, options.out, sayer(console)) as away:
-                failed = start(prepared.plans, prepared.runtime, options.out, options.fresh, away)
+            there = opened(where, prepared.runtime, options.out, sayer(console))
+            failed = start(prepared.plans, prepared.runtime, options.out, options.fresh, there)
         raise typer.Exit(1 if failed else 0)
 
 

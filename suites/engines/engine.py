@@ -49,6 +49,10 @@ class Capacity:
     where: str
 
 
+class NoRoom(ValueError):
+    """No node that is up could ever take such a run; one that comes later might."""
+
+
 @dataclass(frozen=True)
 class Queued:
     """Handed over, not started as far as the engine knows."""
@@ -56,10 +60,11 @@ class Queued:
 
 @dataclass(frozen=True)
 class Running:
-    """Started; the optimizer step and loss that it last told, None where it told none yet."""
+    """Started; the optimizer step and loss that it last told, and its device; None where it told none yet."""
 
     step: int | None = None
     loss: float | None = None
+    device: str | None = None
 
 
 Cause = Literal["ended", "lost", "refused", "crowded"]
@@ -97,7 +102,8 @@ class Engine(Protocol):
         cancel: asks it to end, at once and without waiting; nothing happens to one that is gone.
 
     Raises:
-        ValueError: from `capacity`, where no node could ever take such a run; from `submit`, where it is not taken.
+        NoRoom: from `capacity`, where no node could ever take such a run.
+        ValueError: from `submit`, where a run is not taken.
     """
 
     name: str

@@ -25,6 +25,9 @@ SETTLE_S = 60.0
 GRACE_S = 30.0
 
 
+Say = Callable[[str], None]
+
+
 @dataclass(frozen=True)
 class Clock:
     """Seconds from any start, and waiting: what a test puts its own in place of."""
@@ -57,7 +60,7 @@ class _Hand:
 class _Following:
     engine: Engine
     listen: Listener
-    say: Callable[[str], None]
+    say: Say
     clock: Clock
     ended: Ended = field(default_factory=lambda: Ended([], {}))
 
@@ -107,7 +110,7 @@ class _Following:
     def _show(self, hand: _Hand, state: State) -> None:
         if isinstance(state, Running) and state != hand.shown:
             if hand.shown is None or state.step is not None:
-                self.listen(Event(hand.task.plan, step=state.step or 0, loss=state.loss))
+                self.listen(Event(hand.task.plan, step=state.step or 0, loss=state.loss, device=state.device))
             hand.shown = state
 
     def _gone(self, hand: _Hand, gone: Gone) -> _Hand | None:
@@ -175,7 +178,7 @@ def follow(
     engine: Engine,
     listen: Listener,
     retries: int,
-    say: Callable[[str], None] = lambda line: None,
+    say: Say = lambda line: None,
     clock: Clock = Clock(),  # noqa: B008  frozen
     detach: bool = False,
 ) -> Ended:

@@ -18,7 +18,8 @@ from suites.run.worker import Event, record_path
 LOCK_WAIT_S = 120.0
 """A node that died holds a run's lock until its network file system's lease is over: 90 s is usual."""
 NONCE = ".nonce"
-Tell = Callable[[int, float | None], None]
+Tell = Callable[[int, float | None, str | None], None]
+"""Is told a run's step, loss and device."""
 
 
 class Refusal(ValueError):
@@ -84,7 +85,7 @@ def _launched(task: Task, folder: Path, tell: Tell) -> Record:
 
     def listen(event: Event) -> None:
         if event.record is None:
-            tell(event.step, event.loss)
+            tell(event.step, event.loss, event.device)
 
     try:
         (record,) = launch([task.plan], runtime, folder, {key: task.predicted}, listen, reserved)

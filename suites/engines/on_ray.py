@@ -19,12 +19,13 @@ from typing import Any
 
 import ray
 import torch
+from ray.autoscaler.sdk import request_resources
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from suites.engines.board import Board
-from suites.engines.cluster import CONNECT_S, LOCAL, amounts, check_address, fits, loopback_nodes
-from suites.engines.engine import Capacity, Gone, Queued, Resources, Running, State, Task
+from suites.engines.board import Board, Said
+from suites.engines.cluster import CONNECT_S, LOCAL, amounts, check_address, fits, loopback_nodes, named
+from suites.engines.engine import Capacity, Gone, NoRoom, Queued, Resources, Running, State, Task
 from suites.engines.node import Refusal, check_code, check_commit, run_task, shares
 from suites.measure.environment import ROOT, code_digest, code_version, usable_cpus
 from suites.suite import Runtime
@@ -47,8 +48,17 @@ class RayEngine:
         self._tasks: dict[str, Any] = {}
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self._board = ray.remote(num_cpus=0)(Board).options(scheduling_strategy=here).remote()
-        self._said: dict[str, tuple[int, float | None]] = {}
+        self._said: dict[str, Said] = {}
         self._read_at = 0.0
+        self._asked = False
+
+    def __enter__(self) -> RayEngine:
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        if self._asked:
+            # Ray would keep that node up for ever, with no command left that wants it.
+            request_resources(bundles=[])
 
     def capacity(self, resources: Resources) -> Capacity:
         nodes = _alive()
@@ -62,10 +72,15 @@ class RayEngine:
         if slots == 0:
             wanted = f"{resources.cpus} CPUs" + (f" and {resources.gpus:g} of a GPU" if resources.gpus else "")
             each = "; ".join(f"{node['NodeManagerHostname']}: {amounts(node['Resources'])}" for node in nodes)
-            raise ValueError(f"ray: no node has what a run asks for, {wanted} (nodes: {each or 'none'})")
+            raise NoRoom(f"ray: no node has what a run asks for, {wanted} (nodes: {each or 'none'})")
         return Capacity(
             slots, f"{len(nodes)} node{'s' * (len(nodes) != 1)}: {amounts(*(node['Resources'] for node in nodes))}"
         )
+
+    def ask_for(self, resources: Resources) -> None:
+        """Have Ray's autoscaler, where it has one, keep a node up that takes such a run, until the engine is left."""
+        request_resources(bundles=[{"CPU": resources.cpus} | ({"GPU": resources.gpus} if resources.gpus else {})])
+        self._asked = True
 
     def check_nodes(self, store: Path, nonce: str, resources: Resources) -> list[str]:
         """Ask every node that could take a run whether it can; return the names of those that do not share `store`.
@@ -117,7 +132,7 @@ class RayEngine:
         handle = uuid.uuid4().hex[:12]
         size = {"num_cpus": task.resources.cpus, "num_gpus": task.resources.gpus}
         options = self._serve.options(name=task.plan.label, **size)
-        self._tasks[handle] = options.remote(self._code, pickle.dumps(task), self._board, handle)
+        self._tasks[handle] = options.remote(self._code, self._commit, pickle.dumps(task), self._board, handle)
         return handle
 
     def poll(self, handle: str) -> State:
@@ -140,7 +155,7 @@ class RayEngine:
         if handle in self._tasks:
             ray.cancel(self._tasks[handle], force=False)
 
-    def _read(self) -> dict[str, tuple[int, float | None]]:
+    def _read(self) -> dict[str, Said]:
         """Return what the board says, asked once a pause; where it does not answer, what it said last."""
         if time.monotonic() - self._read_at >= self.pause_s:
             try:
@@ -155,18 +170,21 @@ class RayEngine:
 def connected(address: str | None) -> Iterator[None]:
     """Connect to the Ray at `address` ("host:port", "auto": one that runs on this machine), or start one here.
 
-    Without an address RAY_ADDRESS counts, as it does for Ray.
-
     Raises:
         ValueError: nothing answers there, or what answers is another version.
     """
-    where = address or os.environ.get("RAY_ADDRESS") or LOCAL
+    where = named(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     check_address(where)
     own: dict[str, Any] = {"num_cpus": usable_cpus(), "include_dashboard": False} if where == LOCAL else {}
     try:
         ray.init(address=where, log_to_driver=False, logging_level="ERROR", **own)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except ConnectionError as error:
+        raise ValueError(
+            f"--address {where}: {_first_line(error)}: it may be of another version, or have another token than "
+            "~/.ray/auth_token here"
+        ) from error
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"--address {where}: {_first_line(error)}") from error
     try:
         yield
@@ -185,13 +203,17 @@ def placed(runtime: Runtime, resources: Resources) -> Runtime:
     return replace(runtime, threads=max(1, int(mine.get("CPU", 1)) // beside), workers=beside, visible_devices=given)
 
 
-def _serve(code: str, packed: bytes, board: Any, handle: str) -> Gone:
-    """Body of a task of Ray: the code is compared before anything of the command's is unpacked."""
+def _serve(code: str, commit: str | None, packed: bytes, board: Any, handle: str) -> Gone:
+    """Body of a task of Ray: the code is compared before anything of the command's is unpacked.
+
+    The node may have come after the others were asked.
+    """
     check_code(code, socket.gethostname())
+    check_commit(commit, socket.gethostname())
     task: Task = pickle.loads(packed)
 
-    def tell(step: int, loss: float | None) -> None:
-        board.put.remote(handle, step, loss)
+    def tell(*said: Any) -> None:
+        board.put.remote(handle, *said)
 
     return run_task(replace(task, runtime=placed(task.runtime, task.resources)), tell)
 

@@ -7,6 +7,7 @@ Its folder stands in the store: what it says when it ends, its output, and where
 from __future__ import annotations
 
 import hashlib
+import json
 import multiprocessing
 import os
 import pickle
@@ -153,9 +154,8 @@ class SlurmEngine:
 
     def _step(self, handle: str) -> Running:
         try:
-            step, _, loss = (self._folder / handle / STEP).read_text().partition(" ")
-            return Running(int(step), float(loss) if loss else None)
-        except (OSError, ValueError):
+            return Running(*json.loads((self._folder / handle / STEP).read_text()))
+        except (OSError, ValueError, TypeError):
             return Running()
 
 
@@ -171,12 +171,12 @@ class Serve:
         place = Path(folder) / os.environ["SLURM_JOB_ID"] / STEP
         said_at = 0.0
 
-        def tell(step: int, loss: float | None) -> None:
+        def tell(*said: Any) -> None:
             nonlocal said_at
             if time.monotonic() - said_at >= STEP_EVERY_S:
                 said_at = time.monotonic()
                 scratch = place.with_suffix(".tmp")
-                scratch.write_text(f"{step}" if loss is None else f"{step} {loss!r}")
+                scratch.write_text(json.dumps(said))
                 os.replace(scratch, place)
 
         gone = run_task(replace(task, runtime=runtime), tell)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 HERE = "here"
 ENGINES = {
     HERE: (),
-    "ray": ("--address", "--gpus-per-run", "--pack", "--retries"),
+    "ray": ("--address", "--gpus-per-run", "--pack", "--wait-nodes", "--retries"),
     "slurm": ("--slurm", "--detach", "--retries"),
 }
 """Names of the engines, and the settings that each takes."""
@@ -56,6 +56,13 @@ class Place:
     pack: Annotated[
         bool, typer.Option("--pack", help="`--on ray`: several runs on a GPU where their predicted memory fits")
     ] = False
+    wait_nodes: Annotated[
+        str | None,
+        typer.Option(
+            help="`--on ray`: how long the first node that can take a run may take to come, such as `10m`, where an "
+            "autoscaler starts nodes or they join late; default: 0, refused at once"
+        ),
+    ] = None
     slurm: Annotated[
         str | None,
         typer.Option(help="`--on slurm`: `partition=gpu,time=12:00:00`; also mem, cpus, account, qos, constraint"),
@@ -76,6 +83,7 @@ class Settled:
     address: str | None = None
     gpus_per_run: float | None = None
     pack: bool = False
+    wait_s: float = 0.0
     slurm: Mapping[str, str] = field(default_factory=dict)
     detach: bool = False
     retries: int = RETRIES
@@ -117,7 +125,7 @@ def settled(place: Place) -> Settled:
         ValueError: an engine or a setting that does not exist, or that the engine does not take: it would be passed
             over without a word.
     """
-    from suites.engines import queue
+    from suites.engines import cluster, queue
     from suites.engines.site import read_site, site_file
 
     path = site_file()
@@ -128,6 +136,7 @@ def settled(place: Place) -> Settled:
         "--address": place.address,
         "--gpus-per-run": place.gpus_per_run,
         "--pack": place.pack or None,
+        "--wait-nodes": place.wait_nodes,
         "--slurm": place.slurm,
         "--detach": place.detach or None,
         "--retries": place.retries,
@@ -144,7 +153,8 @@ def settled(place: Place) -> Settled:
     if on == "slurm":
         return replace(found, slurm={**site.get("slurm", {}), **queue.settings_of(place.slurm)})
     if on == "ray":
-        found = replace(found, address=_first(place.address, site.get("address"), None))
+        wait_s = cluster.seconds_of(_first(place.wait_nodes, site.get("wait-nodes"), "0"))
+        found = replace(found, address=_first(place.address, site.get("address"), None), wait_s=wait_s)
         if place.pack and place.gpus_per_run is not None:
             raise ValueError(f"--pack and --gpus-per-run {place.gpus_per_run:g}: give one of the two")
         if place.pack or place.gpus_per_run is not None:
@@ -160,7 +170,13 @@ def _first(*values: Any) -> Any:
 def opened(
     place: Settled, runtime: Runtime, store: Path, say: Callable[[str], None]
 ) -> AbstractContextManager[Away | None]:
-    """Return what runs plans where `place` says, inside its context; None for this machine's launcher."""
+    """Return a context inside which plans run where `place` says; None in it stands for this machine's launcher.
+
+    Nothing is started or asked before it is entered: whoever finds that no run is missing never does.
+
+    Raises:
+        ValueError: what is wrong with the settings alone, or an engine that is not installed.
+    """
     if not place.away:
         return nullcontext()
     from suites.engines import away
@@ -168,4 +184,4 @@ def opened(
     away.refuse_group(runtime)
     if place.on == "slurm":
         return away.on_slurm(runtime, store, place.slurm, place.retries, say, place.detach)
-    return away.on_ray(runtime, place.address, place.gpus_per_run, place.retries, say, place.pack)
+    return away.on_ray(runtime, place.address, place.gpus_per_run, place.retries, say, place.pack, place.wait_s)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from results.choice import check_choice
-from suites.engines.engine import Resources
+from suites.engines.engine import NoRoom, Resources
 
 SQUEUE = ("squeue", "--me", "-h", "-o", "%i|%T|%r|%j")
 SINFO = ("sinfo", "-h", "-o", "%P|%a|%D|%c|%G")
@@ -105,7 +105,7 @@ def slots(partition: Partition, resources: Resources) -> int:
     """Return how many runs the whole partition takes at a time, were it empty.
 
     Raises:
-        ValueError: no node of it could ever take one: SLURM would let it wait for ever.
+        NoRoom: no node of it could ever take one: SLURM would let it wait for ever.
     """
     found = 0
     for nodes, cpus, gpus in partition.nodes:
@@ -114,7 +114,7 @@ def slots(partition: Partition, resources: Resources) -> int:
     if found == 0:
         wanted = f"{resources.cpus} CPUs" + (" and a GPU" if resources.gpus else "")
         there = "; ".join(f"{nodes} with {cpus} CPUs, {gpus} GPUs" for nodes, cpus, gpus in partition.nodes)
-        raise ValueError(f"partition {partition.name!r}: no node has what a run asks for, {wanted} (nodes: {there})")
+        raise NoRoom(f"partition {partition.name!r}: no node has what a run asks for, {wanted} (nodes: {there})")
     return found
 
 

@@ -16,6 +16,7 @@ KINDS: dict[str, tuple[tuple[type, ...], str]] = {
     "address": ((str,), "host:port, or auto"),
     "gpus-per-run": ((int, float), "a number above 0, at most 1"),
     "pack": ((bool,), "true or false"),
+    "wait-nodes": ((str,), 'a time such as "10m"'),
     "retries": ((int,), "a whole number from 0 on"),
     "slurm": ((dict,), "a table, [slurm]"),
 }

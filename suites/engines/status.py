@@ -104,7 +104,8 @@ def standing(store: Path, plan: Plan, record: Record | None, engines: Mapping[st
         if isinstance(state, Gone):
             return Standing(plan, "gone", saved, f"{state.why}; the same command goes on")
         if isinstance(state, Running):
-            return Standing(plan, "running", saved if state.step is None else state.step, where)
+            there = where if state.device is None else f"{where} on {state.device}"
+            return Standing(plan, "running", saved if state.step is None else state.step, there)
         return Standing(plan, "queued", saved, where)
     if checkpoint.is_held(store, plan):
         return Standing(plan, "running", saved, "" if saved is None else "its newest checkpoint")

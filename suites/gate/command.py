@@ -70,8 +70,7 @@ def _register_runs(
                 doomed = {f"{plan.label}.json" for plan in plans}
                 for path in [path for path in record_paths([folder]) if path.name in doomed]:
                     path.unlink()
-            with opened(where, runtime, folder, sayer(console)) as away:
-                bad = start(plans, runtime, folder, away=away)
+            bad = start(plans, runtime, folder, there=opened(where, runtime, folder, sayer(console)))
             console.print(str(folder), markup=False)
         raise typer.Exit(1 if bad else 0)
 

@@ -126,6 +126,11 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor_name()
 
 
+def short_device_name(device: torch.device) -> str:
+    """Return the model name of the GPU; "cpu" for a processor, whose name says little beside it."""
+    return device_name(device) if device.type == "cuda" else device.type
+
+
 def device_memory_bytes(device: torch.device) -> int | None:
     """Return the memory of the GPU; None for a CPU, whose memory is `ram_bytes`."""
     return int(torch.cuda.get_device_properties(device).total_memory) if device.type == "cuda" else None

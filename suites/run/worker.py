@@ -20,7 +20,7 @@ import torch
 from results.schema import Plan, Record, Status
 from results.store import FINAL, StoreError, read_record, write_record
 from suites.catalogue import catalogue_for
-from suites.measure.environment import environment
+from suites.measure.environment import environment, short_device_name
 from suites.run import checkpoint, eviction, saved
 from suites.suite import Runtime
 
@@ -30,12 +30,16 @@ REPORT_EVERY_S = 0.2
 
 @dataclass(frozen=True)
 class Event:
-    """What the launcher tells its listener: a run has started, stands at a step, or has ended with a record."""
+    """What the launcher tells its listener: a run has started, stands at a step, or has ended with a record.
+
+    `device`: the name of the GPU that it is on, or "cpu"; None: not told yet.
+    """
 
     plan: Plan
     step: int = 0
     loss: float | None = None
     record: Record | None = None
+    device: str | None = None
 
 
 Listener = Callable[[Event], None]
@@ -94,7 +98,7 @@ def _work(plan: Plan, runtime: Runtime, store: Path, said: tuple[int | None, int
 
     def tell(step: int, loss: float) -> None:
         try:
-            pipe.send(("step", step, loss))
+            pipe.send(("step", step, loss, short_device_name(runtime.device)))
         except BrokenPipeError:
             # Nobody waits for this run any more; the next one goes on where it stands now.
             eviction.ask("its launcher is gone")
@@ -151,7 +155,7 @@ def drain(worker: Worker, listen: Listener) -> bool:
         while worker.pipe.poll():
             message = worker.pipe.recv()
             if message[0] == "step":
-                listen(Event(worker.plan, step=message[1], loss=message[2]))
+                listen(Event(worker.plan, step=message[1], loss=message[2], device=message[3]))
             else:
                 worker.failure = message[1]
     except (EOFError, OSError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,25 +52,45 @@ def tune(
     fresh: bool,
     write: bool,
     show: Show,
-    away: Away | None = None,
+    there: AbstractContextManager[Away | None] | None = None,
 ) -> int:
-    """Search, here unless `away`, and write the choice; return how many runs did not end with a result.
+    """Search, here unless `there`, and write the choice; return how many runs did not end with a result.
+
+    `there` is entered only where a run is missing.
 
     Raises:
         ValueError: bad input; a journal of another search; runs that an engine has in hand; no choice to write.
         KeyboardInterrupt: Ctrl-C; the same command goes on.
     """
-    from results.store import check_writable, read_records
-    from suites.console import ProgressListener
-    from suites.run import checkpoint
-    from suites.run.preflight import check, predict_peaks
+    from results.store import check_writable
+    from suites.run.preflight import check
 
     if runtime.group.size > 1:
         raise ValueError("a search is not run by a group of processes: give the command once a device, they share it")
     made = trials_of(searched(request), runtime, folder, trials)
     check([plan for table in made.templates.values() for plan in table.values()], runtime)
     check_writable(made.folder)
-    hunt = Hunt(made, runtime, away)
+    hunt = Hunt(made, runtime)
+    with there if there is not None and made.undone(hunt.round) else nullcontext() as away:
+        failed = _rounds(console, hunt, runtime, fresh, show, away)
+    found = hunt.settle()
+    console.print(choice_table(found))
+    console.print(f"records, search.json and {FILE} in {made.folder}", markup=False)
+    if failed:
+        console.print(f"{failed} runs did not end with a result: no choice is written", markup=False)
+    elif write:
+        console.print(str(write_choice(found, made.folder)), markup=False)
+    return failed
+
+
+def _rounds(console: Console, hunt: Hunt, runtime: Runtime, fresh: bool, show: Show, away: Away | None) -> int:
+    """Run what is missing, round after round, and return how many runs of the last one failed."""
+    from results.store import read_records
+    from suites.console import ProgressListener
+    from suites.run import checkpoint
+    from suites.run.preflight import predict_peaks
+
+    made = hunt.trials
     while True:
         plans, todo = made.plans(hunt.round), made.undone(hunt.round)
         if away is None or fresh:
@@ -84,14 +105,6 @@ def tune(
         if going_on := checkpoint.unfinished(made.folder, todo):
             console.print(f"{going_on} of them go on from a checkpoint, or are in hand elsewhere", markup=False)
         with ProgressListener(console, todo) as listener:
-            failed = hunt.go(predicted, listener)
+            failed = hunt.go(predicted, listener, away)
         if failed or not hunt.next_round():
-            break
-    found = hunt.settle()
-    console.print(choice_table(found))
-    console.print(f"records, search.json and {FILE} in {made.folder}", markup=False)
-    if failed:
-        console.print(f"{failed} runs did not end with a result: no choice is written", markup=False)
-    elif write:
-        console.print(str(write_choice(found, made.folder)), markup=False)
-    return failed
+            return failed

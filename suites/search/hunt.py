@@ -33,15 +33,15 @@ POLL_S = 2.0
 
 
 class Hunt:
-    """One process's part in a search; `away` runs its plans on other machines.
+    """One process's part in a search.
 
     Raises:
         ValueError: methods that are not searched now have another number of trials.
         JournalError: the folder's journal is of another search, or names runs whose records are not there.
     """
 
-    def __init__(self, trials: Trials, runtime: Runtime, away: Away | None = None) -> None:
-        self.trials, self._runtime, self._away = trials, runtime, away
+    def __init__(self, trials: Trials, runtime: Runtime) -> None:
+        self.trials, self._runtime = trials, runtime
         self.journal = Journal(trials.folder)
         self._claims: dict[str, FileLock] = {}
         self._failed: set[str] = set()
@@ -58,12 +58,13 @@ class Hunt:
         """The round in hand."""
         return len(self.trials.rounds) - 1
 
-    def go(self, predicted: Mapping[str, int | None], listen: Listener) -> int:
+    def go(self, predicted: Mapping[str, int | None], listen: Listener, away: Away | None = None) -> int:
         """Run what is missing of the round in hand, with other processes; return how many runs of this one failed.
 
         Args:
             predicted: plan hash -> peak bytes.
             listen: is told of this process's runs.
+            away: runs them on other machines.
         """
         while undone := [plan for plan in self.trials.undone(self.round) if plan.hash() not in self._failed]:
 
@@ -73,7 +74,7 @@ class Hunt:
                 listen(event)
 
             try:
-                ran = self._run(self._claimed(undone), dict(predicted), heard)
+                ran = self._run(self._claimed(undone), dict(predicted), heard, away)
                 # Whoever ran them has given up on those that are still in hand.
                 self._failed.update(self._claims)
             finally:
@@ -85,10 +86,12 @@ class Hunt:
         self.settle()
         return len(self._failed)
 
-    def _run(self, plans: Iterator[Plan], predicted: dict[str, int | None], heard: Listener) -> list[Record]:
-        if self._away is None:
+    def _run(
+        self, plans: Iterator[Plan], predicted: dict[str, int | None], heard: Listener, away: Away | None
+    ) -> list[Record]:
+        if away is None:
             return launch(plans, self._runtime, self.trials.folder, predicted, heard)
-        return self._away(list(plans), self._runtime, self.trials.folder, predicted, heard)
+        return away(list(plans), self._runtime, self.trials.folder, predicted, heard)
 
     def settle(self) -> Search:
         """Enter finished trials in the journal, write `search.json`, and return it."""

@@ -35,7 +35,10 @@ def record_of(plan: Plan, status: Status = "ok", error: str | None = None) -> Re
 
 @dataclass
 class World:
-    """An engine and a clock. `script` says what a hand-over is like so many seconds after it; it may write records."""
+    """An engine and a clock. `script` says what a hand-over is like so many seconds after it; it may write records.
+
+    `entered`: how often a command connected to it, where a test counts that.
+    """
 
     script: Script
     name: str = "fake"
@@ -46,6 +49,7 @@ class World:
     submitted: list[Task] = field(default_factory=list)
     cancelled: list[str] = field(default_factory=list)
     stop_at: float | None = None
+    entered: int = 0
 
     def capacity(self, resources: Resources) -> Capacity:
         return Capacity(2, "nowhere")
@@ -93,7 +97,7 @@ def usual(world: World, task: Task, second: int) -> State:
     if second < 2:
         return Queued()
     if second < 5:
-        return Running(second - 1, 0.5)
+        return Running(second - 1, 0.5, "H100")
     if not record_path(task.store, task.plan).exists():
         write_record(task.store, record_of(task.plan))
     return Gone("ok", "ended")

@@ -160,6 +160,8 @@ def test_a_line_now_and_then_stands_for_the_bars_where_nobody_looks(
     plans = [make_plan(steps=10), make_plan(steps=10, seed=1)]
     with view.ProgressListener(Console(file=out, width=200), plans) as listen:
         listen(Event(plans[0], step=5, loss=0.25))
+        listen(Event(plans[1], step=5, loss=0.25, device="H100"))
+    assert "[  0/2] rte full seed 1 on H100: step 5 of 10, loss 0.25; 50% of all steps" in out.getvalue()
     assert "[  0/2] rte full seed 0: step 5 of 10, loss 0.25; 25% of all steps, about 0 s left" in out.getvalue()
     terminal = io.StringIO()
     with view.ProgressListener(Console(file=terminal, force_terminal=True, width=200), plans) as listen:

@@ -40,6 +40,7 @@ def test_runs_are_handed_over_once_and_their_records_are_those_of_the_store(task
     of_first = [event for event in told.events if event.plan == tasks[0].plan]
     assert [event.step for event in of_first] == [1, 2, 3, 0]
     assert [event.record is not None for event in of_first] == [False, False, False, True]
+    assert [event.device for event in of_first] == ["H100", "H100", "H100", None]
     assert told.lines == []
 
 
@@ -236,7 +237,7 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         given.append((plans, runtime, store, predicted, reserved))
         if plans[0].seed > 2:
             raise StoreError("the disk is full")
-        listen(Event(plans[0], step=2, loss=0.25))
+        listen(Event(plans[0], step=2, loss=0.25, device="H100"))
         record = record_of(plans[0], statuses[plans[0].seed], "as asked" if plans[0].seed else None)
         write_record(store, record)
         listen(Event(plans[0], record=record))
@@ -250,7 +251,7 @@ def test_a_node_that_shares_the_store_writes_into_it(tasks: list[Task], launched
     (tasks[0].store / node.NONCE).write_text("abc")
     steps: list[Any] = []
     gone = node.run_task(replace(tasks[0], predicted=5, reserved=7, nonce="abc"), lambda *step: steps.append(step))
-    assert (gone.cause, gone.record, steps) == ("ended", None, [(2, 0.25)])
+    assert (gone.cause, gone.record, steps) == ("ended", None, [(2, 0.25, "H100")])
     assert read_record(record_path(tasks[0].store, tasks[0].plan)).status == "ok"
     ((plans, runtime, store, predicted, reserved),) = launched
     key = tasks[0].plan.hash()
@@ -346,12 +347,15 @@ def test_a_run_has_the_devices_that_its_launcher_was_given(
 
     def execute(plan: Plan, *given: Any) -> Record:
         seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
+        report = given[2]
+        report(3, 0.5)
         return record_of(plan)
 
     monkeypatch.setattr("suites.run.execute.execute", execute)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
     before = signal.getsignal(signal.SIGINT)
-    pipe = SimpleNamespace(send=lambda said: None, close=lambda: None)
+    said: list[Any] = []
+    pipe = SimpleNamespace(send=said.append, close=lambda: None)
     try:
         for given in (None, "2"):
             asked = replace(runtime, visible_devices=given)
@@ -359,6 +363,7 @@ def test_a_run_has_the_devices_that_its_launcher_was_given(
     finally:
         signal.signal(signal.SIGINT, before)
     assert seen == ["0,1,2,3", "2"]
+    assert said == [("step", 3, 0.5, "cpu")] * 2
 
 
 @pytest.mark.parametrize(
@@ -399,6 +404,32 @@ def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
         cluster.check_address(f"127.0.0.1:{port}")
     with pytest.raises(ValueError, match="no Ray answers there"):
         cluster.check_address(f"127.0.0.1:{port}")
+
+
+def test_the_token_that_is_kept_is_shown_to_a_ray_that_is_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mode(where: str) -> str | None:
+        # Set first, so that what the function leaves is undone after the test.
+        monkeypatch.setenv("RAY_AUTH_MODE", "")
+        monkeypatch.delenv("RAY_AUTH_MODE")
+        cluster.show_token(where)
+        return os.environ.get("RAY_AUTH_MODE")
+
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    assert mode("head:6379") is None
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("abc")
+    assert (mode("head:6379"), mode("auto"), mode(cluster.LOCAL)) == ("token", "token", None)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    assert mode("head:6379") is None
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "abc")
+    assert mode("head:6379") == "token"
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    cluster.show_token("head:6379")
+    assert os.environ["RAY_AUTH_MODE"] == "disabled"
 
 
 def test_a_run_is_given_its_threads_or_a_gpu(runtime: Runtime) -> None:
@@ -453,6 +484,8 @@ def test_away_hands_over_what_the_launcher_would_be_given(tasks: list[Task], tol
         (("--detach",), ("--detach: is for --on slurm, not for --on here",)),
         (("--pack", "--on", "slurm"), ("--pack: is for --on ray",)),
         (("--pack", "--gpus-per-run", "0.5", "--on", "ray"), ("give one of the two",)),
+        (("--wait-nodes", "10m", "--on", "slurm"), ("--wait-nodes 10m", "is for --on ray, not for --on slurm")),
+        (("--wait-nodes", "soon", "--on", "ray"), ("wait-nodes soon", "with s, m or h, such as 10m, or 0")),
         (("--on", "slurm"), ("submitit is not installed", "pip install 'gnlorp[slurm]'")),
         (("--on", "slurm", "--slurm", "partitoin=gpu"), ("unknown setting of --slurm", "nearest: partition")),
         (("--on", "slurm", "--slurm", "time=never"), ("time=never", "H:MM:SS")),

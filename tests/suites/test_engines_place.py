@@ -42,10 +42,13 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Non
 
 def test_site_defaults_count_where_nothing_is_typed(site: Callable[[str], None]) -> None:
     assert settled(Place()) == settled(Place(on="here"))
-    site('on = "ray"\naddress = "head:6379"\ngpus-per-run = 0.5\nretries = 5\n[slurm]\npartition = "gpu"\ncpus = 8\n')
+    ray = 'on = "ray"\naddress = "head:6379"\ngpus-per-run = 0.5\nwait-nodes = "2h"\nretries = 5\n'
+    site(ray + '[slurm]\npartition = "gpu"\ncpus = 8\n')
     found = settled(Place())
     assert (found.on, found.address, found.gpus_per_run, found.retries) == ("ray", "head:6379", 0.5, 5)
-    typed = settled(Place(address="auto", retries=0, pack=True))
+    assert found.wait_s == 7200
+    typed = settled(Place(address="auto", retries=0, pack=True, wait_nodes="0"))
+    assert typed.wait_s == 0
     assert (typed.address, typed.gpus_per_run, typed.pack, typed.retries) == ("auto", None, True, 0)
     slurm = settled(Place(on="slurm", slurm="partition=fast,time=60"))
     assert slurm.slurm == {"partition": "fast", "cpus": "8", "time": "60"}
@@ -69,6 +72,8 @@ def test_the_users_file_counts_where_the_folder_has_none(site: Callable[[str], N
         ("[slurm]\npartitoin = 'gpu'", ("unknown setting of [slurm]", "nearest: partition")),
         ("retries = true", ("retries = True", "a whole number")),
         ("pack = 1", ("pack = 1", "true or false")),
+        ("wait-nodes = 10", ("wait-nodes = 10", 'a time such as "10m"')),
+        ("on = 'ray'\nwait-nodes = '10'", ("wait-nodes 10: must be", "nearest allowed value: 10m")),
         ("[slurm]\ncpus = 1.5", ("slurm.cpus = 1.5",)),
         ("pack = true\ngpus-per-run = 0.5", ("give one of the two",)),
         ("on = ", ("is no TOML",)),
@@ -102,6 +107,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
     @contextmanager
     def on_ray(runtime: Runtime, *given: Any) -> Iterator[away.Away]:
+        made.entered += 1
         yield away.Away(made, Resources(1), 0, 3, lambda line: None)
 
     monkeypatch.setattr(away, "on_ray", on_ray)
@@ -111,13 +117,19 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 FEW = ("--steps", "2", "--set", "train_rows=32", "--set", "eval_rows=32", "--device", "cpu")
 
 
-def test_run_hands_its_plans_over(world: World, site: Callable[[str], None]) -> None:
+def test_run_hands_its_plans_over_and_starts_no_engine_where_none_is_missing(
+    world: World, site: Callable[[str], None]
+) -> None:
     few = ("run", "glue", "--seeds", "0,1", "--task", "cola", "--method", "lora", *FEW, "--out", "runs")
     result = CliRunner().invoke(app, (*few, "--on", "ray"))
     assert result.exit_code == 0, result.output
     assert "2 missing; 3 at a time" in result.output
     assert [task.plan.seed for task in world.submitted] == [0, 1]
     assert {task.store for task in world.submitted} == {Path("runs").resolve()}
+    again = CliRunner().invoke(app, (*few, "--on", "ray"))
+    assert again.exit_code == 0, again.output
+    assert "0 missing; expected time: none, everything is there" in again.output
+    assert (world.entered, len(world.submitted)) == (1, 2)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import pickle
 import subprocess
@@ -104,8 +105,8 @@ def test_a_job_is_what_queue_and_result_say(tmp_path: Path) -> None:
     assert isinstance(engine.poll("7"), Queued)
     assert engine.poll("5") == Running()
     (tmp_path / on_slurm.FOLDER / "5").mkdir(parents=True)
-    (tmp_path / on_slurm.FOLDER / "5" / on_slurm.STEP).write_text("40 0.25")
-    assert engine.poll("5") == Running(40, 0.25)
+    (tmp_path / on_slurm.FOLDER / "5" / on_slurm.STEP).write_text(json.dumps((40, 0.25, "H100")))
+    assert engine.poll("5") == Running(40, 0.25, "H100")
     stuck = engine.poll("8")
     assert isinstance(stuck, Gone)
     assert (stuck.cause, "PartitionConfig" in stuck.why, cluster_.asked[-1]) == ("refused", True, ("scancel", "8"))

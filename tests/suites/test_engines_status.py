@@ -20,7 +20,11 @@ from suites.run import checkpoint
 from suites.suite import Runtime
 from tests.suites.fake_engine import World, record_of, usual
 
-STATES: dict[str, State] = {"1": Queued(), "2": Running(40, 0.5), "3": Gone("job 3: SLURM says FAILED", "ended")}
+STATES: dict[str, State] = {
+    "1": Queued(),
+    "2": Running(40, 0.5, "H100"),
+    "3": Gone("job 3: SLURM says FAILED", "ended"),
+}
 
 
 @pytest.fixture
@@ -70,7 +74,7 @@ def test_the_command_says_it_in_lines(store: Path, monkeypatch: pytest.MonkeyPat
     assert result.exit_code == 0, result.output
     first, *lines = result.output.splitlines()
     assert first == f"8 runs in {store}: 1 ok, 1 diverged, 1 running, 1 queued, 2 waiting, 1 gone, 1 failed"
-    assert any("running  rte   full          seed 4  step 40 of 100  slurm 2" in line for line in lines)
+    assert any("running  rte   full          seed 4  step 40 of 100  slurm 2 on H100" in line for line in lines)
     assert any("SLURM says FAILED; the same command goes on" in line for line in lines)
     assert any(line.strip().startswith("failed") and line.endswith("failed: why") for line in lines)
     assert lines[-1].startswith("left: ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import multiprocessing
@@ -9,13 +10,15 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 from baselines.method import REST_RATES, Work
@@ -33,8 +36,9 @@ from suites.glue.tasks import TASKS
 from suites.plan import Request, make_plans
 from suites.registry import get_suite
 from suites.resolved import resolved
+from suites.run import preflight
 from suites.run.worker import Event, Listener
-from suites.search import hunt
+from suites.search import command, hunt
 from suites.search.choice import choice_table, write_choice
 from suites.search.command import searched
 from suites.search.hunt import Hunt
@@ -535,15 +539,47 @@ def test_a_search_on_an_engine_is_that_of_here(folder: Path, tmp_path: Path) -> 
         return Gone("ok", "ended")
 
     world = World(script, pause_s=0.0)
-    hunting = Hunt(made(folder), RUNTIME, Away(world, Resources(1), 1, 2, lambda line: None))
-    assert hunting.go({}, lambda event: None) == 0
+    hunting = Hunt(made(folder), RUNTIME)
+    away = Away(world, Resources(1), 1, 2, lambda line: None)
+    assert hunting.go({}, lambda event: None, away) == 0
     while hunting.next_round():
-        assert hunting.go({}, lambda event: None) == 0
+        assert hunting.go({}, lambda event: None, away) == 0
     assert hunting.round > 0
     hunting.settle()
     search(made(tmp_path / "here"), pretender(far))
     assert _content(folder) == _content(tmp_path / "here")
     assert len(world.submitted) == 1 + len({task.plan.hash() for task in world.submitted})
+
+
+def test_a_search_that_is_at_its_end_starts_no_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two rounds in one connection; a command that finds every record makes none."""
+
+    def script(world: World, task: Task, second: int) -> State:
+        write_record(task.store, record_of(task.plan, far(task.plan)))
+        return Gone("ok", "ended")
+
+    entered: list[World] = []
+
+    @contextmanager
+    def there() -> Iterator[Away]:
+        entered.append(World(script, pause_s=0.0))
+        yield Away(entered[-1], Resources(1), 1, 2, lambda line: None)
+
+    monkeypatch.setattr(preflight, "check", lambda plans, runtime: [])
+    monkeypatch.setattr(preflight, "predict_peaks", lambda plans, runtime: {})
+    monkeypatch.setattr(command, "trials_of", lambda asked, runtime, folder, trials: made(folder))
+    rounds: list[int] = []
+
+    def show(plans: Sequence[Plan], todo: Sequence[Plan], *given: Any) -> None:
+        rounds.append(len(todo))
+
+    for _ in range(2):
+        console = Console(file=io.StringIO())
+        assert command.tune(console, request(), RUNTIME, folder, None, False, False, show, there()) == 0
+    assert len(entered) == 1
+    assert len(entered[0].submitted) == sum(rounds)
+    assert len(rounds) > 2
+    assert rounds[-1] == 0
 
 
 def test_a_run_that_fails_is_tried_once_and_again_the_next_time(folder: Path) -> None:

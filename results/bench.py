@@ -11,6 +11,8 @@ from results.schema import Bytes, Environment, Seconds, Strict
 
 Rule = Literal["at most", "at least"]
 Group = Literal["layer", "refresh", "step", "methods", "model"]
+FORMER = "former"
+"""Begins the name of a candidate that is our layer as an earlier commit had it; `settings["against"]` is its hash."""
 
 
 class Candidate(Strict):
@@ -65,6 +67,11 @@ class BenchCell(Strict):
     agreement: dict[str, float]
     agreement_limit: float
     note: str | None = None
+
+    @property
+    def former(self) -> list[str]:
+        """The titles of our layer as an earlier commit had it."""
+        return [each.title for each in self.candidates if each.name.startswith(FORMER)]
 
     @property
     def agrees(self) -> bool:

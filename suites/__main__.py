@@ -211,16 +211,21 @@ def capabilities(
 
 @app.command()
 def bench(
-    only: Annotated[str, typer.Option(help="comma-joined groups: layer, refresh, step, model; default: all")] = "",
+    only: Annotated[
+        str, typer.Option(help="comma-joined groups: layer, refresh, step, methods, model; default: all")
+    ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="tiny shapes, seconds: says whether all of it works")] = False,
     time: Annotated[float, typer.Option(help="share of the usual measuring time, such as 0.3")] = 1.0,
+    against: Annotated[
+        str | None, typer.Option(help="git revision (hash, tag, branch): its layer takes turns with today's")
+    ] = None,
     out: Annotated[Path, typer.Option(help="file for the record")] = RUNS / "bench.json",
 ) -> None:
     """Measure speed and memory beside peft, galore-torch and torch's AdamW; wants a quiet machine."""
     with one_line_errors():
         from suites.bench.command import bench as measure
 
-        wrong = measure(console, split(only), quick, time, out)
+        wrong = measure(console, split(only), quick, time, out, against)
     raise typer.Exit(1 if wrong else 0)
 
 

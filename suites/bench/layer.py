@@ -3,7 +3,8 @@
 All share one weight; those with factors have equal ones, those with magnitudes too. The detached rule's output and
 gradients must be those of DoRA, the full rule's those of autograd through the formed weight. LoRA has no norm: it does
 less work and is the yardstick. Ours stands in every mode: keeping everything for backward ("fast"), the input alone
-("least"), or beside it the output, which a model may keep anyway ("auto").
+("least"), or beside it the output, which a model may keep anyway ("auto"). Our layer as an earlier commit had it is one
+more candidate for each rule, where the bench is run against that commit.
 
 Forward alone, without gradients, is measured too: peft keeps DoRA's product and norm across such calls where it is told
 to (`DoraCaching`; it has no other path for DoRA).
@@ -11,17 +12,20 @@ to (`DoraCaching`; it has no other path for DoRA).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.helpers import DoraCaching
+from pydantic import JsonValue
 from torch import Tensor, nn
 
 from gnlorp import NormLowRankLinear
 from gnlorp.layer import Activations, NormGradient
-from results.bench import BenchCell
+from results.bench import FORMER, BenchCell, Ratio
+from suites.bench.former import TARGETS as FORMER_TARGETS
+from suites.bench.former import Former
 from suites.bench.timing import candidate, in_turns, ratio_claim
 from suites.measure.tracker import peak_of, track
 
@@ -29,6 +33,8 @@ LORA, DORA, CACHED, LINEAR = "lora", "dora", "dora cached", "linear"
 OURS: dict[str, tuple[NormGradient, Activations]] = {
     f"{rule}, {mode}": (rule, mode) for rule in get_args(NormGradient) for mode in get_args(Activations)
 }
+FORMERS: dict[str, NormGradient] = {f"{FORMER} {rule}": rule for rule in get_args(NormGradient)}
+RULES = {name: rule for name, (rule, _) in OURS.items()} | FORMERS
 TITLES = {name: f"gnlorp, {rule} rule, {mode}" for name, (rule, mode) in OURS.items()} | {
     LORA: "LoRA (peft)",
     DORA: "DoRA (peft)",
@@ -45,45 +51,60 @@ TIME_TARGET, BYTES_TARGET = 1.15, 1.1
 LIMIT = 1e-3
 
 
-def layer_cell(shape: tuple[int, int], rank: int, tokens: int, bias: bool, budget_s: float) -> BenchCell:
+def layer_cell(
+    shape: tuple[int, int], rank: int, tokens: int, bias: bool, budget_s: float, former: Former | None = None
+) -> BenchCell:
     """Measure one shape (O, I) at one rank: seconds in turns, and the exact bytes that a call allocates at its peak."""
     torch.manual_seed(0)
     outputs, inputs = shape
     base = nn.Linear(inputs, outputs, bias=bias)
     base.requires_grad_(False)
     x, grad = torch.randn(tokens, inputs, requires_grad=True), torch.randn(tokens, outputs)
-    layers = make_layers(base, rank)
-    agreement = compared(layers, base, x, grad)
+    layers = make_layers(base, rank, former)
+    titles = TITLES if former is None else TITLES | _former_titles(former)
+    agreement = compared(layers, base, x, grad, titles)
     work = {name: _pass_of(layer, x, grad) for name, layer in layers.items() if name != CACHED}
     peaks = {name: _peak_bytes(layers[name], x, call) for name, call in work.items()}
     work |= {name + ALONE: _forward_of(layers[name], x, name == CACHED) for name in FORWARD}
     seconds = in_turns(work, budget_s)
-    claims = []
-    for peer in (LORA, DORA, CACHED):
-        pair = (f"full, auto{ALONE}", peer + ALONE)
-        names = (FORWARD["full, auto"] + ALONE, FORWARD[peer] + ALONE)
-        claims.append(ratio_claim("forward time", seconds[pair[0]], seconds[pair[1]], names))
-    for ours, (_, mode) in OURS.items():
-        for peer, limit in ((LORA, TIME_TARGET if mode == "fast" else None), (DORA, None), (LINEAR, None)):
-            names = (TITLES[ours], TITLES[peer])
-            claims.append(ratio_claim("time", seconds[ours], seconds[peer], names, target=limit))
-            limit = limit and BYTES_TARGET
-            claims.append(ratio_claim("peak bytes", [peaks[ours]], [peaks[peer]], names, target=limit))
+    against: dict[str, JsonValue] = {} if former is None else {"against": former.commit}
     return BenchCell(
         group="layer",
         label=f"{outputs}x{inputs}, rank {rank}, {tokens} tokens",
-        settings={"shape": list(shape), "rank": rank, "tokens": tokens, "bias": bias, "dtype": "float32"},
+        settings={"shape": list(shape), "rank": rank, "tokens": tokens, "bias": bias, "dtype": "float32"} | against,
         candidates=[
-            *(candidate(name, title, seconds, peaks[name]) for name, title in TITLES.items()),
+            *(candidate(name, title, seconds, peaks[name]) for name, title in titles.items()),
             *(candidate(name + ALONE, title + ALONE, seconds) for name, title in FORWARD.items()),
         ],
-        claims=claims,
+        claims=_claims(seconds, peaks, titles),
         agreement=agreement,
         agreement_limit=LIMIT,
     )
 
 
-def make_layers(base: nn.Linear, rank: int) -> dict[str, nn.Module]:
+def _claims(seconds: Mapping[str, Sequence[float]], peaks: Mapping[str, int], titles: Mapping[str, str]) -> list[Ratio]:
+    claims = []
+    for peer in (LORA, DORA, CACHED):
+        pair = (f"full, auto{ALONE}", peer + ALONE)
+        names = (FORWARD["full, auto"] + ALONE, FORWARD[peer] + ALONE)
+        claims.append(ratio_claim("forward time", seconds[pair[0]], seconds[pair[1]], names))
+    for ours, (rule, mode) in OURS.items():
+        held = mode == "fast"
+        limits = {LORA: (TIME_TARGET, BYTES_TARGET) if held else (None, None), DORA: (None, None), LINEAR: (None, None)}
+        limits[f"{FORMER} {rule}"] = (FORMER_TARGETS[mode], None)
+        for peer, (longest, largest) in limits.items():
+            if peer in titles:
+                names = (titles[ours], titles[peer])
+                claims.append(ratio_claim("time", seconds[ours], seconds[peer], names, target=longest))
+                claims.append(ratio_claim("peak bytes", [peaks[ours]], [peaks[peer]], names, target=largest))
+    return claims
+
+
+def _former_titles(former: Former) -> dict[str, str]:
+    return {name: f"gnlorp at {former.revision}, {rule} rule" for name, rule in FORMERS.items()}
+
+
+def make_layers(base: nn.Linear, rank: int, former: Former | None = None) -> dict[str, nn.Module]:
     """Return the layers over one weight, with equal factors and magnitudes near the row norms."""
     alpha = 2 * rank
     factor_out, factor_in = 0.02 * torch.randn(base.out_features, rank), 0.02 * torch.randn(rank, base.in_features)
@@ -93,11 +114,15 @@ def make_layers(base: nn.Linear, rank: int) -> dict[str, nn.Module]:
         del direction
     layers: dict[str, nn.Module] = {}
     for name, (rule, mode) in OURS.items():
-        ours = NormLowRankLinear(_sharing(base), rank, alpha, norm_gradient=rule, activations=mode)
-        _set(ours.factor_out, factor_out)
-        _set(ours.factor_in, factor_in)
-        _set(ours.magnitude, magnitude)
-        layers[name] = ours
+        layers[name] = NormLowRankLinear(_sharing(base), rank, alpha, norm_gradient=rule, activations=mode)
+    if former is not None:
+        layers |= {
+            name: former.layer(_sharing(base), rank, alpha, norm_gradient=rule) for name, rule in FORMERS.items()
+        }
+    for ours in layers.values():
+        _set(ours.get_parameter("factor_out"), factor_out)
+        _set(ours.get_parameter("factor_in"), factor_in)
+        _set(ours.get_parameter("magnitude"), magnitude)
     for name in (LORA, DORA, CACHED):
         config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=["0"], use_dora=name != LORA)
         theirs: Any = inject_adapter_in_model(config, nn.Sequential(_sharing(base))).get_submodule("0")
@@ -110,28 +135,28 @@ def make_layers(base: nn.Linear, rank: int) -> dict[str, nn.Module]:
     return layers
 
 
-def compared(layers: dict[str, nn.Module], base: nn.Linear, x: Tensor, grad: Tensor) -> dict[str, float]:
+def compared(
+    layers: dict[str, nn.Module], base: nn.Linear, x: Tensor, grad: Tensor, titles: Mapping[str, str] = TITLES
+) -> dict[str, float]:
     """Return the largest relative difference of each layer's outputs and gradients from what they must be."""
-    found = {name: _results(layer, x, grad) for name, layer in layers.items() if name in (DORA, *OURS)}
     formed = _formed(next(layers[name] for name in OURS), base, x, grad)
-    return {
-        f"{TITLES[name]} against {'DoRA' if rule == 'detached' else 'the formed weight'}": _apart(
-            found[name], found[DORA] if rule == "detached" else formed
-        )
-        for name, (rule, _) in OURS.items()
-    }
+    dora = _results(layers[DORA], ("lora_B.default.weight", "lora_A.default.weight"), x, grad)
+    found = {}
+    for name, rule in RULES.items():
+        if name in titles:
+            what, right = ("DoRA", dora) if rule == "detached" else ("the formed weight", formed)
+            ours = _results(layers[name], ("factor_out", "factor_in"), x, grad)
+            found[f"{titles[name]} against {what}"] = _apart(ours, right)
+    return found
 
 
-def _results(layer: nn.Module, x: Tensor, grad: Tensor) -> list[Tensor]:
+def _results(layer: nn.Module, factors: tuple[str, str], x: Tensor, grad: Tensor) -> list[Tensor]:
     _pass_of(layer, x, grad)()
-    if isinstance(layer, NormLowRankLinear):
-        factors = [layer.factor_out, layer.factor_in]
-    else:
-        factors = [layer.lora_B["default"].weight, layer.lora_A["default"].weight]  # type: ignore[index, union-attr]
     assert x.grad is not None
     with torch.no_grad():
         results = [layer(x), x.grad.clone()]
-    results += [factor.grad.clone() for factor in factors if factor.grad is not None]
+    grads = [layer.get_parameter(name).grad for name in factors]
+    results += [each.clone() for each in grads if each is not None]
     _forget(layer, x)
     return results
 

@@ -1,19 +1,29 @@
-"""A whole training step of MiniLM: forward, backward, optimizer, as the suites build it from the registry."""
+"""A whole training step of MiniLM: forward, backward, optimizer, as the suites build it from the registry.
+
+Our layer as an earlier commit had it, where the bench is run against that commit, is trained by today's optimizer: what
+differs is the layer alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from baselines.method import AdamSettings
+from baselines.gradnormlorp import GradNormLoRPConfig
+from baselines.method import AdamSettings, Method, Placement, freeze_except, trainable
 from baselines.registry import get_method
+from baselines.shared.projected import projected_adamw
 from baselines.shared.targets import place
-from results.bench import BenchCell
+from results.bench import FORMER, BenchCell, Ratio
+from suites.bench.former import TARGETS as FORMER_TARGETS
+from suites.bench.former import Former
 from suites.bench.timing import candidate, in_turns, ratio_claim
 from suites.config import method_config
 from suites.lab.networks import find_network
@@ -28,9 +38,13 @@ PEERS = (YARDSTICK, NORMED, FULL)
 MODES = ("auto", "fast", "least")
 TARGET = 1.1
 STEPS_BEFORE = 3
+FACTORS = (".factor_out", ".factor_in")
+ADDED = (*FACTORS, ".magnitude")
 
 
-def model_cell(label: str, config: BertConfig | None, rows: int, length: int, budget_s: float) -> BenchCell:
+def model_cell(
+    label: str, config: BertConfig | None, rows: int, length: int, budget_s: float, former: Former | None = None
+) -> BenchCell:
     """Measure the step of ours and its peers at rank 8 on the same batch; `config` None takes MiniLM."""
     packaged = config is None and find_spec(MINILM_PACKAGE) is not None
     batch = _batch(rows, length)
@@ -39,28 +53,24 @@ def model_cell(label: str, config: BertConfig | None, rows: int, length: int, bu
     starts: dict[str, Tensor] = {}
     ours = {f"{OURS} {mode}": {"activations": mode} for mode in MODES}
     titles = {name: f"{get_method(OURS).title}, {mode}" for name, mode in zip(ours, MODES, strict=True)}
+    trained = dict.fromkeys(ours, get_method(OURS)) | {name: get_method(name) for name in PEERS}
     titles |= {name: get_method(name).title for name in PEERS}
-    for name in titles:
+    if former is not None:
+        trained[FORMER], titles[FORMER] = _former_method(former), f"{get_method(OURS).title} at {former.revision}"
+    for name, method in trained.items():
         torch.manual_seed(0)
         model = _packaged() if packaged else _random(config or find_network("minilm").config)
-        method = OURS if name in ours else name
         work[name], starts[name], optimizer = _prepared(method, ours.get(name, {}), model, batch)
         peaks[name] = peak_of(track(model, optimizer, work[name])).total_bytes
     seconds = in_turns(work, budget_s)
-    claims = []
-    for name, mode in zip(ours, MODES, strict=True):
-        for peer in PEERS:
-            names = (titles[name], titles[peer])
-            target = TARGET if peer is YARDSTICK and mode == "fast" else None
-            claims.append(ratio_claim("step time", seconds[name], seconds[peer], names, target=target))
-            claims.append(ratio_claim("peak bytes", [peaks[name]], [peaks[peer]], names))
     base = starts[YARDSTICK]
     return BenchCell(
         group="model",
         label=label,
-        settings={"rank": 8, "rows": rows, "length": length, "dtype": "float32", "state_bits": 32},
+        settings={"rank": 8, "rows": rows, "length": length, "dtype": "float32", "state_bits": 32}
+        | ({} if former is None else {"against": former.commit}),
         candidates=[candidate(name, title, seconds, peaks[name]) for name, title in titles.items()],
-        claims=claims,
+        claims=_claims(list(ours), seconds, peaks, titles),
         agreement={
             f"{titles[name]} against {titles[YARDSTICK]}, outputs at the start": float(
                 (start - base).norm() / base.norm()
@@ -73,12 +83,42 @@ def model_cell(label: str, config: BertConfig | None, rows: int, length: int, bu
     )
 
 
+def _claims(
+    ours: Sequence[str], seconds: Mapping[str, list[float]], peaks: Mapping[str, int], titles: Mapping[str, str]
+) -> list[Ratio]:
+    claims = []
+    for name, mode in zip(ours, MODES, strict=True):
+        targets = {YARDSTICK: TARGET if mode == "fast" else None, FORMER: FORMER_TARGETS[mode]}
+        for peer in (each for each in titles if each not in ours):
+            names = (titles[name], titles[peer])
+            claims.append(ratio_claim("step time", seconds[name], seconds[peer], names, target=targets.get(peer)))
+            claims.append(ratio_claim("peak bytes", [peaks[name]], [peaks[peer]], names))
+    return claims
+
+
+def _former_method(former: Former) -> Method[GradNormLoRPConfig]:
+    """Return our method with the former layer in the place of today's."""
+
+    def attach(model: nn.Module, placement: Placement, config: GradNormLoRPConfig) -> None:
+        options = (config.rank, config.alpha, config.dropout, config.norm_gradient)
+        former.attach(model, placement.targets, *options)
+        factors = [name for name, _ in model.named_parameters() if name.endswith(ADDED)]
+        freeze_except(model, [*factors, *placement.trained])
+
+    def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: GradNormLoRPConfig) -> Optimizer:
+        named = trainable(model)
+        rest = [parameter for name, parameter in named.items() if not name.endswith(FACTORS)]
+        factors = [parameter for name, parameter in named.items() if name.endswith(FACTORS)]
+        return projected_adamw(factors, rest, adam, config)
+
+    return replace(get_method(OURS), attach=attach, optimizer=optimizer)
+
+
 def _prepared(
-    name: str, settings: dict[str, str], model: nn.Module, batch: dict[str, Tensor]
+    method: Method[Any], settings: dict[str, str], model: nn.Module, batch: dict[str, Tensor]
 ) -> tuple[Callable[[], None], Tensor, Any]:
     """Return one training step, the outputs before the first, and the optimizer; the bases are fitted already."""
-    method = get_method(name)
-    placement, config = place(model, "attention+mlp", train_rest=False), method_config(name, 8, settings)
+    placement, config = place(model, "attention+mlp", train_rest=False), method_config(method.name, 8, settings)
     torch.manual_seed(0)
     method.attach(model, placement, config)
     optimizer = method.make_optimizer(model, placement, AdamSettings(1e-3), config)

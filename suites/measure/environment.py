@@ -74,11 +74,11 @@ def code_version(root: Path) -> tuple[str | None, bool | None]:
 
     (None, None) where `root` is not the top of a git checkout with a commit, or git is missing.
     """
-    top = _git(root, "rev-parse", "--show-toplevel")
-    commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD")
+    top = git(root, "rev-parse", "--show-toplevel")
+    commit = git(root, "rev-parse", "--verify", "--quiet", "HEAD")
     if top is None or commit is None or Path(top).resolve() != root.resolve():
         return None, None
-    changes = _git(root, "status", "--porcelain", "--", *CODE)
+    changes = git(root, "status", "--porcelain", "--", *CODE)
     return commit, None if changes is None else bool(changes)
 
 
@@ -92,7 +92,8 @@ def code_digest(root: Path = ROOT) -> str:
     return found.hexdigest()[:12]
 
 
-def _git(root: Path, *arguments: str) -> str | None:
+def git(root: Path, *arguments: str) -> str | None:
+    """Return what git says for the checkout at `root`; None where it fails or is missing."""
     # Without optional locks, so that runs side by side do not meet at the index.
     command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
     try:

@@ -195,7 +195,7 @@ def test_what_was_measured_is_kept_when_the_rest_fails(tmp_path: Path, monkeypat
 
     first = next(item for item in items(quick=True) if item.group == "refresh")
     cut = [first, replace(first, label="cut off", measure=broken)]
-    monkeypatch.setattr("suites.bench.command.items", lambda quick: cut)
+    monkeypatch.setattr("suites.bench.command.items", lambda *chosen: cut)
     path = tmp_path / "bench.json"
     with pytest.raises(KeyboardInterrupt):
         bench(Console(quiet=True), (), True, 1.0, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -61,8 +62,13 @@ def conditions(found: Bench) -> str:
     return (
         f"{quick}{machine.device_name}, {machine.threads} threads, load average before the start {load} on "
         f"{machine.cpu_count} processors; torch {machine.packages.get('torch', 'unknown')}, {peers}; commit "
-        f"{(machine.commit or 'unknown')[:12]}; `{found.command}`"
+        f"{(machine.commit or 'unknown')[:12]}{_former(found)}; `{found.command}`"
     )
+
+
+def _former(found: Bench) -> str:
+    commits = dict.fromkeys(str(cell.settings["against"])[:12] for cell in found.cells if cell.former)
+    return f", the layer held against that of {', '.join(commits)}" if commits else ""
 
 
 def targets_table(found: Bench) -> Table:
@@ -138,7 +144,11 @@ def measurements_table(found: Bench) -> Table:
 
 
 def bench_plot(found: Bench) -> Plot | None:
-    """Draw the layer's time and bytes beside LoRA's and the refresh beside the SVD; None without such cells."""
+    """Draw the layer's time and bytes beside LoRA's and the refresh beside the SVD; None without such cells.
+
+    Where the record holds it, a third row has the layer's time beside that of an earlier commit, a panel a gradient
+    rule.
+    """
     layers = [cell for cell in found.cells if cell.group == "layer"]
     refreshes = [cell for cell in found.cells if cell.group == "refresh"]
     if not layers or not refreshes:
@@ -150,34 +160,63 @@ def bench_plot(found: Bench) -> Plot | None:
 
 
 def _figure(layers: Sequence[BenchCell], refreshes: Sequence[BenchCell], under: str) -> Figure:
-    figure = Figure(figsize=(11, 9.3))
-    figure.text(0.012, 0.988, TITLE, fontsize=13, fontweight="bold", va="top")
-    figure.text(0.012, 0.962, under, fontsize=9, color=FAINT, va="top")
-    grid = figure.add_gridspec(2, 2)
-    figure.subplots_adjust(left=0.2, right=0.985, top=0.885, bottom=0.06, wspace=0.62, hspace=0.3)
+    former = list(dict.fromkeys(title for cell in layers for title in cell.former))
+    rows = 3 if former else 2
+    height, below = (9.3, 0.558) if rows == 2 else (14.0, 0.86)
+    figure = Figure(figsize=(11, height))
+    figure.text(0.012, 1 - 0.1116 / height, TITLE, fontsize=13, fontweight="bold", va="top")
+    figure.text(0.012, 1 - 0.3534 / height, under, fontsize=9, color=FAINT, va="top")
+    grid = figure.add_gridspec(rows, 2)
+    figure.subplots_adjust(
+        left=0.2, right=0.985, top=1 - 1.0695 / height, bottom=below / height, wspace=0.62, hspace=0.3
+    )
     panels = [figure.add_subplot(grid[0, column]) for column in range(2)]
-    _layer_panel(panels[0], layers, "time", "Layer, time / LoRA")
-    _layer_panel(panels[1], layers, "peak bytes", "Layer, peak bytes / LoRA")
-    sides, _ = panels[0].get_legend_handles_labels()
+    sides = [side for side in _sides(layers) if side[1] not in former]
+    _layer_panel(panels[0], layers, "time", sides, "Layer, time / LoRA", "LoRA")
+    _layer_panel(panels[1], layers, "peak bytes", sides, "Layer, peak bytes / LoRA", "LoRA")
+    named, _ = panels[0].get_legend_handles_labels()
     target = Line2D([], [], color=FAINT, linestyle="--", linewidth=1.2, label="target")
     figure.legend(
-        handles=[*sides, target], loc="upper right", ncols=len(sides) + 1, frameon=False, bbox_to_anchor=(0.99, 0.967)
-    )
+        handles=[*named, target], loc="upper right", ncols=len(named) + 1, frameon=False,
+        bbox_to_anchor=(0.99, 1 - 0.3069 / height),
+    )  # fmt: skip
     _refresh_panel(figure.add_subplot(grid[1, :]), refreshes)
+    for column, title in enumerate(former):
+        axes = figure.add_subplot(grid[2, column])
+        sides = [side for side in _sides(layers) if side[1] == title]
+        _layer_panel(axes, layers, "time", sides, f"Layer, time / {title}", "before")
+    if former:
+        marks, _ = axes.get_legend_handles_labels()
+        modes = [ours.rpartition(", ")[2] for ours, _ in sides]
+        names = [*modes, "target, in its mode's colour"]
+        figure.legend([*marks, target], names, loc="lower right", ncols=len(names), frameon=False)
     return figure
 
 
-def _layer_panel(axes: Axes, cells: Sequence[BenchCell], what: str, title: str) -> None:
-    sides = list(dict.fromkeys((claim.ours, claim.peer) for cell in cells for claim in cell.claims if claim.target))
-    for index, side in enumerate(sides):
-        for line, cell in enumerate(cells):
-            claim = next(each for each in cell.claims if (each.what, each.ours, each.peer) == (what, *side))
-            label = f"{side[0]} / {side[1]}" if line == 0 else None
-            _dot(axes, line + 0.22 * (index - (len(sides) - 1) / 2), claim, index, label)
-            if claim.target is not None:
-                axes.axvline(claim.target, color=FAINT, linestyle="--", linewidth=1)
+def _sides(cells: Sequence[BenchCell]) -> list[tuple[str, str]]:
+    """Return the pairs, ours and peer, that are held against a target."""
+    return list(dict.fromkeys((claim.ours, claim.peer) for cell in cells for claim in cell.claims if claim.target))
+
+
+def _layer_panel(
+    axes: Axes, cells: Sequence[BenchCell], what: str, sides: Sequence[tuple[str, str]], title: str, peer: str
+) -> None:
+    """Draw a line a cell and a mark a pair; targets that differ from pair to pair have the colour of theirs."""
+    claims = [
+        (index, line, claim)
+        for index, side in enumerate(sides)
+        for line, cell in enumerate(cells)
+        for claim in cell.claims
+        if (claim.what, claim.ours, claim.peer) == (what, *side)
+    ]
+    apart = len({claim.target for _, _, claim in claims}) > 1
+    for index, line, claim in claims:
+        label = f"{claim.ours} / {claim.peer}" if line == 0 else None
+        _dot(axes, line + 0.22 * (index - (len(sides) - 1) / 2), claim, index, label)
+        if claim.target is not None:
+            axes.axvline(claim.target, color=COLOURS[index] if apart else FAINT, linestyle="--", linewidth=1)
     _lines(axes, [cell.label for cell in cells], title)
-    axes.set_xlabel("Ratio (below 1: less than LoRA)")
+    axes.set_xlabel(f"Ratio (below 1: less than {peer})")
     axes.set_ylabel("Shape of the weight (outputs x inputs), rank, tokens")
 
 
@@ -212,7 +251,7 @@ def _dot(axes: Axes, line: float, claim: Ratio, look: int, label: str | None) ->
 
 def _lines(axes: Axes, names: Sequence[str], title: str) -> None:
     """Name a line each at the side, the first on top: names are too long to stand below one another's marks."""
-    axes.set_title(title)
+    axes.set_title(textwrap.fill(title, 36))
     axes.set_yticks(range(len(names)), names, fontsize=7.5)
     axes.invert_yaxis()
 

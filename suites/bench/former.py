@@ -28,7 +28,7 @@ PARAMETERS = frozenset({"factor_out", "factor_in", "magnitude"})
 
 @dataclass(frozen=True)
 class Former:
-    """A revision as it was typed, the whole hash of its commit, and its layer and `attach`."""
+    """A revision as it was typed (of a hash 12 digits), the whole hash of its commit, its layer and its `attach`."""
 
     revision: str
     commit: str
@@ -92,7 +92,8 @@ def _imported(revision: str, commit: str, name: str) -> Former:
     """Import the package and try its layer under both gradient rules."""
     try:
         module = importlib.import_module(f"{name}.layer")
-        found = Former(revision, commit, module.NormLowRankLinear, module.attach)
+        shown = commit[:12] if commit.startswith(revision) and len(revision) > 12 else revision
+        found = Former(shown, commit, module.NormLowRankLinear, module.attach)
         for rule in get_args(NormGradient):
             options = {"rank": 1, "alpha": 1.0, "dropout": 0.0, "norm_gradient": rule}
             found.attach(nn.Sequential(nn.Linear(2, 2)), ["0"], **options)

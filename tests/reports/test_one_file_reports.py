@@ -117,6 +117,41 @@ def test_the_figure_needs_layer_and_refresh_and_repeats_to_the_byte() -> None:
     assert bench_plot(bench(layer_cell("a", 1.0))) is None
 
 
+def against(label: str, commit: str) -> BenchCell:
+    """Return a layer's cell with the layer of an earlier commit among its candidates."""
+    peer = "gnlorp at v1, full rule"
+    targets = {"fast": 1.0, "least": 1.3, "auto": 1.15}
+    claims = [claim("time", [1.2], peer, target=limit) for limit in targets.values()]
+    claims = [one.model_copy(update={"ours": f"gnlorp, full rule, {mode}"}) for one, mode in zip(claims, targets)]
+    cell = layer_cell(label, 1.0)
+    return cell.model_copy(
+        update={
+            "settings": {**cell.settings, "against": commit},
+            "candidates": [*cell.candidates, Candidate(name="former full", title=peer, seconds=[0.1], peak_bytes=9)],
+            "claims": [*cell.claims, *claims],
+        }
+    )
+
+
+def test_the_layer_of_an_earlier_commit_has_its_rows_and_its_panel() -> None:
+    commit = "0123456789abcdef"
+    found = bench(against("a", commit), against("b", commit), refresh_cell([50.0]))
+    rows = {row[1].text: row[-1].text for row in targets_table(found).rows if "at v1" in row[2].text}
+    assert rows == {f"gnlorp, full rule, {mode}": met for mode, met in
+                    (("fast", "missed"), ("least", "met"), ("auto", "missed"))}  # fmt: skip
+    assert f"held against that of {commit[:12]}" in to_markdown(targets_table(found))
+    drawn, before = bench_plot(found), bench_plot(bench(layer_cell("a", 1.0), refresh_cell([50.0])))
+    assert drawn is not None
+    assert before is not None
+    titles = [axes.get_title(loc="left") or axes.get_title() for axes in drawn.figure.axes]
+    assert titles[-1] == "Layer, time / gnlorp at v1, full\nrule"
+    assert len(titles) == len(before.figure.axes) + 1
+    # Beside LoRA stands what is held against LoRA alone.
+    assert [len(axes.containers) for axes in drawn.figure.axes[:2]] == [
+        len(axes.containers) * 2 for axes in before.figure.axes[:2]
+    ]
+
+
 def matrix(answer: str = "yes") -> CapabilityMatrix:
     cells = [
         Answered(check="resume", answer=answer, reason="because"),

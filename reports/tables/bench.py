@@ -185,6 +185,7 @@ def _figure(layers: Sequence[BenchCell], refreshes: Sequence[BenchCell], under: 
         axes = figure.add_subplot(grid[2, column])
         sides = [side for side in _sides(layers) if side[1] == title]
         _layer_panel(axes, layers, "time", sides, f"Layer, time / {title}", "before")
+        axes.set_ylabel("" if column else axes.get_ylabel())
     if former:
         marks, _ = axes.get_legend_handles_labels()
         modes = [ours.rpartition(", ")[2] for ours, _ in sides]

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import get_args
 
+from pydantic import JsonValue
 from torch import nn
 
 from gnlorp.layer import Activations, NormGradient
@@ -34,6 +35,11 @@ class Former:
     commit: str
     layer: Callable[..., nn.Module]
     attach: Callable[..., list[str]]
+
+
+def against(former: Former | None) -> dict[str, JsonValue]:
+    """Return what a cell's settings say of it."""
+    return {} if former is None else {"against": former.commit}
 
 
 @contextmanager
@@ -96,10 +102,10 @@ def _imported(revision: str, commit: str, name: str) -> Former:
         found = Former(shown, commit, module.NormLowRankLinear, module.attach)
         for rule in get_args(NormGradient):
             options = {"rank": 1, "alpha": 1.0, "dropout": 0.0, "norm_gradient": rule}
-            found.attach(nn.Sequential(nn.Linear(2, 2)), ["0"], **options)
             missing = PARAMETERS - dict(found.layer(nn.Linear(2, 2), **options).named_parameters()).keys()
             if missing:
-                raise TypeError(f"the layer has no parameter {', '.join(sorted(missing))}")
+                raise TypeError(f"it has no parameter {', '.join(sorted(missing))}")
+            found.attach(nn.Sequential(nn.Linear(2, 2)), ["0"], **options)
     except (ImportError, AttributeError, RuntimeError, SyntaxError, TypeError, ValueError) as error:
         why = str(error).partition("\n")[0]
         raise ValueError(

@@ -25,7 +25,7 @@ from gnlorp import NormLowRankLinear
 from gnlorp.layer import Activations, NormGradient
 from results.bench import FORMER, BenchCell, Ratio
 from suites.bench.former import TARGETS as FORMER_TARGETS
-from suites.bench.former import Former
+from suites.bench.former import Former, against
 from suites.bench.timing import candidate, in_turns, ratio_claim
 from suites.measure.tracker import peak_of, track
 
@@ -67,11 +67,13 @@ def layer_cell(
     peaks = {name: _peak_bytes(layers[name], x, call) for name, call in work.items()}
     work |= {name + ALONE: _forward_of(layers[name], x, name == CACHED) for name in FORWARD}
     seconds = in_turns(work, budget_s)
-    against: dict[str, JsonValue] = {} if former is None else {"against": former.commit}
+    settings: dict[str, JsonValue] = {
+        "shape": [*shape], "rank": rank, "tokens": tokens, "bias": bias, "dtype": "float32", **against(former)
+    }  # fmt: skip
     return BenchCell(
         group="layer",
         label=f"{outputs}x{inputs}, rank {rank}, {tokens} tokens",
-        settings={"shape": list(shape), "rank": rank, "tokens": tokens, "bias": bias, "dtype": "float32"} | against,
+        settings=settings,
         candidates=[
             *(candidate(name, title, seconds, peaks[name]) for name, title in titles.items()),
             *(candidate(name + ALONE, title + ALONE, seconds) for name, title in FORWARD.items()),
@@ -89,9 +91,12 @@ def _claims(seconds: Mapping[str, Sequence[float]], peaks: Mapping[str, int], ti
         names = (FORWARD["full, auto"] + ALONE, FORWARD[peer] + ALONE)
         claims.append(ratio_claim("forward time", seconds[pair[0]], seconds[pair[1]], names))
     for ours, (rule, mode) in OURS.items():
-        held = mode == "fast"
-        limits = {LORA: (TIME_TARGET, BYTES_TARGET) if held else (None, None), DORA: (None, None), LINEAR: (None, None)}
-        limits[f"{FORMER} {rule}"] = (FORMER_TARGETS[mode], None)
+        limits: dict[str, tuple[float | None, float | None]] = {
+            LORA: (TIME_TARGET, BYTES_TARGET) if mode == "fast" else (None, None),
+            DORA: (None, None),
+            LINEAR: (None, None),
+            f"{FORMER} {rule}": (FORMER_TARGETS[mode], None),
+        }
         for peer, (longest, largest) in limits.items():
             if peer in titles:
                 names = (titles[ours], titles[peer])

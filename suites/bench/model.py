@@ -21,9 +21,10 @@ from baselines.method import AdamSettings, Method, Placement, freeze_except, tra
 from baselines.registry import get_method
 from baselines.shared.projected import projected_adamw
 from baselines.shared.targets import place
+from gnlorp.layer import Activations
 from results.bench import FORMER, BenchCell, Ratio
 from suites.bench.former import TARGETS as FORMER_TARGETS
-from suites.bench.former import Former
+from suites.bench.former import Former, against
 from suites.bench.timing import candidate, in_turns, ratio_claim
 from suites.config import method_config
 from suites.lab.networks import find_network
@@ -35,7 +36,7 @@ YARDSTICK = "lora"
 NORMED = "dora"
 FULL = "full"
 PEERS = (YARDSTICK, NORMED, FULL)
-MODES = ("auto", "fast", "least")
+MODES: tuple[Activations, ...] = ("auto", "fast", "least")
 TARGET = 1.1
 STEPS_BEFORE = 3
 FACTORS = (".factor_out", ".factor_in")
@@ -67,8 +68,14 @@ def model_cell(
     return BenchCell(
         group="model",
         label=label,
-        settings={"rank": 8, "rows": rows, "length": length, "dtype": "float32", "state_bits": 32}
-        | ({} if former is None else {"against": former.commit}),
+        settings={
+            "rank": 8,
+            "rows": rows,
+            "length": length,
+            "dtype": "float32",
+            "state_bits": 32,
+            **against(former),
+        },  # fmt: skip
         candidates=[candidate(name, title, seconds, peaks[name]) for name, title in titles.items()],
         claims=_claims(list(ours), seconds, peaks, titles),
         agreement={
@@ -115,7 +122,7 @@ def _former_method(former: Former) -> Method[GradNormLoRPConfig]:
 
 
 def _prepared(
-    method: Method[Any], settings: dict[str, str], model: nn.Module, batch: dict[str, Tensor]
+    method: Method[Any], settings: Mapping[str, str], model: nn.Module, batch: dict[str, Tensor]
 ) -> tuple[Callable[[], None], Tensor, Any]:
     """Return one training step, the outputs before the first, and the optimizer; the bases are fitted already."""
     placement, config = place(model, "attention+mlp", train_rest=False), method_config(method.name, 8, settings)

@@ -122,7 +122,9 @@ def against(label: str, commit: str) -> BenchCell:
     peer = "gnlorp at v1, full rule"
     targets = {"fast": 1.0, "least": 1.3, "auto": 1.15}
     claims = [claim("time", [1.2], peer, target=limit) for limit in targets.values()]
-    claims = [one.model_copy(update={"ours": f"gnlorp, full rule, {mode}"}) for one, mode in zip(claims, targets)]
+    claims = [
+        one.model_copy(update={"ours": f"gnlorp, full rule, {mode}"}) for one, mode in zip(claims, targets, strict=True)
+    ]
     cell = layer_cell(label, 1.0)
     return cell.model_copy(
         update={

@@ -219,7 +219,7 @@ def methods(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Speed and memory beside peft, galore-torch and torch: about 29 minutes on 2 quiet cores; `-- --quick`."""
+    """Speed and memory beside peft, galore-torch and torch: about 30 minutes on 2 quiet cores; `-- --quick`."""
     arguments = list(session.posargs)
     python = shared_python(session, small=True)
     call(session, python, "-m", "suites", "bench", *arguments)

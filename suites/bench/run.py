@@ -61,7 +61,7 @@ def _whole_items(former: Former | None) -> list[Item]:
         ((768, 768), True, 5.0, (12.5, 5.0)),
         ((768, 3072), True, 8.0, (20.0, 8.0)),
         ((2048, 5461), False, 18.0, (20.0, 80.0)),
-        ((4096, 11008), False, 32.0, (40.0, 265.0)),
+        ((4096, 11008), False, 32.0, (40.0, 320.0)),
     )
     found = [
         _layer_item(shape, rank, 512, bias, seconds, seconds * 0.8, former)

@@ -69,8 +69,8 @@ def test_the_whole_bench_has_every_shape_and_stays_within_its_time() -> None:
         assert [label for label in labels if label.startswith(f"layer {shape}")] == ranks + longer
         assert f"refresh {shape}" in labels
     assert {f"MiniLM, 8x{length} tokens" for length in (64, 512)} <= set(labels)
-    # 340 s of it are the refresh of the largest shape, whose SVD takes most of a minute, 305 its layer on 4,096 tokens.
-    assert sum(item.seconds + item.overhead_s for item in items(quick=False)) < 30 * 60
+    # 340 s of it are the refresh of the largest shape, whose SVD takes most of a minute, 360 its layer on 4,096 tokens.
+    assert sum(item.seconds + item.overhead_s for item in items(quick=False)) < 31 * 60
 
 
 def test_every_method_that_trains_a_matrix_has_its_step_beside_the_yardsticks(quick: tuple[Bench, str]) -> None:

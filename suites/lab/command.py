@@ -103,9 +103,12 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
         """
         with one_line_errors():
             from suites.lab.named import check_hub
+            from suites.run.forkserver import start_early
 
             for each in model.split(","):
                 check_hub(each.strip(), offline)
+            if fits and "," in model:
+                start_early()
             from suites.lab.asked import Asked
             from suites.recompute import parts
 

@@ -25,7 +25,7 @@ from baselines.shared import targets
 from results.lab import Setting
 from suites.lab import lines, loops, splice
 from suites.lab.lab import Lab
-from suites.lab.lines import CATEGORIES, ROWS, Line
+from suites.lab.lines import CATEGORIES, KEPT, ROWS, Line
 from suites.measure import allocator, live
 from suites.measure.predict import fake_mode, without_values
 from suites.measure.tracker import Category, Trace
@@ -85,15 +85,18 @@ class Composed:
             self.placement = placement
             if not setting.per_layer and self._key not in shared:
                 one = self._backward(model, batches[1], rules, 1)
-                shared[(*self._key, 1, False)] = self._deep(one, one, self._chosen)
+                found = shared[(*self._key, 1, False)] = self._deep(one, one, self._chosen)
                 shared[self._key] = None
-                if lines.grows_straight(one):
+                if found is not None:
+                    # That layers of one kind do the same has been seen.
+                    model = self._with_fewest(model)
+                if found is not None and lines.grows_straight(one):
                     two = [self._backward(model, batches[rows], rules, rows) for rows in ROWS]
-                    shared[self._key] = self._deep(two[0], two[1], self._chosen)
-                elif lab.method.settles and self._chosen is not None:
+                    shared[self._key] = self._deep(two[0], two[1], self._fewest)
+                elif found is not None and lab.method.settles and self._chosen is not None:
                     # Settled: batches that are traced by themselves take this one.
-                    self._settled.append(self._with_fewest(model))
-                    model, placement = lab.changed(setting, self._chosen)
+                    self._settled.append(model)
+                    model, placement = lab.changed(setting, self._fewest)
             self.rest = self._rest(model, placement, rules)
 
     @cached_property
@@ -215,6 +218,14 @@ class Composed:
         trace = half.refresh if refresh else half.trace
         assert trace is not None
         return trace
+
+    @property
+    def per_row(self) -> int:
+        """About how many bytes a row more takes at the highest moment."""
+        if self._shared.get(self._key) is not None:
+            return (self.tensor_bytes(ROWS[1]) - self.tensor_bytes(ROWS[0])) // (ROWS[1] - ROWS[0])
+        # Each batch is a trace of its own: what one row has there beside what is at rest is near enough.
+        return sum(size for name, size in self.parts(1).items() if name not in KEPT)
 
     def tensor_bytes(self, rows: int) -> int:
         """Return the highest sum of tensors in a step of `rows` rows, one that refreshes bases included."""

@@ -13,7 +13,7 @@ import torch
 
 from results.schema import Plan, Record
 from suites.run import checkpoint, eviction
-from suites.run.processes import server
+from suites.run.forkserver import server
 from suites.run.worker import (
     GRACE_S,
     Event,

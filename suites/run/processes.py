@@ -5,28 +5,19 @@ The server never touches a device, so that a process of its costs a few millisec
 
 from __future__ import annotations
 
-import multiprocessing
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
-from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar
 
 import torch
 
 from suites.measure.environment import usable_cpus
+from suites.run.forkserver import server
 from suites.suite import Runtime
 
-PRELOAD = ["suites.run.preload"]
 Found = TypeVar("Found")
-
-
-def server() -> ForkServerContext:
-    """Return the fork server's context."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOAD)
-    return context
 
 
 def in_processes(

@@ -36,8 +36,11 @@ def per_layer_plan(make_plan: Any, name: str, **settings: Any) -> Any:
 
 @pytest.mark.parametrize(
     ("name", "per_layer"),
-    [(name, False) for name in NAMES]
-    + [pytest.param(name, True, marks=[pytest.mark.slow] * (name not in TWO)) for name in NAMES],
+    [
+        pytest.param(name, per_layer, marks=[pytest.mark.slow] * (name not in TWO))
+        for name in NAMES
+        for per_layer in (False, True)
+    ],
 )
 def test_nothing_of_the_measured_model_lives_on(
     name: str, per_layer: bool, make_plan: Any, runtime: Runtime, monkeypatch: pytest.MonkeyPatch

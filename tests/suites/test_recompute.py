@@ -68,6 +68,7 @@ def gradients(
     return [loss.detach()] + [p.grad for p in model.parameters() if p.grad is not None]
 
 
+@pytest.mark.two_methods
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("kind", ["llama", "roberta"])
 @pytest.mark.parametrize("mode", ["", "checkpointing", "autocast", "bf16"])

@@ -138,6 +138,18 @@ def test_so_they_do_where_bases_are_refreshed(method: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("method", ["galore", "galore_norm", "lora", "gradnormlorp"])
+def test_the_allocator_holds_nearly_what_it_holds_for_the_whole_trace(method: str) -> None:
+    lab, setting = lab_of(find_network("60m", offline=True), method, asked(rank=128, sequence=256))
+    composed = Composed(lab, setting, {})
+    for rows in (2, 8):
+        found, wanted = composed.held(rows), lab.held(setting.model_copy(update={"batch": rows}))
+        assert found.tensor_bytes == wanted.tensor_bytes
+        assert found.allocated_bytes == pytest.approx(wanted.allocated_bytes, rel=0.02)
+        assert found.reserved_bytes == pytest.approx(wanted.reserved_bytes, rel=0.05)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [{"checkpointing": True}, {"accumulation": 2, "batch": 2}, {"per_layer": True}, {"recompute": ("loss",)}]
 )

@@ -250,7 +250,7 @@ def legend_line(look: Look) -> Line2D:
 def strip(figure: Figure, handles: Sequence[Line2D | Patch], top: float) -> None:
     """Write one legend for all panels, in a line below the subtitle."""
     spacing = {"handlelength": 1.4, "columnspacing": 1.4, "handletextpad": 0.5}
-    place = (0.003, top + 0.02)
+    place = (0.003, top + min(0.02, 0.2 / float(figure.get_figheight())))
     figure.legend(
         handles=handles, loc="upper left", bbox_to_anchor=place, ncols=LEGEND_COLUMNS, frameon=False, **spacing
     )

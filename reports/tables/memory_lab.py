@@ -224,19 +224,19 @@ def claim_table(found: RecomputedClaims) -> Table:
     return Table("claims", caption, ("Claim", "Verdict"), tuple(rows), (note,), pd.DataFrame(data))
 
 
-def parts_plot(lab: Lab, model: str) -> Plot:
-    """Draw what the peak consists of at one model: every method as it is, then with every way to save turned on."""
+def parts_plot(lab: Lab, model: str, methods: Sequence[str], name: str = "parts") -> Plot:
+    """Draw what the peak consists of at one model: methods as they are, then with every way to save turned on."""
     cells = lab.cells
     bars = [
         Bar(method, f"{lab.title(method)}{suffix}", False, split(cells[model, method, *rest].peak))
         for rest, suffix in (((32, False, False, ()), ""), ((8, True, True, ()), ", all"))
-        for method in lab.methods
+        for method in methods
         if (model, method, *rest) in cells
     ]
     settings = _settings(cells, [model])
     caption = f"Parts of the peak of a plain training step at {model}. {settings} {TRACED}. {ALL}."
     title = f"What peak memory consists of: {model}"
-    return draw("parts", title, caption, lambda: stacked(bars, title, settings, f"{TRACED}. {ALL}."))
+    return draw(name, title, caption, lambda: stacked(bars, title, settings, f"{TRACED}. {ALL}."))
 
 
 def split(parts: Parts) -> dict[str, int]:
@@ -258,7 +258,10 @@ def build_memory_report(folder: Path, out: Path) -> list[Path]:
     for rungs, name in zip(ladders(lab.catalogue, lab.methods), ("ladder", "ladder-reordered"), strict=True):
         tables += [ladder_table(lab, lab.models, rungs, name)] if rungs else []
     tables += [claim_table(lab.verdicts)] if lab.verdicts is not None else []
-    plots = [parts_plot(lab, largest)]
+    # Those that have a colour of their own are the ones of a comparison.
+    usual = [method for method in lab.methods if lab.catalogue.method(_method(method)).slot is not None]
+    plots = [parts_plot(lab, largest, usual)]
+    plots += [parts_plot(lab, largest, lab.methods, "parts-all")] if usual != lab.methods else []
     files = forms(tables, plots) | {"report.md": page("Memory", tables, plots).encode()}
     return write_files(out / "memory", files)
 

@@ -102,13 +102,7 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
         `--train pre-training` for training from the start.
         """
         with one_line_errors():
-            from suites.lab.named import check_hub
-            from suites.run.forkserver import start_early
-
-            for each in model.split(","):
-                check_hub(each.strip(), offline)
-            if fits and "," in model:
-                start_early()
+            _before_torch(model.split(","), offline, shared=bool(fits))
             from suites.lab.asked import Asked
             from suites.recompute import parts
 
@@ -129,6 +123,17 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
                 _print_fits(console, model, _methods(method), asked, fits, overhead or "1GiB", offline)
             else:
                 _print_ledgers(console, model, _methods(method), asked, offline)
+
+
+def _before_torch(models: list[str], offline: bool, shared: bool) -> None:
+    """Ask for the hub where a model needs it, and let the processes that share several models load libraries too."""
+    from suites.lab.named import check_hub
+    from suites.run.forkserver import start_early
+
+    for each in models:
+        check_hub(each.strip(), offline)
+    if shared and len(models) > 1:
+        start_early()
 
 
 def _answer(

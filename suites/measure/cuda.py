@@ -60,6 +60,9 @@ class _Rules(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is ATTENTION:
             return _attention(*args, **kwargs)
+        if func is Tensor.backward:
+            with self:  # what a checkpointed block computes again in backward follows the rules too
+                return _backward(*args, **kwargs)
         if getattr(func, "_name", "") == "bitsandbytes::gemm_4bit":
             return _four_bit_product(*args, **kwargs)
         if torch.is_autocast_enabled("cpu"):
@@ -68,6 +71,17 @@ class _Rules(TorchFunctionMode):
             if func in FP32_RESULT and kwargs.get("dtype") is None and _is_low(args):
                 kwargs["dtype"] = torch.float32
         return func(*args, **kwargs)
+
+
+def _backward(
+    loss: Tensor, gradient: Tensor | None = None, retain_graph: bool | None = None, create_graph: bool = False,
+    inputs: Any = None,
+) -> None:  # fmt: skip
+    """Run the engine itself: torch's own functions around it would leave the mode first."""
+    gradient = torch.ones_like(loss) if gradient is None else gradient
+    keep = create_graph if retain_graph is None else retain_graph
+    run = torch.autograd.Variable._execution_engine.run_backward  # type: ignore[attr-defined]
+    run((loss,), (gradient,), keep, create_graph, tuple(inputs or ()), allow_unreachable=True, accumulate_grad=True)
 
 
 def _is_low(args: tuple[Any, ...]) -> bool:

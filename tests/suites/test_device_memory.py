@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from results.lab import Setting
 from results.schema import Peak
 from suites.lab.lab import Lab
 from suites.lab.networks import find_network
-from suites.measure.allocator import LARGE_SEGMENT, MIB, SMALL_SEGMENT, Allocator, Held, held
+from suites.measure.allocator import LARGE_SEGMENT, MIB, SMALL_SEGMENT, Allocator, Held, held, replay
 from suites.measure.cuda import cuda_rules
 from suites.measure.estimate import CONTEXT_BYTES, estimated
 from suites.measure.predict import Prediction, without_values
@@ -92,6 +93,24 @@ def test_what_shrinks_and_what_a_trace_says_again_is_freed_whole() -> None:
     assert held(trace_of(*again)) == Held(12 * MIB, 12 * MIB, LARGE_SEGMENT)
 
 
+def test_ways_to_go_on_are_replayed_as_if_each_stood_alone() -> None:
+    chance, live, changes = random.Random(0), [], []
+    for storage in range(600):
+        if live and chance.random() < 0.45:
+            gone, size = live.pop(chance.randrange(len(live)))
+            changes.append((gone, -size))
+        else:
+            live.append((storage, chance.choice([100, 5000, MIB, 3 * MIB, 11 * MIB])))
+            changes.append(live[-1])
+    begun = changes[:400]
+    ends = [changes[400:], changes[400:500], [(9000, 50 * MIB), *changes[400:450]]]
+    alone = [replay([*begun, *end]) for end in ends]
+    assert replay(begun, ends) == Held(*map(max, zip(*alone, strict=True)))
+    assert len(set(alone)) == 3
+    for end, wanted in zip(ends, alone, strict=True):
+        assert replay(begun, [end]) == replay(begun, [end, []]) == wanted
+
+
 def kept_by(layer: Any, x: torch.Tensor, cuda: bool) -> dict[torch.dtype, int]:
     """Return the bytes by dtype that autograd keeps of one forward under autocast."""
     found: dict[torch.dtype, int] = {}
@@ -139,6 +158,24 @@ def test_a_devices_attention_keeps_no_scores() -> None:
     scores = 4 * 2 * 4 * 256 * 256
     assert peaks[False] > scores
     assert peaks[True] < scores / 2
+
+
+def test_what_is_computed_again_in_backward_follows_the_rules_too() -> None:
+    x, grads = torch.randn(2, 4, 16, 8), []
+    norm = nn.LayerNorm(8)
+
+    def block(x: torch.Tensor) -> torch.Tensor:
+        y = norm(x)
+        assert not torch.is_autocast_enabled("cpu") or y.dtype == torch.float32
+        return F.scaled_dot_product_attention(y, y, y)
+
+    for cuda in (False, True):
+        with cuda_rules() if cuda else torch.random.fork_rng(devices=[]), torch.autocast("cpu", torch.bfloat16, cuda):
+            leaf = x.clone().requires_grad_()
+            # A block whose tensors were others the second time is refused by torch.
+            checkpoint(block, leaf, use_reentrant=False).sum().backward()
+        grads.append(leaf.grad)
+    assert all(grad is not None and grad.shape == x.shape for grad in grads)
 
 
 def test_the_lab_says_other_bytes_for_a_device() -> None:

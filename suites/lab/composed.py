@@ -72,6 +72,7 @@ class Composed:
         self._shared = shared
         self._kinds = lab.network.kinds
         self._held: dict[int, allocator.Held] = {}
+        self.read_whole = False
         # The model that has had a step, once it has the fewest layers: for batches that are traced by themselves.
         self._settled: list[nn.Module] = []
         batches = {rows: lab.batches(self._at(rows)) for rows in (1, *ROWS)}
@@ -158,6 +159,8 @@ class Composed:
         try:
             return _extended(found[1], found[0], whole - few)
         except splice.NotPeriodicError:
+            # A step that hands temporaries on from matrix to matrix (Muon's) is read whole.
+            self.read_whole = True
             return self._rest_of(*self.lab.build(), rules)
 
     def _rest_of(self, model: nn.Module, placement: Placement, rules: Counter[str]) -> Rest:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from baselines.registry import default_methods
 from results.lab import (
     Claim,
     MemoryCells,
@@ -92,10 +93,22 @@ def test_the_committed_verdicts_are_those_of_the_code() -> None:
 def test_the_committed_cells_can_be_read_and_written(tmp_path: Path) -> None:
     path = REFERENCE / "7b.json"
     file = read_cell_file(path)
-    assert len({cell.setting for cell in file.cells}) == len(file.cells) == 56
+    assert len({cell.setting for cell in file.cells}) == len(file.cells)
+    assert {cell.setting.method for cell in file.cells} >= set(default_methods())
     assert write_cells(tmp_path / "again.json", file.cells, file.catalogue).read_bytes() == path.read_bytes()
     found = read_verdicts(REFERENCE / "claims.json")
     assert read_verdicts(write_verdicts(tmp_path / "claims.json", found)) == found
+
+
+def test_every_committed_cell_counts_what_the_formula_says_but_for_what_is_named() -> None:
+    cells = [cell for path in REFERENCE.glob("*.json") if path.stem != "claims" for cell in read_cell_file(path).cells]
+    assert {cell.setting.method for cell in cells} >= set(default_methods())
+    for cell in cells:
+        formula, count = cell.formula.model_dump(), cell.count.model_dump()
+        apart = {name: count[name] - formula[name] for name in formula if count[name] != formula[name]}
+        assert apart.pop("state_bytes", 0) == sum(cell.state_outside.values()), cell.setting
+        assert apart.pop("buffer_bytes", 0) == cell.own_buffer_bytes, cell.setting
+        assert not apart, (cell.setting, apart)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:

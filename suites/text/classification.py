@@ -95,6 +95,8 @@ class Classification(ABC, Generic[T]):
         if runtime.dry and plan.model.source == "hub":
             return []
         notes = models.check_text(plan.model, runtime, plan.data.max_length)
+        columns = self.row(plan.task).text_columns
+        encode.check_room(models.tokenizer(plan.model, runtime), columns, plan.data.max_length)
         return notes + self._unknown(plan, loaded, runtime)
 
     def _unknown(self, plan: Plan, loaded: Loaded, runtime: Runtime) -> list[str]:

@@ -72,10 +72,8 @@ class Encoded:
         return collate(self.rows(indices), self.pad_id, self.max_length)
 
 
-def encode(
-    rows: Dataset, tokenizer: PreTrainedTokenizerBase, text_columns: tuple[str, ...], max_length: int
-) -> Encoded:
-    """Tokenise one or two text columns, special tokens added, the longer text cut first. Writes no file.
+def check_room(tokenizer: PreTrainedTokenizerBase, text_columns: tuple[str, ...], max_length: int) -> None:
+    """Check that rows of these columns can be encoded.
 
     Raises:
         ValueError: max_length with no room beside the special tokens; a tokenizer without a padding token.
@@ -86,6 +84,18 @@ def encode(
         raise ValueError(f"max_length {max_length}: must leave a token for each text, at least {least}")
     if tokenizer.pad_token_id is None:
         raise ValueError(f"tokenizer {tokenizer.name_or_path!r}: has no padding token, batches need one")
+
+
+def encode(
+    rows: Dataset, tokenizer: PreTrainedTokenizerBase, text_columns: tuple[str, ...], max_length: int
+) -> Encoded:
+    """Tokenise one or two text columns, special tokens added, the longer text cut first. Writes no file.
+
+    Raises:
+        ValueError: as `check_room`.
+    """
+    check_room(tokenizer, text_columns, max_length)
+    assert tokenizer.pad_token_id is not None
     typed = "token_type_ids" in tokenizer.model_input_names
     tokens: list[npt.NDArray[np.int32]] = []
     types: list[npt.NDArray[np.int8]] = []

@@ -80,7 +80,7 @@ def _backward(
     """Run the engine itself: torch's own functions around it would leave the mode first."""
     gradient = torch.ones_like(loss) if gradient is None else gradient
     keep = create_graph if retain_graph is None else retain_graph
-    run = torch.autograd.Variable._execution_engine.run_backward  # type: ignore[attr-defined]
+    run = torch.autograd.Variable._execution_engine.run_backward
     run((loss,), (gradient,), keep, create_graph, tuple(inputs or ()), allow_unreachable=True, accumulate_grad=True)
 
 

@@ -34,4 +34,6 @@ def test_it_passes_the_capability_pack(method_name: str, check: str, capability_
         # A new method passes as well as any; the record of what it can do is renewed by `suites capabilities --out`.
         print(f"{method_name}: not recorded yet")
     else:
-        assert found.answer == recorded.cell(check).answer, found.reason
+        # The record is over other networks, of which one is enough for a "no".
+        answer = recorded.cell(check).answer
+        assert answer in (found.answer, "no"), found.reason

@@ -31,9 +31,7 @@ def print_matrix(
         checked_rate(learning_rate)
     if out is not None:
         check_writable(out.parent)
-    console.print(
-        f"{len(chosen)} methods, {len(checks())} checks; about a minute, with inductor some seconds more a method"
-    )
+    console.print(f"{len(chosen)} methods, {len(checks())} checks; about 20 processor seconds a method")
     with console.status("starting") as status:
         found = matrix(chosen, backend, status.update, learning_rate)
     console.print(matrix_table(found))

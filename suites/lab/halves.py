@@ -202,7 +202,7 @@ class Halves:
         """Let layers decide what they keep: in a step that ends where backward reaches the first of them, which is when
         they do. Blocks that are checkpointed decide one by one: those need the whole step."""
         loss = self.loss(model, batch)
-        with suppress(_Decided), _told_when_all_have(_Decided):
+        with suppress(_Decided), _told_when_all_have():
             loss.backward()
         if any(undecided(module) for module in model.modules()):
             run()
@@ -274,11 +274,11 @@ class Halves:
 
 
 @contextmanager
-def _told_when_all_have(decided: type[Exception]) -> Iterator[None]:
-    """Raise when the layers that wait to decide have done so."""
+def _told_when_all_have() -> Iterator[None]:
+    """Raise `_Decided` when the layers that wait to decide have done so."""
 
     def tell() -> None:
-        raise decided
+        raise _Decided
 
     waiting.insert(0, tell)
     try:

@@ -11,10 +11,8 @@ Bytes of state for an O x I weight: 0. Stated choice: the targets' biases are fr
 from __future__ import annotations
 
 from torch import nn
-from torch.optim import Optimizer
 
 from baselines.method import (
-    AdamSettings,
     LayerRanks,
     Method,
     MethodConfig,
@@ -22,9 +20,8 @@ from baselines.method import (
     Placement,
     Rates,
     freeze_except,
-    trainable,
 )
-from baselines.shared.adamw import adamw
+from baselines.shared.adamw import adamw_over_trained
 
 
 class FrozenConfig(MethodConfig):
@@ -36,11 +33,6 @@ def attach(model: nn.Module, placement: Placement, config: FrozenConfig) -> None
     freeze_except(model, placement.trained)
 
 
-def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: FrozenConfig) -> Optimizer:
-    """Return plain AdamW over the rest."""
-    return adamw(trainable(model).values(), adam)
-
-
 METHOD = Method(
     name="frozen",
     title="Frozen matrices",
@@ -48,7 +40,7 @@ METHOD = Method(
     config_type=FrozenConfig,
     configure=lambda rank: FrozenConfig(),
     attach=attach,
-    optimizer=optimizer,
+    optimizer=adamw_over_trained,
     merge=lambda model: model,
     ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=None),
     layer_parts=lambda shape, config: (Part("weight", shape, trained=False, added=False),),

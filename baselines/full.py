@@ -9,10 +9,9 @@ Loshchilov & Hutter, arXiv 1711.05101). Stated choice: the bias, norm and embedd
 from __future__ import annotations
 
 from torch import nn
-from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Part, Placement, Rates, trainable
-from baselines.shared.adamw import adamw
+from baselines.method import LayerRanks, Method, MethodConfig, Part, Placement, Rates
+from baselines.shared.adamw import adamw_over_trained
 
 
 class FullConfig(MethodConfig):
@@ -24,11 +23,6 @@ def attach(model: nn.Module, placement: Placement, config: FullConfig) -> None:
     model.requires_grad_(True)
 
 
-def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: FullConfig) -> Optimizer:
-    """Return plain AdamW over everything."""
-    return adamw(trainable(model).values(), adam)
-
-
 METHOD = Method(
     name="full",
     title="Full fine-tuning",
@@ -36,7 +30,7 @@ METHOD = Method(
     config_type=FullConfig,
     configure=lambda rank: FullConfig(),
     attach=attach,
-    optimizer=optimizer,
+    optimizer=adamw_over_trained,
     merge=lambda model: model,
     ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=None),
     layer_parts=lambda shape, config: (Part("weight", shape, trained=True, added=False),),

@@ -21,9 +21,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, Method, Placement, Rates, trainable
+from baselines.method import AdamSettings, Placement, Rates, trainable
 from baselines.shared.adamw import adamw
-from baselines.shared.adapters import AdapterConfig, factor_parts, factors_of, fold, inject, ranks, restart
+from baselines.shared.adapters import AdapterConfig, adapter, factor_parts, factors_of, inject
 
 
 class LoraFAConfig(AdapterConfig):
@@ -81,7 +81,7 @@ def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config
     return found
 
 
-METHOD = Method(
+METHOD = adapter(
     name="lora_fa",
     title="LoRA-FA",
     arxiv="2308.03303",
@@ -89,13 +89,8 @@ METHOD = Method(
     configure=lambda rank: LoraFAConfig(rank=rank),
     attach=attach,
     optimizer=optimizer,
-    merge=fold,
-    ranks=ranks,
     layer_parts=lambda shape, config: factor_parts(shape, config, trained_in=False),
-    saves_state=True,
-    restart=restart,
     order=14,
-    factors=True,
     rates={
         "fine-tuning": Rates.around(5e-4, "own choice: LoRA's, as peft's documentation advises"),
         "pre-training": Rates.around(1e-3, "own choice: LoRA's"),

@@ -17,9 +17,9 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, Method, Placement, Rates, trainable
+from baselines.method import AdamSettings, Placement, Rates, trainable
 from baselines.shared.adamw import adamw
-from baselines.shared.adapters import AdapterConfig, factor_parts, fold, inject, ranks, restart
+from baselines.shared.adapters import AdapterConfig, adapter
 
 
 class LoraPlusConfig(AdapterConfig):
@@ -28,11 +28,6 @@ class LoraPlusConfig(AdapterConfig):
     ratio: float = Field(
         default=20.0, ge=1, description="learning rate of the zero factor over that of the other (release's README: 20)"
     )
-
-
-def attach(model: nn.Module, placement: Placement, config: LoraPlusConfig) -> None:
-    """Put the adapters on the target layers."""
-    inject(model, placement, config)
 
 
 def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: LoraPlusConfig) -> Optimizer:
@@ -44,21 +39,14 @@ def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config
     return adamw(groups, adam)
 
 
-METHOD = Method(
+METHOD = adapter(
     name="loraplus",
     title="LoRA+",
     arxiv="2402.12354",
     config_type=LoraPlusConfig,
     configure=lambda rank: LoraPlusConfig(rank=rank),
-    attach=attach,
     optimizer=optimizer,
-    merge=fold,
-    ranks=ranks,
-    layer_parts=factor_parts,
-    saves_state=True,
-    restart=restart,
     order=12,
-    factors=True,
     rates={
         "fine-tuning": Rates.around(5e-5, "release's README and GLUE script for roberta-base"),
         "pre-training": Rates.around(1e-4, "own choice: a tenth of LoRA's, for the ratio"),

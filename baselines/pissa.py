@@ -16,9 +16,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, Method, Placement, Rates, trainable
-from baselines.shared.adamw import adamw
-from baselines.shared.adapters import AdapterConfig, factor_parts, factors_of, fold, inject, ranks
+from baselines.method import Placement, Rates
+from baselines.shared.adapters import AdapterConfig, adapter, factors_of, inject
 
 EXACT = "pissa"
 
@@ -56,11 +55,6 @@ def _take_up_rounding(module: LoraLayer, weight: Tensor) -> None:
         weight.sub_(high.data @ low.data, alpha=module.scaling[name])
 
 
-def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: PissaConfig) -> Optimizer:
-    """Return plain AdamW over factors and head."""
-    return adamw(trainable(model).values(), adam)
-
-
 @torch.no_grad()
 def restart(model: nn.Module, optimizer: Optimizer, generator: torch.Generator) -> None:
     """Merge every adapter into its weight and split that anew; the moments of the factors are dropped."""
@@ -74,22 +68,16 @@ def restart(model: nn.Module, optimizer: Optimizer, generator: torch.Generator) 
                     optimizer.state.pop(factor, None)
 
 
-METHOD = Method(
+METHOD = adapter(
     name="pissa",
     title="PiSSA",
     arxiv="2404.02948",
     config_type=PissaConfig,
     configure=lambda rank: PissaConfig(rank=rank, alpha=float(max(rank, 1))),
     attach=attach,
-    optimizer=optimizer,
-    merge=fold,
-    ranks=ranks,
-    layer_parts=factor_parts,
-    saves_state=True,
     from_weight=True,
     restart=restart,
     order=13,
-    factors=True,
     rates={
         "fine-tuning": Rates.around(5e-4, "own choice: LoRA's; the paper has 2e-5 for 7B models (section 5)"),
         "pre-training": Rates.around(1e-3, "own choice: LoRA's"),

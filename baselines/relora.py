@@ -13,12 +13,9 @@ from __future__ import annotations
 from typing import ClassVar
 
 from pydantic import Field
-from torch import nn
-from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, Method, Placement, Rates, trainable
-from baselines.shared.adamw import adamw
-from baselines.shared.adapters import AdapterConfig, factor_parts, fold, inject, ranks, restart
+from baselines.method import Rates
+from baselines.shared.adapters import AdapterConfig, adapter
 
 
 class ReloraConfig(AdapterConfig):
@@ -35,31 +32,13 @@ class ReloraConfig(AdapterConfig):
     )
 
 
-def attach(model: nn.Module, placement: Placement, config: ReloraConfig) -> None:
-    """Put the adapters on the target layers."""
-    inject(model, placement, config)
-
-
-def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: ReloraConfig) -> Optimizer:
-    """Return plain AdamW over factors and head."""
-    return adamw(trainable(model).values(), adam)
-
-
-METHOD = Method(
+METHOD = adapter(
     name="relora",
     title="ReLoRA",
     arxiv="2307.05695",
     config_type=ReloraConfig,
     configure=lambda rank: ReloraConfig(rank=rank),
-    attach=attach,
-    optimizer=optimizer,
-    merge=fold,
-    ranks=ranks,
-    layer_parts=factor_parts,
-    saves_state=True,
-    restart=restart,
     order=15,
-    factors=True,
     rates={
         "fine-tuning": Rates.around(5e-4, "own choice: LoRA's"),
         "pre-training": Rates.around(1e-3, "release's README"),

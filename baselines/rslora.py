@@ -8,43 +8,24 @@ rate are LoRA's, whose scale at rank R is smaller by sqrt(R): the paper's point 
 
 from __future__ import annotations
 
-from torch import nn
-from torch.optim import Optimizer
+from functools import partial
 
-from baselines.method import AdamSettings, Method, Placement, Rates, trainable
-from baselines.shared.adamw import adamw
-from baselines.shared.adapters import AdapterConfig, factor_parts, fold, inject, ranks, restart
+from baselines.method import Rates
+from baselines.shared.adapters import AdapterConfig, adapter, inject
 
 
 class RsloraConfig(AdapterConfig):
     """rsLoRA's settings are the adapter's, but that alpha is divided by the root of the rank."""
 
 
-def attach(model: nn.Module, placement: Placement, config: RsloraConfig) -> None:
-    """Put the adapters on the target layers."""
-    inject(model, placement, config, use_rslora=True)
-
-
-def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: RsloraConfig) -> Optimizer:
-    """Return plain AdamW over factors and head."""
-    return adamw(trainable(model).values(), adam)
-
-
-METHOD = Method(
+METHOD = adapter(
     name="rslora",
     title="rsLoRA",
     arxiv="2312.03732",
     config_type=RsloraConfig,
     configure=lambda rank: RsloraConfig(rank=rank),
-    attach=attach,
-    optimizer=optimizer,
-    merge=fold,
-    ranks=ranks,
-    layer_parts=factor_parts,
-    saves_state=True,
-    restart=restart,
+    attach=partial(inject, use_rslora=True),
     order=11,
-    factors=True,
     rates={
         "fine-tuning": Rates.around(5e-4, "own choice: LoRA's"),
         "pre-training": Rates.around(1e-3, "own choice: LoRA's"),

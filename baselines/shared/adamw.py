@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings
+from baselines.method import AdamSettings, MethodConfig, Placement, trainable
 
 
 def adamw(parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], adam: AdamSettings) -> Optimizer:
@@ -34,6 +34,11 @@ def adamw(parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], adam: A
         optimizer: Optimizer = AdamW8bit(chosen, **options)
         return optimizer
     raise ValueError(f"state_bits {adam.state_bits}: must be 32 or 8 (nearest allowed value: {_nearest(adam)})")
+
+
+def adamw_over_trained(model: nn.Module, placement: Placement, adam: AdamSettings, config: MethodConfig) -> Optimizer:
+    """Return plain AdamW over all that is trained: the `optimizer` of a method that has no rule of its own."""
+    return adamw(trainable(model).values(), adam)
 
 
 def check_bitsandbytes() -> None:

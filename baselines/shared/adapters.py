@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import LayerRanks, Part, Placement, RestartConfig, check_rank
+from baselines.method import LayerRanks, Method, Part, Placement, RestartConfig, check_rank
+from baselines.shared.adamw import adamw_over_trained
 from baselines.shared.targets import shapes
 
 
@@ -115,3 +117,17 @@ def factor_parts(shape: tuple[int, int], config: AdapterConfig, trained_in: bool
         Part("factor_out", (shape[0], config.rank), trained=True),
         Part("factor_in", (config.rank, shape[1]), trained=trained_in),
     )
+
+
+adapter = partial(
+    Method[Any],
+    attach=inject,
+    optimizer=adamw_over_trained,
+    merge=fold,
+    ranks=ranks,
+    layer_parts=factor_parts,
+    saves_state=True,
+    restart=restart,
+    factors=True,
+)
+"""A method of LoRA's kind: what it does not give of its own is LoRA's."""

@@ -129,7 +129,7 @@ def _help(entry: SuiteEntry, offered: dict[str, tuple[object, ...]]) -> str:
     example = f"python -m reports {entry.name} --profile paper"
     reading = next((f" --{name} {values[-1]}" for name, values in offered.items() if entry.task(name)), "")
     return (
-        f"Write the tables (Markdown, CSV, LaTeX) and figures (PNG, SVG, PDF) of {entry.title} runs.\n\n"
+        f"Write the tables (Markdown, CSV, JSON, LaTeX) and figures (PNG, SVG, PDF) of {entry.title} runs.\n\n"
         "Scores are mean and standard deviation over seeds. Memory is measured; estimates stand in a table of their "
         "own. The same records give the same bytes. Prints the paths last, report.md's at the end.\n\n"
         f"Example: {example}{reading}"
@@ -143,6 +143,7 @@ def show(report: Report, paths: list[Path]) -> None:
         if (table := report.table(name)) is not None:
             console.print(to_screen(table, console.width))
     sys.stdout.write(
-        "each table also as .csv and .tex, each figure also as .svg and .pdf; all of it as one page in report.md\n"
+        "each table also as .csv, .table.json and .tex, each figure also as .svg and .pdf; all of it on one page: "
+        "report.md\n"
     )
     sys.stdout.write("".join(f"{path}\n" for path in paths if path.suffix in (".md", ".png")))

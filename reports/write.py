@@ -22,7 +22,7 @@ from reports.tables.capabilities import capabilities_table
 from reports.tables.cost import estimate_table, memory_table, peak_by_task_table, process_table, time_table
 from reports.tables.findings import findings_table
 from reports.tables.scores import difference_table, score_table, status_table
-from reports.tables.table import Table, latex_document, to_csv, to_latex, to_markdown
+from reports.tables.table import FORMS, Table, latex_document, to_markdown
 from reports.tables.tuning import trials_table, tuned_table
 from results.bench import Bench
 from results.capabilities import CapabilityMatrix
@@ -134,11 +134,10 @@ def report_of(context: Context, against: str | None = None) -> Report:
 
 
 def forms(tables: Iterable[Table], plots: Iterable[Plot] = ()) -> dict[str, bytes]:
-    """Return file name -> content of tables (Markdown, CSV, LaTeX) and figures (PNG, SVG, PDF)."""
+    """Return file name -> content of tables (Markdown, CSV, JSON, LaTeX) and figures (PNG, SVG, PDF)."""
     files: dict[str, bytes] = {}
     for table in tables:
-        texts = {"md": to_markdown(table), "csv": to_csv(table), "tex": to_latex(table)}
-        files |= {f"{table.name}.{ending}": text.encode() for ending, text in texts.items()}
+        files |= {f"{table.name}.{ending}": form(table).encode() for ending, form in FORMS.items()}
     for plot in plots:
         files |= {f"{plot.name}.{ending}": content for ending, content in plot.files.items()}
     return files
@@ -189,7 +188,7 @@ def write_report(report: Report, out: Path) -> list[Path]:
     """
     folder, files = out / report.folder, report_files(report)
     paths = write_files(folder, files)
-    possible = {f"{stem}.{ending}" for stem in TABLES for ending in ("md", "csv", "tex")}
+    possible = {f"{stem}.{ending}" for stem in TABLES for ending in FORMS}
     possible |= {f"{name}.{ending}" for name in PLOTS for ending in FORMATS}
     for name in possible - set(files):
         (folder / name).unlink(missing_ok=True)

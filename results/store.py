@@ -18,6 +18,8 @@ SINGLE: frozenset[str] = frozenset(
     {"bench.json", "catalogue.json", "capabilities.json", "search.json", "tolerances.json", "trial.json"}
 )
 """Files of another kind, see `read_single`, that may lie among the records of runs."""
+TABLE = ".table.json"
+"""Ending of the values behind a table that a report has written."""
 MEMORY = "memory"
 """Folder of the memory lab below a folder of records; it holds no runs."""
 GPU = "gpu"
@@ -148,8 +150,9 @@ def check_writable(root: Path) -> None:
 def record_paths(roots: Iterable[Path]) -> Iterator[Path]:
     """Yield every `*.json` below `roots` (files are yielded as they are), sorted.
 
-    Left out are hidden files and what others put there: `SINGLE` files, the memory lab's folder, saved models, and the
-    gate's runs of one state of the code, which repeat each other's plans. Each is read where its folder is a root.
+    Left out are hidden files and what others put there: `SINGLE` files, tables, the memory lab's folder, saved models,
+    and the gate's runs of one state of the code, which repeat each other's plans. Each is read where its folder is a
+    root.
     """
     for root in roots:
         if root.is_file():
@@ -161,7 +164,8 @@ def record_paths(roots: Iterable[Path]) -> Iterator[Path]:
 
 def _of_another_command(path: Path) -> bool:
     place, *below = path.parts
-    return path.name in SINGLE or (place in (MEMORY, GPU, MODELS) and bool(below)) or (place == GATE and len(below) > 1)
+    alone = path.name in SINGLE or path.name.endswith(TABLE)
+    return alone or (place in (MEMORY, GPU, MODELS) and bool(below)) or (place == GATE and len(below) > 1)
 
 
 def read_records(roots: Iterable[Path]) -> list[Record]:

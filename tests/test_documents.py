@@ -35,7 +35,7 @@ TYPED = [path for path in LINKED if path.name not in ("CHANGELOG.md", "NOTES.md"
 ROOMS = ("gnlorp", "baselines", "suites", "results", "reports", "tests", "docs")
 MADE = ("results/runs", "reports/build")
 """Folders that are not there before a command has made them."""
-MADE_ONLY = (".csv", ".tex", ".svg")
+MADE_ONLY = (".csv", ".json", ".tex", ".svg")
 """Forms of a report that a repository does not keep: the command makes them."""
 README_LINES = 150
 TRIAL = typer.Typer()
@@ -83,9 +83,7 @@ def broken(path: Path, text: str) -> list[str]:
         if there and anchor:
             there = anchor in anchors(text if target == path else target.read_text())
         # What a repository keeps of a report is its Markdown and its PNG; the other forms are made by the command.
-        if not there or (
-            target.is_relative_to(ROOT / "reports" / "snapshot") and target.suffix in (".csv", ".tex", ".svg")
-        ):
+        if not there or (target.is_relative_to(ROOT / "reports" / "snapshot") and target.suffix in MADE_ONLY):
             wrong.append(link)
     return wrong
 

@@ -150,6 +150,6 @@ def write_paper(made: Paper, out: Path) -> list[Path]:
     files = paper_files(made, link_from(folder))
     paths = write_files(folder, files)
     for stale in sorted(folder.iterdir()):
-        if stale.name not in files and stale.suffix in (".md", ".csv", ".tex", ".html"):
+        if stale.name not in files and stale.suffix in (".md", ".csv", ".json", ".tex", ".html"):
             stale.unlink()
     return paths

@@ -1,15 +1,20 @@
-"""One table, four forms: Markdown, LaTeX (booktabs), CSV of the values behind it, and the terminal."""
+"""One table, five forms: Markdown, LaTeX (booktabs), CSV and JSON of the values behind it, and the terminal."""
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 from rich.markup import escape
 from rich.table import Table as Screen
 
 from reports.tables.printed import printed, printed_notes
+from results.store import TABLE
 
 LATEX_WIDTH = 110
 
@@ -43,7 +48,7 @@ class Table:
         heads: column titles; the first column is text, the others are numbers.
         rows: one tuple of entries a row.
         notes: sentences below the table.
-        data: the values in full precision, bytes as integers: the CSV.
+        data: the values in full precision, bytes as integers: CSV and JSON.
     """
 
     name: str
@@ -60,6 +65,29 @@ class Table:
 def to_csv(table: Table) -> str:
     """Return the values behind the table, unknown as an empty field, floats so that they read back exactly."""
     return str(table.data.to_csv(index=False, lineterminator="\n"))
+
+
+def to_json(table: Table) -> str:
+    """Return name, caption and notes, and the values behind the table as an object a row, unknown as null.
+
+    Floats read back exactly; one that is infinite, which JSON has no word for, is a string.
+    """
+    names = [str(name) for name in table.data.columns]
+    rows = [dict(zip(names, map(_plain, row), strict=True)) for row in table.data.itertuples(index=False, name=None)]
+    told = {"name": table.name, "caption": table.caption, "notes": table.notes, "rows": rows}
+    return json.dumps(told, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    if isinstance(value, dict):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if pd.isna(value):
+        return None
+    plain = value.item() if hasattr(value, "item") else value
+    known = isinstance(plain, (bool, int, str)) or (isinstance(plain, float) and math.isfinite(plain))
+    return plain if known else str(plain)
 
 
 def to_markdown(table: Table) -> str:
@@ -170,3 +198,12 @@ def to_screen(table: Table, width: int) -> Screen:
     for row in rows:
         screen.add_row(*(f"[bold]{escape(e.text)}[/bold]" if e.bold else escape(e.text) for e in row))
     return screen
+
+
+FORMS: Mapping[str, Callable[[Table], str]] = {
+    "md": to_markdown,
+    "csv": to_csv,
+    TABLE.removeprefix("."): to_json,
+    "tex": to_latex,
+}
+"""The forms that are written, by the ending of their files."""

@@ -65,7 +65,7 @@ def test_report_has_every_form_and_the_page_names_them(tmp_path: Path, make_grid
     paths = written(make_grid(), tmp_path)
     names = {path.name for path in paths}
     tables = ("scores", "findings", "differences", "status", "memory", "peaks", "process", "estimates", "time")
-    assert {f"{table}.{form}" for table in tables for form in ("md", "csv", "tex")} <= names
+    assert {f"{table}.{form}" for table in tables for form in ("md", "csv", "table.json", "tex")} <= names
     assert {f"{plot}.{form}" for plot in ("front", "curves", "parts", "dots") for form in ("png", "svg")} <= names
     assert paths[-1].name == "report.md"
     page = paths[-1].read_text(encoding="utf-8")
@@ -73,7 +73,7 @@ def test_report_has_every_form_and_the_page_names_them(tmp_path: Path, make_grid
     assert "](front.png)" in page
     runs = pd.read_csv(tmp_path / "glue-micro-r8" / "runs.csv")
     assert len(runs) == 135
-    assert {path.suffix for path in paths} == {".md", ".csv", ".tex", ".png", ".svg", ".pdf"}
+    assert {path.suffix for path in paths} == {".md", ".csv", ".json", ".tex", ".png", ".svg", ".pdf"}
 
 
 @pytest.mark.usefixtures("one_format")

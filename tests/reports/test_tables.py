@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -13,10 +15,12 @@ from reports.records.report_runs import MICRO, Context
 from reports.stats.over_seeds import summarise
 from reports.tables.cost import estimate_table, memory_table, peak_by_task_table, process_table, time_table
 from reports.tables.scores import difference_table, score_table, status_table
-from reports.tables.table import Table
+from reports.tables.table import Entry, Table, to_json
+from reports.write import suite_report, write_report
 from results.catalogue import committed
 from results.choice import ChoiceError
 from results.schema import DataFacts, Record
+from results.store import read_records, write_record
 
 Make = Callable[..., Record]
 Grid = Callable[..., list[Record]]
@@ -224,3 +228,22 @@ def test_status_counts_add_up_to_the_grid(make_grid: Grid) -> None:
     numbers = table.data.drop(columns=["method", "title"])
     assert (numbers.sum(axis=1) == 27).all()
     assert isinstance(table.data, pd.DataFrame)
+
+
+def test_the_values_behind_a_table_read_back_from_json() -> None:
+    data = pd.DataFrame({"method": ["lora", "full"], "score": [0.1 + 0.2, float("nan")], "bytes": [1 << 40, 2]})
+    data["worst"], data["seeds"] = [float("inf"), 1.0], [(0, 1), ()]
+    read = json.loads(to_json(Table("t", "Caption", ("Method",), ((Entry("LoRA"),),), ("a note",), data)))
+    assert (read["name"], read["caption"], read["notes"]) == ("t", "Caption", ["a note"])
+    assert read["rows"] == [
+        {"method": "lora", "score": 0.1 + 0.2, "bytes": 1 << 40, "worst": "inf", "seeds": [0, 1]},
+        {"method": "full", "score": None, "bytes": 2, "worst": 1.0, "seeds": []},
+    ]
+
+
+def test_tables_beside_records_are_no_records(tmp_path: Path, make_grid: Grid) -> None:
+    records = make_grid(tasks=("rte",), seeds=(0,))
+    for record in records:
+        write_record(tmp_path, record)
+    write_report(suite_report(records, "glue", "micro", 8), tmp_path)
+    assert len(read_records([tmp_path])) == len(records)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -206,3 +208,10 @@ def test_bad_input_to_the_command_is_one_line(arguments: list[str], says: str) -
     assert result.exit_code == 2
     assert says in result.output
     assert len(result.output.strip().splitlines()) == 1
+
+
+def test_the_former_name_still_imports_and_says_the_new_one() -> None:
+    sys.modules.pop("suites.contract", None)
+    with pytest.warns(DeprecationWarning, match=r"suites\.capabilities"):
+        former = importlib.import_module("suites.contract")
+    assert former.check_optimizer is check_optimizer

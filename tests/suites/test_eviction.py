@@ -25,7 +25,7 @@ from tests.suites.test_launch import dead_worker
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends POSIX signals")
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 200
+STEPS = 100
 """Long enough that the word to end comes well before the end, on a machine with other work too."""
 
 

@@ -16,6 +16,7 @@ from reports.tables.table import EMPTY, Entry, Table
 from reports.write import forms, page, write_files
 from results.catalogue import Catalogue, catalogue_of
 from results.lab import MemoryCell, Parts, RecomputedClaims, read_cell_file, read_verdicts
+from results.store import TABLE
 
 CLAIMS = "claims.json"
 VARIANT = ", "
@@ -92,7 +93,7 @@ def load(folder: Path) -> Lab:
         ReportError: the folder holds no cells.
         StoreError: a file of another schema.
     """
-    paths = sorted(path for path in folder.glob("*.json") if path.name != CLAIMS)
+    paths = sorted(path for path in folder.glob("*.json") if path.name != CLAIMS and not path.name.endswith(TABLE))
     files = [read_cell_file(path) for path in paths]
     cells = {_key(cell): cell for file in files for cell in file.cells}
     if not cells:

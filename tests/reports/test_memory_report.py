@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,11 @@ def test_the_snapshot_is_what_the_records_give(tmp_path: Path) -> None:
     for path in paths:
         if path.suffix == ".md":
             assert path.read_bytes() == (SNAPSHOT / "memory" / path.name).read_bytes(), path.name
+    # Tables that were written beside cells are no cells.
+    place = paths[0].parent
+    assert list(place.glob("*.table.json"))
+    shutil.copy(REFERENCE / "9m.json", place)
+    assert {key[0] for key in load(place).cells} == {"9m"}
 
 
 def test_the_ladder_adds_up() -> None:

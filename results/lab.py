@@ -45,6 +45,11 @@ class Setting(Strict):
         default=(), description="settings of the method that differ from its own at this rank"
     )
 
+    @property
+    def computes_again(self) -> bool:
+        """Whether some of the forward is computed a second time, within backward."""
+        return self.checkpointing or bool(self.recompute)
+
 
 class Parts(Strict):
     """Tracked bytes at the moment of the highest total, by category."""

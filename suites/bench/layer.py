@@ -27,7 +27,8 @@ from results.bench import FORMER, BenchCell, Ratio
 from suites.bench.former import TARGETS as FORMER_TARGETS
 from suites.bench.former import Former, against
 from suites.bench.timing import candidate, in_turns, ratio_claim
-from suites.measure.tracker import peak_of, track
+from suites.measure.trace import peak_of
+from suites.measure.tracker import track
 
 LORA, DORA, CACHED, LINEAR = "lora", "dora", "dora cached", "linear"
 OURS: dict[str, tuple[NormGradient, Activations]] = {

@@ -28,7 +28,8 @@ from suites.bench.former import Former, against
 from suites.bench.timing import candidate, in_turns, ratio_claim
 from suites.config import method_config
 from suites.lab.networks import find_network
-from suites.measure.tracker import peak_of, track
+from suites.measure.trace import peak_of
+from suites.measure.tracker import track
 from suites.models import MINILM_PACKAGE, minilm_folder
 
 OURS = "gradnormlorp"

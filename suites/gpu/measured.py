@@ -18,7 +18,8 @@ from gnlorp.projection import fit
 from results.lab import Precision, Setting
 from suites.bench.peers import NO_GALORE, galore_torch
 from suites.gpu.where import Training, Where, seconds_of, training
-from suites.measure.tracker import peak_of, track
+from suites.measure.trace import peak_of
+from suites.measure.tracker import track
 from suites.run.per_layer import PerLayer
 
 NEVER = 10**9

@@ -102,7 +102,7 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
         `--train pre-training` for training from the start.
         """
         with one_line_errors():
-            _before_torch(model.split(","), offline, shared=bool(fits))
+            _before_torch(model.split(","), offline)
             from suites.lab.asked import Asked
             from suites.recompute import parts
 
@@ -125,15 +125,12 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
                 _print_ledgers(console, model, _methods(method), asked, offline)
 
 
-def _before_torch(models: list[str], offline: bool, shared: bool) -> None:
-    """Ask for the hub where a model needs it, and let the processes that share several models load libraries too."""
+def _before_torch(models: list[str], offline: bool) -> None:
+    """Ask for the hub where a model needs it, before the libraries' seconds."""
     from suites.lab.named import check_hub
-    from suites.run.forkserver import start_early
 
     for each in models:
         check_hub(each.strip(), offline)
-    if shared and len(models) > 1:
-        start_early()
 
 
 def _answer(

@@ -28,7 +28,7 @@ from suites.lab.lab import Lab
 from suites.lab.lines import CATEGORIES, KEPT, ROWS, Line
 from suites.measure import allocator, live
 from suites.measure.predict import fake_mode, without_values
-from suites.measure.tracker import Category, Trace
+from suites.measure.trace import Category, Trace
 from suites.models import block_list
 from suites.suite import Batch
 
@@ -85,16 +85,24 @@ class Composed:
             self._key: tuple[Hashable, ...] = (structure(model), lab.method.settles, lab.precision, *self._sharing())
             self.placement = placement
             if not setting.per_layer and self._key not in shared:
-                one = self._backward(model, batches[1], rules, 1)
-                found = shared[(*self._key, 1, False)] = self._deep(one, one, self._chosen)
+                # Where layers decide in a step of their own, loops over tokens are likely: one row first.
+                start = 1 if lab.method.settles else ROWS[0]
+                first = self._backward(model, batches[start], rules, start)
+                found = self._deep(first, first, self._chosen)
                 shared[self._key] = None
+                if start == 1:
+                    shared[(*self._key, 1, False)] = found
+                straight = found is not None and lines.grows_straight(first)
+                if straight and start > 1:
+                    second = self._backward(model, batches[ROWS[1]], rules, ROWS[1])
+                    shared[self._key] = self._deep(first, second, self._chosen)
                 if found is not None:
                     # That layers of one kind do the same has been seen.
                     model = self._with_fewest(model)
-                if found is not None and lines.grows_straight(one):
+                if straight and start == 1:
                     two = [self._backward(model, batches[rows], rules, rows) for rows in ROWS]
                     shared[self._key] = self._deep(two[0], two[1], self._fewest)
-                elif found is not None and lab.method.settles and self._chosen is not None:
+                elif found is not None and not straight and lab.method.settles and self._chosen is not None:
                     # Settled: batches that are traced by themselves take this one.
                     self._settled.append(model)
                     model, placement = lab.changed(setting, self._fewest)
@@ -144,7 +152,8 @@ class Composed:
     def _backward(self, model: nn.Module, batches: list[Batch], rules: Counter[str], rows: int) -> Trace:
         # A single batch does not say how its bytes grow with the tokens.
         with loops.few(rows * self.setting.sequence, collapse=rows in ROWS):
-            return self.lab.trace_backward(model, batches, rules, settled=rows > 1).trace
+            again = self.setting.computes_again
+            return self.lab.trace_backward(model, batches, rules, rows > 1, again).trace
 
     def _rest(self, model: nn.Module, placement: Placement, rules: Counter[str]) -> Rest:
         """Return what the whole model holds, from two shallow ones where a layer more says itself again."""
@@ -213,7 +222,8 @@ class Composed:
             settled = bool(self._settled)
             if not settled:
                 self._settled.append(self.lab.changed(self.setting, layers)[0])
-            return self.lab.trace_backward(self._settled[0], batches, rules, settled).trace
+            again = self.setting.computes_again
+            return self.lab.trace_backward(self._settled[0], batches, rules, settled, again).trace
 
     def _whole_traced(self, rows: int, refresh: bool, layers: Sequence[int] | None = None) -> Trace:
         with loops.few(rows * self.setting.sequence, collapse=False):

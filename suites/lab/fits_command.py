@@ -11,6 +11,8 @@ from results.lab import FitsAnswer, FitsRow
 from suites.lab.answer import answer
 from suites.lab.asked import Asked
 from suites.lab.fits import parse_bytes
+from suites.lab.named import check_name
+from suites.lab.networks import BUILT_IN
 from suites.measure.environment import usable_cpus
 from suites.measure.estimate import ESTIMATE_WORDS, ESTIMATES
 from suites.options import split
@@ -31,9 +33,12 @@ def print_answers(
     if limit == 0:
         raise ValueError(f"limit {fits!r}: must be above 0 (such as 24GiB)")
     names = split(models)
+    for name in names:
+        check_name(name, BUILT_IN)
     shares = [(name, methods, asked, limit, offline) for name in names]
     answers = _in_order(
-        in_processes(_answered, [(index, *each) for index, each in enumerate(shares)], usable_cpus(), 1), names
+        in_processes(_answered, [(index, *each) for index, each in enumerate(shares)], usable_cpus(), 1, copies=True),
+        names,
     )
     if as_json:
         console.file.write("[" + ",\n".join(each.model_dump_json() for each in answers) + "]\n")

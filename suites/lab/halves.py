@@ -29,7 +29,8 @@ from suites.measure import live
 from suites.measure.cuda import cuda_rules
 from suites.measure.formula import is_plain
 from suites.measure.predict import without_values
-from suites.measure.tracker import Category, Trace, track
+from suites.measure.trace import Category, Trace
+from suites.measure.tracker import track
 from suites.models import blocks_of, checkpoint_activations
 from suites.recompute import recompute
 from suites.run.distributed import ALONE
@@ -180,18 +181,22 @@ class Halves:
             model, placement = self.changed(setting, layers)
             if setting.per_layer:
                 return self._trace_per_layer(model, placement, setting, batches, rules)
-            return self.trace_backward(model, batches, rules)
+            return self.trace_backward(model, batches, rules, again=setting.computes_again)
 
     def batches(self, setting: Setting) -> list[Batch]:
         """Return the micro-batches of a step."""
         return [self.network.batch(setting.batch, setting.sequence) for _ in range(setting.accumulation)]
 
     def trace_backward(
-        self, model: nn.Module, batches: Sequence[Batch], rules: Counter[str], settled: bool = False
-    ) -> Half:
-        """Trace forward and backward of a prepared model, within `without_values`; `settled`: it has had a step."""
+        self, model: nn.Module, batches: Sequence[Batch], rules: Counter[str], settled: bool = False,
+        again: bool = True,
+    ) -> Half:  # fmt: skip
+        """Trace forward and backward of a prepared model, within `without_values`.
+
+        `settled`: it has had a step; `again`: some of its forward is computed again in backward.
+        """
         run = self._run(model, batches, [])
-        with self._rules():
+        with self._rules(again):
             if self.method.settles and not settled:
                 self._settle(model, batches[0], run)
                 rules.clear()
@@ -248,11 +253,12 @@ class Halves:
     def _without_values(self) -> AbstractContextManager[Counter[str]]:
         return without_values()
 
-    def _rules(self) -> ExitStack:
+    def _rules(self, again: bool = True) -> ExitStack:
         stack = ExitStack()
         stack.enter_context(loops.short())
         if self.device == "cuda":
-            stack.enter_context(cuda_rules())
+            say_more = again or self.precision == "bf16-autocast" or self.base_bits is not None
+            stack.enter_context(cuda_rules(in_backward=say_more))
         return stack
 
     def _track(self, model: nn.Module, optimizer: Optimizer | None, run: Callable[[], None]) -> Trace:

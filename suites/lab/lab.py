@@ -27,7 +27,8 @@ from suites.lab.networks import Network
 from suites.measure import allocator, live
 from suites.measure.formula import Rest, formula_of, quantises, rest_of
 from suites.measure.ledger import outside_formula
-from suites.measure.tracker import Category, Phase, Trace, peak_of, track_load
+from suites.measure.trace import Category, Phase, Trace, peak_of
+from suites.measure.tracker import track_load
 
 PHASES: tuple[Phase, ...] = ("forward", "backward", "optimizer")
 STATIC: tuple[Category, ...] = ("parameter", "buffer", "optimizer")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gnlorp.base_weight import spans
 from suites.lab.loops import Tokens
 from suites.lab.splice import NotPeriodicError, new_spans
-from suites.measure.tracker import Category, Note, Trace
+from suites.measure.trace import Category, Note, Trace
 
 Column = NDArray[np.int64]
 ROWS = (2, 3)

@@ -18,7 +18,9 @@ import gnlorp.base_weight
 import gnlorp.dense
 import gnlorp.weight_norm
 from gnlorp.base_weight import spans
-from suites.measure.tracker import Category, Event, Trace, note
+from suites.lab import repeats
+from suites.measure.recorder import note
+from suites.measure.trace import Category, Event, Trace
 
 FIRST = 3
 Loop = Callable[[int, int], Iterator[slice]]
@@ -46,7 +48,7 @@ def short() -> Iterator[None]:
     if gnlorp.base_weight.alike_spans is not spans:
         yield
         return
-    with _instead(_noted(), spans):
+    with _instead(_noted(), spans), repeats.said_again():
         yield
 
 
@@ -69,7 +71,7 @@ def few(tokens: int, collapse: bool) -> Iterator[None]:
         alike = [chunk for chunk in chunks if chunk.stop - chunk.start == chunks[0].stop - chunks[0].start]
         yield from [*alike[:2], *chunks[len(alike) :]]
 
-    with _instead(ends, once):
+    with _instead(ends, once), repeats.said_again():
         yield
 
 

@@ -104,7 +104,7 @@ def run_matrix(models: Iterable[str], names: Iterable[str], out: Path, said: Sai
         for method in chosen
         for variant in get_method(method).variants
     ]
-    for cells in in_processes(_cells, [share for share in shares if share[1]], workers, threads=1):
+    for cells in in_processes(_cells, [share for share in shares if share[1]], workers, threads=1, copies=True):
         name = cells[0].setting.model
         made[name] |= {cell.setting: cell for cell in cells}
         rest = [cell for setting, cell in made[name].items() if setting not in order[name]]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from suites.measure.tracker import Category, Event, Phase, Trace
+from suites.measure.trace import Category, Event, Phase, Trace
 
 SHALLOW = 4
 NEVER = 1 << 28

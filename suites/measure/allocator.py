@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from suites.measure.tracker import Category, Trace
+from suites.measure.trace import Category, Trace
 
 MIB = 1 << 20
 SMALLEST = 512

@@ -11,7 +11,7 @@ Rules read from torch's documentation and sources, not measured: `python -m suit
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -47,13 +47,21 @@ ATTENTION = F.scaled_dot_product_attention
 
 
 @contextmanager
-def cuda_rules() -> Iterator[None]:
-    """Let what runs inside, on a processor, allocate as it would on a CUDA device."""
-    with _Rules():
+def cuda_rules(in_backward: bool = True) -> Iterator[None]:
+    """Let what runs inside, on a processor, allocate as it would on a CUDA device.
+
+    `in_backward`: whether forwards run in backward (what is computed again), or autocast holds there: else the rules
+    have nothing to say within it, and cost their time at every operator.
+    """
+    with _Rules(in_backward):
         yield
 
 
 class _Rules(TorchFunctionMode):
+    def __init__(self, in_backward: bool) -> None:
+        super().__init__()
+        self._within: AbstractContextManager[object] = self if in_backward else nullcontext()
+
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -61,7 +69,7 @@ class _Rules(TorchFunctionMode):
         if func is ATTENTION:
             return _attention(*args, **kwargs)
         if func is Tensor.backward:
-            with self:  # what a checkpointed block computes again in backward follows the rules too
+            with self._within:
                 return _backward(*args, **kwargs)
         if getattr(func, "_name", "") == "bitsandbytes::gemm_4bit":
             return _four_bit_product(*args, **kwargs)

@@ -13,7 +13,7 @@ from results.lab import Counted, MemoryCell
 from results.schema import Layer, Ledger, LedgerGap, LedgerLine, Memory, Peak
 from suites.measure import live, tracker
 from suites.measure.formula import formula_of, quantises, rest_of
-from suites.measure.tracker import Phase, Trace, peak_of
+from suites.measure.trace import Phase, Trace, peak_of
 from suites.resolved import Resolved
 from suites.run.loop import autocast
 from suites.suite import Job

@@ -23,8 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from results.schema import Peak
 from suites.measure.allocator import Held, held
 from suites.measure.live import is_sharded_type, tensors_in
-from suites.measure.replies import FakeTensor, FakeTensorMode, Replies, unset_fake_temporarily
-from suites.measure.tracker import NATIVE_NAMESPACES, peak_of, track
+from suites.measure.recorder import DEVICE, NATIVE_NAMESPACES
+from suites.measure.replies import FakeTensor, FakeTensorMode, Replies, answering, unset_fake_temporarily
+from suites.measure.trace import peak_of
+from suites.measure.tracker import track
 
 Build = Callable[[], tuple[nn.Module, Optimizer, Callable[[], object]]]
 Phase = Literal["forward", "backward", "optimizer"]
@@ -32,7 +34,6 @@ Phase = Literal["forward", "backward", "optimizer"]
 NO_REDUCTION = 0
 DRAWING = ("trunc_normal_", "_no_grad_trunc_normal_")
 MOST_SCALARS = 100_000
-DEVICE = torch.ops.prim.device.default
 SEQUENCES = frozenset({torch.ops.aten.arange, torch.ops.aten.linspace})
 PHASES: tuple[Phase, ...] = ("forward", "backward", "optimizer")
 SCALAR_RULE = "a number read from a tensor without values is taken as 1, a truth value as True"
@@ -98,7 +99,7 @@ def without_values(fakes: FakeTensorMode | None = None) -> Iterator[Counter[str]
     """
     fakes = fakes or fake_mode()
     rules = _Rules(fakes)
-    with torch.random.fork_rng(devices=[]), _nothing_to_draw(), fakes, rules:
+    with torch.random.fork_rng(devices=[]), _nothing_to_draw(), fakes, rules, answering(rules.replies):
         yield rules.used
 
 
@@ -125,7 +126,7 @@ class _Rules(TorchDispatchMode):
     def __init__(self, fakes: FakeTensorMode) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._memo = fakes.fake_tensor_converter.meta_converter.tensor_memo
-        self._replies = Replies(fakes)
+        self.replies = Replies(fakes)
         self.used: Counter[str] = Counter()
 
     @classmethod
@@ -155,7 +156,7 @@ class _Rules(TorchDispatchMode):
             self.used[FOREIGN_RULE.format(name=func.name())] += 1
         if func is torch.ops.aten.mse_loss.default:
             return self._mean_squared_error(args)
-        return self._replies(func, args, kwargs, tensors, lambda: self._asked(func, args, kwargs))
+        return self.replies(func, args, kwargs, tensors, lambda: self._asked(func, args, kwargs))
 
     def _asked(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         result = func(*args, **kwargs)

@@ -5,7 +5,9 @@ The server never touches a device, so that a process of its costs a few millisec
 
 from __future__ import annotations
 
+import multiprocessing
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
@@ -21,16 +23,20 @@ Found = TypeVar("Found")
 
 
 def in_processes(
-    work: Callable[..., Found], shares: Sequence[tuple[Any, ...]], workers: int, threads: int
+    work: Callable[..., Found], shares: Sequence[tuple[Any, ...]], workers: int, threads: int, copies: bool = False
 ) -> Iterator[Found]:
     """Yield `work(*share)` of each share as it is finished, for work that is no run; Ctrl-C ends it at once.
 
     `workers` at a time, in processes from such a fork server; a single worker's or share's work is done here, in order.
+    `copies`: in copies of this process, libraries and all, where the system makes them safely; for one that has run no
+    operator yet.
     """
     if workers == 1 or len(shares) <= 1:
         yield from (work(*share) for share in shares)
         return
-    with ProcessPoolExecutor(workers, server(), _settle, (threads,)) as pool:
+    forks = copies and sys.platform == "linux" and not torch.cuda.is_initialized()
+    context = multiprocessing.get_context("fork") if forks else server()
+    with ProcessPoolExecutor(workers, context, _settle, (threads,)) as pool:
         waiting = [pool.submit(work, *share) for share in shares]
         try:
             yield from (done.result() for done in as_completed(waiting))

@@ -16,6 +16,8 @@ from results.schema import Peak
 from suites.measure import tracker
 from suites.measure.cuda import cuda_rules
 from suites.measure.ledger import evaluation_peak, phase_peaks
+from suites.measure.recorder import hook_first
+from suites.measure.trace import peak_of
 from suites.resolved import Resolved
 from suites.run.build import Built, build
 from suites.run.clock import Clock
@@ -71,11 +73,11 @@ def _tracked(built: Built, job: Job, case: Resolved, step: Callable[[], None]) -
     refresh = None
     if set_refresh_gap(built.optimizer, 1):
         trace = tracker.track(built.model, built.optimizer, step)
-        refresh = tracker.peak_of(trace)
-        phases["refresh"] = tracker.peak_of(trace, "optimizer")
+        refresh = peak_of(trace)
+        phases["refresh"] = peak_of(trace, "optimizer")
     if (evaluation := evaluation_peak(built, job, case)) is not None:
         phases["evaluation"] = evaluation
-    return Tracked(sum(gradients.values()), tracker.peak_of(plain), refresh, phases)
+    return Tracked(sum(gradients.values()), peak_of(plain), refresh, phases)
 
 
 @contextmanager
@@ -93,7 +95,7 @@ def counted_gradients(model: nn.Module) -> Iterator[dict[int, int]]:
     handles = []
     for parameter in model.parameters():
         if parameter.requires_grad:
-            handles.append(tracker.hook_first(parameter, arrived))
+            handles.append(hook_first(parameter, arrived))
     try:
         yield found
     finally:

@@ -19,7 +19,8 @@ from suites.measure.allocator import LARGE_SEGMENT, MIB, SMALL_SEGMENT, Allocato
 from suites.measure.cuda import cuda_rules
 from suites.measure.estimate import CONTEXT_BYTES, estimated
 from suites.measure.predict import Prediction, without_values
-from suites.measure.tracker import Event, Trace, peak_of, track
+from suites.measure.trace import Event, Trace, peak_of
+from suites.measure.tracker import track
 from suites.run.preflight import memory_warnings, predict
 from suites.suite import Runtime
 

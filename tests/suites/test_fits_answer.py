@@ -31,7 +31,8 @@ from suites.lab.networks import Network, _network, find_network
 from suites.lab.quantised import four_bit_bytes, four_bits
 from suites.lab.step import forward_backward
 from suites.measure.estimate import CONTEXT_BYTES
-from suites.measure.tracker import Trace, peak_of, track
+from suites.measure.trace import Trace, peak_of
+from suites.measure.tracker import track
 from suites.run.loop import apply_gradients
 
 GIB = 2**30
@@ -370,6 +371,15 @@ def test_a_layer_more_is_found_and_said_again() -> None:
 )
 def test_bad_input_is_one_clear_line(arguments: tuple[str, ...], words: str, refused: Refused) -> None:
     assert words in refused(*arguments)
+
+
+def test_an_unknown_name_among_several_is_refused_before_any_is_traced(
+    monkeypatch: pytest.MonkeyPatch, refused: Refused
+) -> None:
+    monkeypatch.setattr("suites.lab.fits_command.in_processes", lambda *_, **__: pytest.fail("traced"))
+    line = refused("llama-3.2-1b,mistral-7b", "lora", "--fits", "24GiB")
+    assert "unknown model 'mistral-7b'" in line
+    assert "nearest: mistral-7b-v0.3" in line
 
 
 def test_a_hub_out_of_reach_is_said_at_once_with_its_cause(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:

@@ -10,7 +10,8 @@ from torch import nn
 
 from gnlorp import NormLinear, NormLowRankLinear, base_weight
 from gnlorp.weight_norm import Options
-from suites.measure.tracker import peak_of, track
+from suites.measure.trace import peak_of
+from suites.measure.tracker import track
 
 CHUNK = 1 << 12
 CHUNKS = 6

@@ -14,7 +14,8 @@ from gnlorp import NormLinear, NormLowRankLinear
 from suites.lab import loops
 from suites.lab.lines import ROWS, Line, line_of
 from suites.measure import allocator
-from suites.measure.tracker import Event, Trace, peak_of, track
+from suites.measure.trace import Event, Trace, peak_of
+from suites.measure.tracker import track
 
 TOKENS = 90
 

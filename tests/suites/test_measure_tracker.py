@@ -16,7 +16,8 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from torch.utils.checkpoint import checkpoint
 
 from suites.measure.live import state_bytes, weight_bytes
-from suites.measure.tracker import Event, Trace, peak_of, track, track_step
+from suites.measure.trace import Event, Trace, peak_of
+from suites.measure.tracker import track, track_step
 
 Case = tuple[nn.Module, Optimizer, Callable[[], object]]
 

@@ -23,7 +23,8 @@ from suites.lab.lab import PHASES, Lab, parts_of
 from suites.lab.networks import find_network
 from suites.measure import live
 from suites.measure.ledger import cell_ledger
-from suites.measure.tracker import Event, Mark, Trace, peak_of, track
+from suites.measure.trace import Event, Mark, Trace, peak_of
+from suites.measure.tracker import track
 from suites.models import checkpoint_activations
 from suites.recompute import PARTS, Part, recompute
 from suites.run.clock import Clock
@@ -260,7 +261,8 @@ from suites.lab import step
 from suites.measure.ledger import cell_ledger
 from suites.lab.lab import Lab
 from suites.lab.networks import find_network
-from suites.measure.tracker import peak_of, track
+from suites.measure.trace import peak_of
+from suites.measure.tracker import track
 from suites.run.loop import apply_gradients
 
 torch.set_num_threads(1)

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 
 from gnlorp import GradNormLoRPAdamW, attach, param_groups
 from suites.measure.predict import MEAN_RULE, PHASES, SCALAR_RULE, Prediction, predict_step_peak, without_values
-from suites.measure.tracker import peak_of, track
+from suites.measure.trace import peak_of
+from suites.measure.tracker import track
 
 transformers = pytest.importorskip("transformers")
 

@@ -22,7 +22,8 @@ from suites.lab.lab import PHASES, parts_of
 from suites.lab.networks import find_network
 from suites.lab.share import ShardedLab
 from suites.measure import live
-from suites.measure.tracker import peak_of, track
+from suites.measure.trace import peak_of
+from suites.measure.tracker import track
 from suites.run.clock import Clock
 from suites.run.loop import train_step
 from suites.run.per_layer import PerLayer

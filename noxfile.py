@@ -266,7 +266,9 @@ def gate_trial(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The default tests, a process a core; `-- -m slow` for the slow ones, `-- -k NAME` for some."""
     workers = ("-n", "auto", "--dist", "loadfile")
-    session.run(shared_python(session), "-m", "pytest", *workers, *session.posargs, external=True)
+    # Dozens of the processes that tests start would each compile the tree anew where bytecode is not to be kept.
+    kept = {"PYTHONDONTWRITEBYTECODE": ""}
+    session.run(shared_python(session), "-m", "pytest", *workers, *session.posargs, external=True, env=kept)
 
 
 @nox.session(venv_backend="none")

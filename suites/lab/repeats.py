@@ -47,7 +47,7 @@ def said_again() -> Iterator[None]:
 
 
 class _Call:
-    """What a call left: its result, in place of its tensors what they are like, and its events where a trace is made"""
+    """What a call left: its result, what its tensors are like, and its events where a trace is being made."""
 
     def __init__(self, result: Any, like: list[Fresh], said: Said | None) -> None:
         self._result, self._like, self._said = result, like, said

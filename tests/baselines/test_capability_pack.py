@@ -9,7 +9,7 @@ from results.capabilities import CapabilityMatrix
 from suites.capabilities.checks import checks, run_check
 from suites.capabilities.subject import method_subject
 
-LONG = ("clipping", "bf16", "resume", "tied weights")
+LONG = ("clipping", "8-bit", "bf16", "per-layer", "resume", "tied weights")
 """What takes most of the time: by default for the methods that run unnamed, slow for the others."""
 
 

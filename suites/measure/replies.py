@@ -101,7 +101,8 @@ class Replies:
         if kind == "otherwise" or torch.is_inference_mode_enabled():
             return False
         if not tensors:
-            return func.overloadpacket in FACTORIES
+            # What is made while the mode is out of the way has values.
+            return func.overloadpacket in FACTORIES and _mode_that_is_on() is self._fakes
         others = [tensor for tensor in tensors if not self.is_plain(tensor)]
         return not others or (len(others) < len(tensors) and _is_elementwise(func) and all(map(_is_real, others)))
 
@@ -150,6 +151,10 @@ class Replies:
         with torch._C._DisableTorchDispatch():
             meta = torch.empty_strided(reply.shape, reply.stride, dtype=reply.dtype, device="meta")
             return self._fake(meta, reply.device)
+
+
+def _mode_that_is_on() -> Any:
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
 
 
 _answering: list[Replies] = []

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from suites.measure import replies
 from suites.measure.predict import without_values
-from suites.measure.replies import Replies
+from suites.measure.replies import FakeTensor, Replies, unset_fake_temporarily
 
 
 def described(value: object) -> object:
@@ -101,6 +101,15 @@ def test_the_default_dtype_is_part_of_the_question() -> None:
         finally:
             torch.set_default_dtype(torch.float32)
     assert found == [torch.float32, torch.float32, torch.float64, torch.float64]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_what_is_made_while_the_mode_is_out_of_the_way_is_no_tensor_of_it(device: str) -> None:
+    with without_values():
+        for _ in range(2):
+            assert type(torch.empty(3, 5, device=device)) is FakeTensor
+            with unset_fake_temporarily():
+                assert type(torch.empty(3, 5, device=device)) is Tensor
 
 
 def test_gradients_flow_through_remembered_results() -> None:

@@ -11,7 +11,7 @@ hold one unit more than on a processor.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
@@ -29,6 +29,7 @@ from suites.lab.lab import Lab
 from suites.measure import live
 from suites.run import shard
 from suites.run.distributed import Group
+from suites.suite import Batch
 
 Mode = Literal["all", "frozen"]
 
@@ -86,6 +87,10 @@ class ShardedLab(Lab):
         groups = unsharded.param_groups
         whole = shard.kept_whole(model, self._names, self.mode)
         shard.apply(model, init_device_mesh("cpu", (self.processes,)), placement(groups, self.processes), whole)
+
+    def _settle(self, model: nn.Module, batch: Batch, run: Callable[[], None]) -> None:
+        # Units that a step cut short has gathered would stay so.
+        run()
 
     def formula(self, state_bits: int) -> Counted:
         """Return the formula column of one process: every tensor's part, from shapes alone."""

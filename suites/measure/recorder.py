@@ -73,6 +73,7 @@ class Recorder(TorchDispatchMode):
         self._live: dict[int, tuple[int, weakref.ref[torch.UntypedStorage]]] = {}
         self._sizes: dict[int, int] = {}
         self._last_phase: Phase = "forward"
+        self._begun: Phase | None = None
         self._modules = 0
         self._steps = 0
         self._marks: list[Mark] = []
@@ -221,8 +222,10 @@ class Recorder(TorchDispatchMode):
 
     def _begin_phase(self) -> None:
         phase = self._phase()
-        if not self._during or self._during[-1].phase != phase:
+        # Not by the last event's phase: that may be a release, whose total belongs to an earlier moment.
+        if phase != self._begun:
             self._during.append(Event(None, 0, phase))
+            self._begun = phase
 
     def _category(self) -> Category:
         # Backward and clipping run with gradients off; so does autograd.Function.forward, but inside a module.

@@ -89,6 +89,29 @@ def test_phases_by_hand() -> None:
     assert peak_of(trace, "optimizer").activation_bytes == 0
 
 
+def test_a_phase_that_begins_with_a_release_has_a_peak() -> None:
+    model = stack()
+    held = [torch.ones(BATCH)]
+
+    class Forgetful(torch.optim.SGD):
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> None:
+            held.clear()
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    parameter.add_(parameter.grad, alpha=-0.1)
+
+    optimizer = Forgetful(model.parameters(), lr=0.1)
+
+    def step() -> None:
+        held.append(held.pop() * 2)
+        model(batch()).pow(2).sum().backward()
+        optimizer.step()
+
+    peak = peak_of(track(model, optimizer, step), "optimizer")
+    assert (peak.parameter_bytes, peak.gradient_bytes) == (W1 + W2, W1 + W2)
+
+
 def test_state_that_the_first_step_creates_is_optimizer_state() -> None:
     model, optimizer, step = case(stack(), adamw, batch())
     trace = track(model, optimizer, step)

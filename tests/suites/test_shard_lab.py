@@ -30,6 +30,7 @@ from suites.run.per_layer import PerLayer
 from suites.suite import rows
 
 MODEL = "20m"
+NUMBER = (4, 8)
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "full": ("full", "all", {}),
     "lora": ("lora", "all", {}),
@@ -103,8 +104,10 @@ def check(cell: MemoryCell, measured: dict[str, Any]) -> list[str]:
     for name, parts in measured["phases"].items():
         said = cell.phases.get(name, Parts()).model_dump()
         for what, size in parts.items():
-            # A second step counter, of factors whose first gradient is 0: see `test_memory_lab.check`.
-            if said[what] != size and not (what == "temporary_bytes" and size - said[what] == counters):
+            # A second step counter, of factors whose first gradient is 0: see `test_memory_lab.check`. And one number
+            # that processes have summed, of which gloo's thread may let go a moment later.
+            allowed = {"temporary_bytes": (counters,), "activation_bytes": NUMBER, "other_bytes": NUMBER}
+            if said[what] != size and size - said[what] not in allowed.get(what, ()):
                 problems.append(f"{name} {what}: {said[what]} said, {size} measured ({said[what] - size:+})")
     return problems
 
@@ -120,6 +123,17 @@ def test_the_lab_says_what_a_process_takes(size: int, tmp_path: Path) -> None:
         if found:
             problems[case] = found
     assert not problems, json.dumps(problems, indent=1)
+
+
+@pytest.mark.parametrize("case", ["full", "factors"])
+def test_what_no_block_holds_is_gathered_in_forward(case: str) -> None:
+    lab, setting = lab_of(case, 2)
+    forward = lab.cell(setting).phases["forward"]
+    with torch.device("meta"):
+        model = lab.network.model()
+    outside = [parameter for name, parameter in model.named_parameters() if ".layers." not in name]
+    shards = live.storage_bytes(model.parameters()) // 2
+    assert forward.parameter_bytes >= shards + live.storage_bytes(outside)
 
 
 def test_a_shard_of_low_precision_agrees_with_its_formula() -> None:

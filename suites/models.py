@@ -198,6 +198,7 @@ def _loaded(
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     where, options = location(plan, runtime)
+    configuration(plan, runtime)
     torch.manual_seed(seed)
     try:
         model, info = kind.from_pretrained(where, dtype=torch.float32, output_loading_info=True, **more, **options)
@@ -258,9 +259,29 @@ def configuration(plan: ModelPlan, runtime: Runtime, **more: Any) -> Any:
     where, options = location(plan, runtime)
     try:
         known = known_config(plan, **more) if runtime.dry else None
-        return known or AutoConfig.from_pretrained(where, **more, **options)
+        config = known or AutoConfig.from_pretrained(where, **more, **options)
     except (OSError, ValueError) as error:
         raise ValueError(unreachable("model", plan, error)) from error
+    check_whole(plan.name, config)
+    return config
+
+
+def check_whole(name: str, config: Any) -> None:
+    """Refuse a checkpoint whose weights were quantised when it was written: it would be taken for one of whole weights.
+
+    Raises:
+        ValueError: its configuration says so.
+    """
+    said = getattr(config, "quantization_config", None)
+    if said is None:
+        return
+    # A mapping as it was read, or what transformers makes of it.
+    method = said.get("quant_method") if isinstance(said, dict) else getattr(said, "quant_method", None)
+    how = f" ({getattr(method, 'value', method)})" if method else ""
+    raise ValueError(
+        f"model {name!r}: its weights are quantised{how}, as its quantization_config says; give the model that it was "
+        "made from (memory --fits --base-bits 4 counts weights of four bits; GradNormLoRP's base_bits rounds a run's)"
+    )
 
 
 def positions(config: Any) -> int | None:

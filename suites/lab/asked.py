@@ -126,7 +126,7 @@ def _base_bits(method: str, asked: Asked) -> int | None:
 
 
 def _rank(network: Network, work: Work, asked: Asked) -> int:
-    """Return the rank asked for; else 8, and for pre-training the network's, so far as every target has it."""
+    """Return the rank asked for; else 8, and for pre-training the network's, but at most half the narrowest target's."""
     if asked.rank is not None:
         return asked.rank
     if work == "fine-tuning":
@@ -136,4 +136,5 @@ def _rank(network: Network, work: Work, asked: Asked) -> int:
     if not targets.linear_layers(model):
         return network.rank
     found = targets.shapes(model, targets.match_layers(model, asked.targets))
-    return min(network.rank, *(side for shape in found.values() for side in shape))
+    # A projection needs fewer dimensions than it projects from.
+    return max(1, min(network.rank, *(side // 2 for shape in found.values() for side in shape)))

@@ -173,6 +173,7 @@ def find_network(name: str, offline: bool = False) -> Network:
 
 
 def _network(name: str, config: Any) -> Network:
+    models.check_whole(name, config)
     _check_heads(name, config)
     kinds = " ".join(config.architectures or [])
     if getattr(config, "is_encoder_decoder", False):

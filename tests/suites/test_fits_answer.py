@@ -231,6 +231,14 @@ def test_all_of_them_do(name: str) -> None:
     check_count(name)
 
 
+@pytest.mark.parametrize("method", ["galore", "gradnormlorp", "fira"])
+def test_the_rank_of_pre_training_is_one_that_the_narrowest_target_has(method: str) -> None:
+    network = tiny("llama", hidden_size=64, num_attention_heads=8, num_key_value_heads=1, head_dim=8)
+    lab, setting = lab_of(network, method, asked(rank=None, work="pre-training", sequence=8))
+    assert setting.rank == 4
+    assert lab.cell(setting).peak.optimizer_bytes > 0
+
+
 def test_names_are_found_in_any_case_and_by_their_hub_name() -> None:
     assert named("Llama-3.1-8B") == named("meta-llama/Llama-3.1-8B") == "llama-3.1-8b"
     assert named("llama-3.1-9b") is None

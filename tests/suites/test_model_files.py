@@ -209,6 +209,24 @@ def test_code_that_a_model_brings_is_never_run_and_never_asked_about(tmp_path: P
         find_network(str(folder))
 
 
+def test_a_checkpoint_of_quantised_weights_is_refused(tmp_path: Path) -> None:
+    from suites.lab.networks import find_network
+
+    folder = save(tmp_path / "model")
+    said = json.loads((folder / "config.json").read_text())
+    said["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(said))
+    runtime = here(folder)
+    plan = models.resolve_model(str(folder), runtime)
+    for ask in (
+        lambda: models.configuration(plan, runtime),
+        lambda: models.classifier(plan, runtime, 2, 0),
+        lambda: find_network(str(folder)),
+    ):
+        with pytest.raises(ValueError, match=r"weights are quantised \(bitsandbytes\).*--base-bits 4"):
+            ask()
+
+
 @pytest.mark.parametrize(("kind", "language_model"), [("modernbert", False), ("gpt2", True), ("deberta-v2", False)])
 def test_the_lab_takes_encoders_for_encoders(kind: str, language_model: bool, tmp_path: Path) -> None:
     from suites.lab.networks import find_network

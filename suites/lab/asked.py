@@ -126,7 +126,7 @@ def _base_bits(method: str, asked: Asked) -> int | None:
 
 
 def _rank(network: Network, work: Work, asked: Asked) -> int:
-    """Return the rank asked for; else 8, and for pre-training the network's, but at most half the narrowest target's."""
+    """Return the rank asked for; else 8, and to pre-train the network's, at most half the narrowest target's."""
     if asked.rank is not None:
         return asked.rank
     if work == "fine-tuning":

@@ -29,7 +29,7 @@ def answer(model: str, methods: Sequence[str], asked: Asked, limit_bytes: int, o
     """
     start = time.perf_counter()
     network = find_network(model, offline)
-    shared: Shared = {}
+    shared = Shared()
     rows, composed = [], None
     reasons: list[ValueError] = []
     for method in methods:
@@ -97,9 +97,8 @@ def _row(network: Network, method: str, asked: Asked, limit_bytes: int, shared: 
 def fit(composed: Composed, estimate: Estimate, rows: int, limit_bytes: int) -> Fit:
     """Return what an estimate says of a step of `rows` rows, and of the largest that is within the limit."""
     peak = _peak(composed, estimate)
-    two, slope = composed.tensor_bytes(2), composed.per_row
     share = peak(rows) / max(1, estimated(Held(*[composed.tensor_bytes(rows)] * 3), "low"))
-    guess = 2 + int((limit_bytes / share - two) / max(1, slope))
+    guess, slope = composed.rows_within(int(limit_bytes / share))
     largest, takes, after = largest_near(peak, limit_bytes, guess, slope * share)
     return Fit(
         asked_bytes=peak(rows),

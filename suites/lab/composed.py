@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from baselines.method import Placement
 from baselines.shared import targets
 from results.lab import Setting
 from suites.lab import lines, loops, splice
+from suites.lab.fits import MOST_ROWS
 from suites.lab.lab import Lab
 from suites.lab.lines import CATEGORIES, KEPT, ROWS, Line
 from suites.measure import allocator, live
@@ -32,9 +33,10 @@ from suites.measure.trace import Category, Trace
 from suites.models import block_list
 from suites.suite import Batch
 
+NOTED = ("peft_config", "use_rslora")
+"""What peft writes down on modules and does not compute with: `scaling` says it."""
 SHOWN = 2
 """The layer that is traced beside the one before it, where all between first and last are of a kind, to see that so."""
-Shared = dict[Hashable, Line | None]
 
 
 @dataclass(frozen=True)
@@ -55,11 +57,24 @@ class Rest:
     refresh: Line | None
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What methods that leave a model built alike have of one another, at one setting.
+
+    Attributes:
+        halves: forward and backward; None where each batch is traced by itself.
+        rests: what is at rest, and peaks by rows, where the optimizer is AdamW over the same tensors too.
+    """
+
+    halves: dict[Hashable, Line | None] = field(default_factory=dict)
+    rests: dict[Hashable, tuple[Rest, dict[int, allocator.Held]]] = field(default_factory=dict)
+
+
 class Composed:
     """The steps of one lab at one setting of everything but the batch.
 
     Args:
-        shared: forwards and backwards that other methods have traced on the same network; filled.
+        shared: what other methods have traced on the same network; filled.
 
     Raises:
         ValueError: settings that do not fit the network.
@@ -69,9 +84,8 @@ class Composed:
     def __init__(self, lab: Lab, setting: Setting, shared: Shared) -> None:
         self.lab = lab
         self.setting = setting
-        self._shared = shared
+        self._shared = shared.halves
         self._kinds = lab.network.kinds
-        self._held: dict[int, allocator.Held] = {}
         self.read_whole = False
         # The model that has had a step, once it has the fewest layers: for batches that are traced by themselves.
         self._settled: list[nn.Module] = []
@@ -82,31 +96,36 @@ class Composed:
         self._fakes = fake_mode()
         with without_values(self._fakes) as rules, loops.short():
             model, placement = lab.changed(setting, self._chosen)
+            if not any(parameter.requires_grad for parameter in model.parameters()):
+                raise ValueError(f"{setting.method} trains nothing here: no adapters, and embeddings and head stay")
             self._key: tuple[Hashable, ...] = (structure(model), lab.method.settles, lab.precision, *self._sharing())
             self.placement = placement
-            if not setting.per_layer and self._key not in shared:
+            alike = self._alike(model, placement)
+            if not setting.per_layer and self._key not in self._shared:
                 # Where layers decide in a step of their own, loops over tokens are likely: one row first.
                 start = 1 if lab.method.settles else ROWS[0]
                 first = self._backward(model, batches[start], rules, start)
                 found = self._deep(first, first, self._chosen)
-                shared[self._key] = None
+                self._shared[self._key] = None
                 if start == 1:
-                    shared[(*self._key, 1, False)] = found
+                    self._shared[(*self._key, 1, False)] = found
                 straight = found is not None and lines.grows_straight(first)
                 if straight and start > 1:
                     second = self._backward(model, batches[ROWS[1]], rules, ROWS[1])
-                    shared[self._key] = self._deep(first, second, self._chosen)
+                    self._shared[self._key] = self._deep(first, second, self._chosen)
                 if found is not None:
                     # That layers of one kind do the same has been seen.
                     model = self._with_fewest(model)
                 if straight and start == 1:
                     two = [self._backward(model, batches[rows], rules, rows) for rows in ROWS]
-                    shared[self._key] = self._deep(two[0], two[1], self._fewest)
+                    self._shared[self._key] = self._deep(two[0], two[1], self._fewest)
                 elif found is not None and not straight and lab.method.settles and self._chosen is not None:
                     # Settled: batches that are traced by themselves take this one.
                     self._settled.append(model)
                     model, placement = lab.changed(setting, self._fewest)
-            self.rest = self._rest(model, placement, rules)
+            if alike not in shared.rests:
+                shared.rests[alike] = self._rest(model, placement, rules), {}
+            self.rest, self._held = shared.rests[alike]
 
     @cached_property
     def _chosen(self) -> list[int] | None:
@@ -154,6 +173,18 @@ class Composed:
         with loops.few(rows * self.setting.sequence, collapse=rows in ROWS):
             again = self.setting.computes_again
             return self.lab.trace_backward(model, batches, rules, rows > 1, again).trace
+
+    def _alike(self, model: nn.Module, placement: Placement) -> Hashable:
+        """Return all that decides what a model and its optimizer hold; of other optimizers than AdamW the method."""
+        optimizer = self.lab.optimizer(model, placement, self.setting.state_bits)
+        if type(optimizer) is not torch.optim.AdamW:
+            return self._key, self.setting.method
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        groups = [
+            (*(names[id(each)] for each in group.pop("params")), _decides(group))
+            for group in map(dict, optimizer.param_groups)
+        ]
+        return self._key, tuple(groups)
 
     def _rest(self, model: nn.Module, placement: Placement, rules: Counter[str]) -> Rest:
         """Return what the whole model holds, from two shallow ones where a layer more says itself again."""
@@ -232,13 +263,21 @@ class Composed:
         assert trace is not None
         return trace
 
-    @property
-    def per_row(self) -> int:
-        """About how many bytes a row more takes at the highest moment."""
-        if self._shared.get(self._key) is not None:
-            return (self.tensor_bytes(ROWS[1]) - self.tensor_bytes(ROWS[0])) // (ROWS[1] - ROWS[0])
-        # Each batch is a trace of its own: what one row has there beside what is at rest is near enough.
-        return sum(size for name, size in self.parts(1).items() if name not in KEPT)
+    def rows_within(self, limit_bytes: int) -> tuple[int, int]:
+        """Return about how many rows a step has whose tensors take so much, and about what one row more takes there."""
+        if self._shared.get(self._key) is None:
+            # Each batch is a trace of its own: what one row has there beside what is at rest is near enough.
+            slope = sum(size for name, size in self.parts(1).items() if name not in KEPT)
+            return ROWS[0] + int((limit_bytes - self.tensor_bytes(ROWS[0])) / max(1, slope)), slope
+        rows = MOST_ROWS
+        while True:
+            # The highest of straight lines, come to from the right: each round ends on a line that is less steep.
+            takes = self.tensor_bytes(rows)
+            slope = self.tensor_bytes(rows + 1) - takes
+            over = takes - limit_bytes
+            if over <= 0 or slope < 1 or rows == ROWS[0]:
+                return rows, slope
+            rows = max(ROWS[0], rows - -(-over // slope))
 
     def tensor_bytes(self, rows: int) -> int:
         """Return the highest sum of tensors in a step of `rows` rows, one that refreshes bases included."""
@@ -275,7 +314,8 @@ def structure(model: nn.Module) -> str:
         own = {
             key: value for key, value in vars(module).items() if isinstance(value, (bool, int, float, str, dict, tuple))
         }
-        plain = {key: _decides(value) for key, value in own.items() if not key.startswith("_")}
+        decides = {key: value for key, value in own.items() if not key.startswith("_") and key not in NOTED}
+        plain = {key: _decides(value) for key, value in decides.items()}
         tensors = [
             (key, tuple(tensor.shape), str(tensor.dtype), tensor.requires_grad)
             for held in (module._parameters, module._buffers)

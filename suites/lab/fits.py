@@ -15,6 +15,8 @@ OVERHEAD_WORDS = (
 )
 MOST_ROWS = 1 << 16
 STRAIGHT = 12
+FAR = 4
+"""Rows apart that two peaks are at least where they say how steep the line is: blocks come in steps."""
 
 
 def parse_bytes(text: str, what: str) -> int:
@@ -72,17 +74,23 @@ def largest(peak: Callable[[int], int], limit_bytes: int, most: int = MOST_ROWS)
 def largest_near(
     peak: Callable[[int], int], limit_bytes: int, guess: int, slope: float, most: int = MOST_ROWS
 ) -> tuple[int, int, int | None]:
-    """Return what `largest` does, from a guess on and by straight lines of about `slope` bytes a row.
+    """Return what `largest` does, from a guess on and by straight lines, the first of about `slope` bytes a row.
+
+    Peaks that go up and down a little may cross the limit several times: one such place is found.
 
     One row is looked at last, and only if two do not fit.
     """
     low, high, rows = 0, most + 1, min(max(guess, 2), most)
+    before = rows
     known: dict[int, int] = {}
     for turn in itertools.count():
         known[rows] = peak(rows)
         low, high = (rows, high) if known[rows] <= limit_bytes else (low, rows)
         if high - low == 1:
             break
+        if turn and abs(rows - before) >= FAR:
+            slope = max(1.0, (known[rows] - known[before]) / (rows - before))
+        before = rows
         step = math.floor((limit_bytes - known[rows]) / max(1.0, slope))
         wanted = rows + (step or (1 if rows == low else -1)) if turn < STRAIGHT else (low + high) // 2
         rows = min(max(wanted, low + 1), high - 1)

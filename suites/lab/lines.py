@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
 from itertools import groupby, pairwise
 from typing import NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gnlorp.base_weight import spans
+from gnlorp import base_weight
 from suites.lab.loops import Tokens
 from suites.lab.splice import NotPeriodicError, new_spans
 from suites.measure.trace import Category, Note, Trace
@@ -22,6 +23,7 @@ KEPT: tuple[Category, ...] = ("parameter", "buffer", "optimizer", "gradient")
 """Tensors that one half of a step leaves to the other: named by what they are, so that either half can free them."""
 HANDED, LATER = 1 << 40, 1 << 50
 WIDEST, ALIKE = 1 << 32, 3
+NO_LOOP: tuple[None] = (None,)
 
 
 class Batch(NamedTuple):
@@ -54,7 +56,8 @@ class Line(NamedTuple):
         places, found = [], []
         for start, end in pairwise(edges):
             stretch = np.arange(start, end)
-            for chunk in _chunks(int(self.loop[start]), rows, length):
+            loop = int(self.loop[start])
+            for chunk in _chunks(rows * length, loop % WIDEST, base_weight.CHUNK_ELEMENTS) if loop else NO_LOOP:
                 places.append(stretch)
                 per_token = self.per_row[stretch] // length
                 found.append(sizes[stretch] if chunk is None else self.fixed[stretch] + chunk * per_token)
@@ -128,14 +131,14 @@ def loops_of(trace: Trace) -> list[int]:
     return found
 
 
-def _chunks(loop: int, rows: int, length: int) -> list[int | None]:
-    """Return the lengths of a loop's chunks, what lies between the first `ALIKE` and the last left out; None: no loop.
+@cache
+def _chunks(tokens: int, width: int, _: int) -> list[int | None]:
+    """Return the lengths of a loop's chunks, what lies between the first `ALIKE` and the last left out.
 
-    Chunks as long as one another, each gone before the next, take the blocks that the one before them took.
+    Chunks as long as one another, each gone before the next, take the blocks that the one before them took. The last
+    argument is the number of values that a chunk may have, on which the lengths depend.
     """
-    if loop == 0:
-        return [None]
-    found = [chunk.stop - chunk.start for chunk in spans(rows * length, loop % WIDEST)]
+    found = [chunk.stop - chunk.start for chunk in base_weight.spans(tokens, width)]
     return [*found[: min(ALIKE, len(found) - 1)], found[-1]]
 
 

@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 import gnlorp.base_weight
 from baselines.registry import methods
-from results.lab import FitsAnswer, Setting
+from results.lab import FitsAnswer, FitsRow, Setting
 from results.schema import Peak
 from suites.__main__ import app
 from suites.lab import lines, splice
 from suites.lab.answer import answer, beside
 from suites.lab.asked import Asked, lab_of
-from suites.lab.composed import Composed
+from suites.lab.composed import Composed, Shared
 from suites.lab.fits import largest_near
 from suites.lab.fits_command import overview
 from suites.lab.lab import Lab
@@ -96,7 +96,7 @@ def check_composed(network: Network, method: str, question: Asked, *rows: int) -
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Lab, "build", noted)
-        found = Composed(*lab_of(network, method, question), {})
+        found = Composed(*lab_of(network, method, question), Shared())
     assert not (found.read_whole and methods()[method].default)
     whole_read = found._chosen is None or found.read_whole
     assert whole_read or all(any(layers) for layers in built), "the whole model was built"
@@ -144,7 +144,7 @@ def test_so_they_do_where_bases_are_refreshed(method: str) -> None:
 @pytest.mark.parametrize("method", ["galore", "galore_norm", "lora", "gradnormlorp"])
 def test_the_allocator_holds_nearly_what_it_holds_for_the_whole_trace(method: str) -> None:
     lab, setting = lab_of(find_network("60m", offline=True), method, asked(rank=128, sequence=256))
-    composed = Composed(lab, setting, {})
+    composed = Composed(lab, setting, Shared())
     for rows in (2, 8):
         found, wanted = composed.held(rows), lab.held(setting.model_copy(update={"batch": rows}))
         assert found.tensor_bytes == wanted.tensor_bytes
@@ -303,14 +303,60 @@ def test_weights_in_four_bits_are_hand_arithmetic_too() -> None:
 
 def test_pretraining_trains_embeddings_and_head_too() -> None:
     network = tiny("llama")
-    found = Composed(*lab_of(network, "lora", asked(work="pre-training")), {})
-    alone = Composed(*lab_of(network, "lora", asked()), {})
+    found = Composed(*lab_of(network, "lora", asked(work="pre-training")), Shared())
+    alone = Composed(*lab_of(network, "lora", asked()), Shared())
     embeddings_norms_head = 2 * 128 * 32 + 17 * 32
     if network.config.tie_word_embeddings:
         embeddings_norms_head -= 128 * 32
     assert found.rest.trained - alone.rest.trained == embeddings_norms_head
     assert found.placement.trained
     assert not alone.placement.trained
+
+
+LORA_ALIKE = ["lora", "rslora", "loraplus", "pissa", "relora"]
+
+
+def test_methods_that_share_a_trace_say_what_they_say_alone() -> None:
+    question = asked(precision="bf16", sequence=8)
+    together = _answer_at(tiny("llama"), LORA_ALIKE, question)
+    alone = [_answer_at(tiny("llama"), [method], question)[0] for method in LORA_ALIKE]
+    assert together == alone
+
+
+def test_a_shared_rest_is_of_one_optimizer() -> None:
+    shared = Shared()
+    for method in ("lora", "rslora", "loraplus", "full", "adamw8bit", "muon"):
+        Composed(*lab_of(tiny("llama"), method, asked(precision="bf16", sequence=8)), shared)
+    # LoRA and rsLoRA have one; the groups of LoRA+ are two.
+    assert (len(shared.rests), len(shared.halves)) == (5, 2)
+
+
+def _answer_at(network: Network, methods: list[str], question: Asked) -> list[FitsRow]:
+    from suites.lab import answer as module
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "find_network", lambda *_: network)
+        return answer("tiny", methods, question, GIB, True).rows
+
+
+@pytest.mark.parametrize("method", ["full", "galore", "lora"])
+def test_few_batches_are_looked_at_where_the_optimizer_is_highest_at_small_ones(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A wide vocabulary: at two rows the highest moment is the optimizer's, and a row more adds nothing to it.
+    network = tiny("llama", vocab_size=8192)
+    looked: list[int] = []
+    held = Composed.held
+
+    def noted(composed: Composed, rows: int) -> Any:
+        looked.append(rows)
+        return held(composed, rows)
+
+    monkeypatch.setattr(Composed, "held", noted)
+    (row,) = _answer_at(network, [method], asked(precision="bf16", sequence=64))
+    assert row.estimates["expected"].largest_batch > 10
+    # The batch asked about, and for two estimates the last that fits, the first that does not, and some near them.
+    assert len(set(looked)) < 12
 
 
 def test_experts_in_one_parameter_are_said_not_to_be_adapted() -> None:

@@ -65,5 +65,4 @@ METHOD = Method(
         "fine-tuning": Rates.around(3e-5, "full training's, as the paper's abstract has it: no change of settings"),
         "pre-training": Rates.around(1e-3, "full training's, as the paper's abstract has it: no change of settings"),
     },
-    default=False,
 )

@@ -109,5 +109,4 @@ METHOD = Method(
         ),
         "pre-training": Rates.around(1e-2, "the paper's pre-training"),
     },
-    default=False,
 )

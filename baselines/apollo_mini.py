@@ -55,5 +55,4 @@ METHOD = Method(
         "fine-tuning": Rates.around(1e-4, "own choice: full fine-tuning's, over the length of a step beside Adam's"),
         "pre-training": Rates.around(1e-2, "the paper's pre-training"),
     },
-    default=False,
 )

@@ -31,6 +31,7 @@ METHOD = adapter(
     attach=partial(inject, use_dora=True),
     layer_parts=layer_parts,
     order=2,
+    default=True,
     slot=2,
     rates={
         "fine-tuning": Rates.around(5e-4, "own choice: LoRA's"),

@@ -114,5 +114,4 @@ METHOD = Method(
         "fine-tuning": Rates.around(1e-4, "release's fine-tuning script"),
         "pre-training": Rates.around(1e-2, "release's C4 scripts, with scale 0.25"),
     },
-    default=False,
 )

@@ -51,5 +51,4 @@ METHOD = Method(
         "fine-tuning": Rates.around(3e-5, "own choice: full fine-tuning's"),
         "pre-training": Rates.around(1e-3, "own choice: full training's"),
     },
-    default=False,
 )

@@ -104,5 +104,4 @@ METHOD = Method(
         "fine-tuning": Rates.around(1e-4, "release's GLUE scripts, 5e-5 to 5e-4, with free_scale 0.1"),
         "pre-training": Rates.around(1e-3, "release's C4 scripts"),
     },
-    default=False,
 )

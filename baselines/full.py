@@ -36,6 +36,7 @@ METHOD = Method(
     layer_parts=lambda shape, config: (Part("weight", shape, trained=True, added=False),),
     saves_state=False,
     order=0,
+    default=True,
     slot=0,
     yardstick=True,
     rates={

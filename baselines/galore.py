@@ -57,6 +57,7 @@ METHOD = Method(
     layer_parts=lambda shape, config: (Part("weight", shape, True, False, config.projection_rank, config.side),),
     saves_state=True,
     order=3,
+    default=True,
     slot=3,
     bases=True,
     rates={

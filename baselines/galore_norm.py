@@ -80,5 +80,4 @@ METHOD = Method(
         "fine-tuning": Rates.around(2e-5, "own choice: GaLore's"),
         "pre-training": Rates.around(1e-2, "GradNormLoRP release's pre-training script"),
     },
-    default=False,
 )

@@ -149,6 +149,7 @@ METHOD = Method(
     },
     settles=True,
     order=4,
+    default=True,
     slot=4,
     bases=True,
     factors=True,

@@ -115,5 +115,4 @@ METHOD = Method(
         "fine-tuning": Rates.around(1e-5, "release's GLUE script"),
         "pre-training": Rates.around(1e-3, "release's C4 script"),
     },
-    default=False,
 )

@@ -23,6 +23,7 @@ METHOD = adapter(
     config_type=LoraConfig,
     configure=lambda rank: LoraConfig(rank=rank),
     order=1,
+    default=True,
     slot=1,
     rates={
         "fine-tuning": Rates.around(5e-4, "Hu et al., table 9: RoBERTa base 4e-4 and 5e-4"),

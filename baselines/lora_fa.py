@@ -95,5 +95,4 @@ METHOD = adapter(
         "fine-tuning": Rates.around(5e-4, "own choice: LoRA's, as peft's documentation advises"),
         "pre-training": Rates.around(1e-3, "own choice: LoRA's"),
     },
-    default=False,
 )

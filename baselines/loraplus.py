@@ -51,5 +51,4 @@ METHOD = adapter(
         "fine-tuning": Rates.around(5e-5, "release's README and GLUE script for roberta-base"),
         "pre-training": Rates.around(1e-4, "own choice: a tenth of LoRA's, for the ratio"),
     },
-    default=False,
 )

@@ -277,7 +277,7 @@ class Method(Generic[C]):
         rates: its learning rates by kind of work, for profiles that give none.
         variants: settings that the memory lab shows as rows of their own, by what sets them apart; "": itself.
         settles: whether a first step finds out what later ones keep for backward.
-        default: whether a comparison that names no methods has it.
+        default: whether a comparison that names no methods has it; others run where they are named, or by "all".
         pack_rate: learning rate at which it trains the tiny networks of the capability checks; None: AdamW's.
     """
 
@@ -306,7 +306,7 @@ class Method(Generic[C]):
     rates: Mapping[Work, Rates] = field(default_factory=dict, hash=False)
     variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}}, hash=False)
     settles: bool = False
-    default: bool = True
+    default: bool = False
     pack_rate: float | None = None
 
     def layer_state_bytes(self, shape: tuple[int, int], config: C, state_bits: int) -> int:

@@ -81,5 +81,4 @@ METHOD = Method(
         "fine-tuning": Rates.around(3e-5, "full training's, which the factor on the update is made for"),
         "pre-training": Rates.around(1e-3, "full training's, which the factor on the update is made for"),
     },
-    default=False,
 )

@@ -82,5 +82,4 @@ METHOD = adapter(
         "fine-tuning": Rates.around(5e-4, "own choice: LoRA's; the paper has 2e-5 for 7B models (section 5)"),
         "pre-training": Rates.around(1e-3, "own choice: LoRA's"),
     },
-    default=False,
 )

@@ -162,5 +162,4 @@ METHOD = Method(
         "fine-tuning": Rates.around(2e-5, "own choice: GaLore's"),
         "pre-training": Rates.around(1.5e-2, "release's C4 script for 60M, with scale 0.25"),
     },
-    default=False,
 )

@@ -43,5 +43,4 @@ METHOD = adapter(
         "fine-tuning": Rates.around(5e-4, "own choice: LoRA's"),
         "pre-training": Rates.around(1e-3, "release's README"),
     },
-    default=False,
 )

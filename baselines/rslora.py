@@ -30,5 +30,4 @@ METHOD = adapter(
         "fine-tuning": Rates.around(5e-4, "own choice: LoRA's"),
         "pre-training": Rates.around(1e-3, "own choice: LoRA's"),
     },
-    default=False,
 )

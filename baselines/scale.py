@@ -143,5 +143,4 @@ METHOD = Method(
         "fine-tuning": Rates.around(3e-5, "own choice: full training's; an entry's step has the size of Adam's"),
         "pre-training": Rates.around(1e-3, "release's scripts, 60M to 350M; 2e-4 at 1B, 1e-4 at 7B"),
     },
-    default=False,
 )

@@ -106,5 +106,4 @@ METHOD = Method(
         "fine-tuning": Rates.around(3e-5, "release's GLUE script"),
         "pre-training": Rates.around(1e-3, "release's C4 scripts, with scale 0.25"),
     },
-    default=False,
 )

@@ -6,8 +6,9 @@ that the search goes on from. Readers of it need neither torch nor the journal's
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -18,6 +19,7 @@ from results.strict import Strict
 FILE = "search.json"
 EDGE = 0.1
 """Share of a range, in its logarithm, at either end that counts as its edge."""
+OF_METHODS = ("spaces", "results", "choices")
 RATES = ("learning_rate", "rest_learning_rate")
 """The two sides of the unit square, in the order of a point's coordinates."""
 
@@ -97,3 +99,30 @@ def read_search(folder: Path) -> Search | None:
 def write_search(folder: Path, search: Search) -> Path:
     """Write the record into `folder` and return its path."""
     return write_single(folder / FILE, search)
+
+
+def with_others(found: Search, earlier: Search | None) -> Search:
+    """Return a search with what an earlier record of it says of methods that are not among its own."""
+    if earlier is None:
+        return found
+    mine = {space.method for space in found.spaces}
+    lists = {name: [each for each in getattr(earlier, name) if each.method not in mine] for name in OF_METHODS}
+    return found.model_copy(update={name: [*kept, *getattr(found, name)] for name, kept in lists.items()})
+
+
+def joined(searches: Iterable[Search]) -> list[Search]:
+    """Return searches, as one those that gave the same points and budget to other methods, in folders of their own."""
+    found: list[Search] = []
+    for search in searches:
+        alike = [place for place, other in enumerate(found) if _asked(other) == _asked(search)]
+        mine = {space.method for space in search.spaces}
+        place = next((at for at in alike if mine.isdisjoint(each.method for each in found[at].spaces)), None)
+        if place is None:
+            found.append(search)
+        else:
+            found[place] = with_others(search, found[place])
+    return found
+
+
+def _asked(search: Search) -> dict[str, Any]:
+    return {name: value for name, value in search if name not in OF_METHODS}

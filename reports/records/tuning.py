@@ -15,7 +15,7 @@ from reports.stats.budget import ExpectedBest, expected_best
 from reports.stats.over_seeds import summarise
 from results.catalogue import Catalogue, CatalogueError, MetricEntry, SuiteEntry
 from results.schema import Plan, Record, flat
-from results.search import EDGE, Range, Search
+from results.search import EDGE, Range, Search, joined
 
 UNSET = "unset"
 NOT_SETTINGS = frozenset(
@@ -241,14 +241,14 @@ def tuning_of(records: Iterable[Record], searches: Iterable[Search], results: Se
     """Return the trials of the comparison that `results` are of; None where none is among the records.
 
     Those of the same suite, profile and ranks, and where some are, of the same model; where there is the record of a
-    search, its own: a grid from before is another budget.
+    search, its own: a grid from before is another budget. Methods searched alike in several folders are of one search.
     """
     places = {(r.plan.suite, r.plan.profile) for r in results}
     ranks, models = {None, *map(table_rank, results)}, {r.plan.model.name for r in results}
     mine = [r for r in records if r.plan.purpose == "tuning" and (r.plan.suite, r.plan.profile) in places
             and table_rank(r) in ranks]  # fmt: skip
     mine = [r for r in mine if r.plan.model.name in models] or mine
-    for search in searches:
+    for search in joined(searches):
         tried = {hash_ for trial in search.results for hash_ in trial.plans.values()}
         if own := tuple(record for record in mine if record.plan_hash in tried):
             return Tuning(own, search)

@@ -16,7 +16,7 @@ import optuna
 from filelock import FileLock, Timeout
 
 from results.schema import Plan, Record
-from results.search import Search, Space, read_search, write_search
+from results.search import Search, Space, read_search, with_others, write_search
 from results.store import FINAL
 from suites.run.checkpoint import LOCKS
 from suites.run.launch import launch
@@ -187,17 +187,3 @@ def check_others(found: Search, earlier: Search | None) -> None:
             f"trials {found.trials}: {', '.join(others)} have {earlier.trials} in this search, and every method gets "
             f"as many (nearest allowed value: {earlier.trials}; or search all of them: --method)"
         )
-
-
-def with_others(found: Search, earlier: Search | None) -> Search:
-    """Return the record with what the search says of methods that are not among those searched now."""
-    if earlier is None:
-        return found
-    mine = {space.method for space in found.spaces}
-    return found.model_copy(
-        update={
-            "spaces": [*(each for each in earlier.spaces if each.method not in mine), *found.spaces],
-            "results": [*(each for each in earlier.results if each.method not in mine), *found.results],
-            "choices": [*(each for each in earlier.choices if each.method not in mine), *found.choices],
-        }
-    )

@@ -22,7 +22,7 @@ from reports.tables.tuning import trials_table, tuned_table
 from reports.write import suite_report
 from results.catalogue import Catalogue, MethodEntry
 from results.schema import DataPlan, Evaluation, Record
-from results.search import Choice, Range, Search, Space, write_search
+from results.search import Choice, Range, Search, Space, joined, write_search
 from results.search import Trial as Searched
 from results.store import write_record
 
@@ -133,6 +133,30 @@ def test_only_trials_of_the_same_comparison_count(
     ]
     assert tuning([*trials, *foreign], results).trials == tuning(trials, results).trials
     assert tuning_of(results, [], results) is None
+
+
+def test_methods_that_were_searched_in_folders_of_their_own_are_one_search(
+    trials: list[Record], results: list[Record]
+) -> None:
+    whole = search_of(trials)
+    parts = [
+        whole.model_copy(
+            update={
+                name: [each for each in getattr(whole, name) if each.method == method]
+                for name in ("spaces", "results", "choices")
+            }
+        )
+        for method in LOSSES
+    ]
+    found = tuning(trials, results, *parts)
+    assert found.trials == tuning(trials, results, whole).trials
+    assert found.search is not None
+    assert found.edges("full") == ["rest_learning_rate high"]
+    assert found.origin("galore", results)["trials of the search"] == "4"
+    assert joined(reversed(parts))[0].choices == whole.choices
+    # Another budget is another search, and so is the same method's again.
+    assert len(joined([parts[0], parts[1].model_copy(update={"trials": 9})])) == 2
+    assert joined([whole, parts[0]]) == [whole, parts[0]]
 
 
 def test_a_diverged_trial_counts_as_the_worst_of_any(trials: list[Record], results: list[Record]) -> None:

@@ -27,6 +27,7 @@ from suites import options
 from suites.__main__ import app
 from suites.measure.environment import environment
 from suites.registry import get_suite
+from suites.run.checkpoint import LOCKS
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = ("--seeds", "0", "--task", "cola", "--steps", "2", "--set", "train_rows=32", "--set", "eval_rows=32")
@@ -348,7 +349,7 @@ def test_ctrl_c_keeps_the_runs_apart_and_the_same_command_completes_them(tmp_pat
         [sys.executable, "-m", "suites", *arguments], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
-    wait_for_a_worker(process.pid)
+    wait_for_a_run(process.pid, store)
     os.killpg(process.pid, signal.SIGINT)
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 2
@@ -357,7 +358,8 @@ def test_ctrl_c_keeps_the_runs_apart_and_the_same_command_completes_them(tmp_pat
     ]
     records = read_records([store])
     assert {record.status for record in records} == {"interrupted"}
-    assert {path.suffix for path in store.iterdir()} == {".json"}
+    # Hidden: what `status` reads, and locks.
+    assert {path.suffix for path in store.glob("[!.]*")} == {".json"}
 
     again = subprocess_run(tmp_path, *arguments)
     assert (again.returncode, again.stderr) == (0, "")
@@ -365,17 +367,17 @@ def test_ctrl_c_keeps_the_runs_apart_and_the_same_command_completes_them(tmp_pat
         ("ok", "full"),
         ("ok", "lora"),
     ]
-    assert [path.suffix for path in store.iterdir()] == [".json", ".json"]
+    assert [path.suffix for path in store.glob("[!.]*")] == [".json", ".json"]
 
 
-def wait_for_a_worker(pid: int) -> None:
-    """Wait until a run is in hand: the fork server, a child of the command, has a child that has computed a while."""
+def wait_for_a_run(pid: int, store: Path) -> None:
+    """Wait until a run is in hand: it has its lock (predictions, which come first, have none), and a child of the fork
+    server, which is a child of the command, has computed a while."""
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
-        for child in psutil.Process(pid).children():
-            for worker in child.children():
-                if sum(worker.cpu_times()[:2]) > 0.5:
-                    return
+        workers = [worker for child in psutil.Process(pid).children() for worker in child.children()]
+        if any((store / LOCKS).glob("*")) and any(sum(worker.cpu_times()[:2]) > 0.5 for worker in workers):
+            return
         time.sleep(0.02)
     pytest.fail("no run was started")
 

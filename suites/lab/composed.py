@@ -11,7 +11,7 @@ against the trace of the whole model. Forward and backward are shared by methods
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -33,8 +33,8 @@ from suites.measure.trace import Category, Trace
 from suites.models import block_list
 from suites.suite import Batch
 
-NOTED = ("peft_config", "use_rslora")
-"""What peft writes down on modules and does not compute with: `scaling` says it."""
+NOTED = ("peft_config", "use_rslora", "scaling")
+"""What peft writes down on modules and does not compute with, and the factor that it multiplies by whatever it is."""
 SHOWN = 2
 """The layer that is traced beside the one before it, where all between first and last are of a kind, to see that so."""
 
@@ -89,6 +89,8 @@ class Composed:
         self.read_whole = False
         # The model that has had a step, once it has the fewest layers: for batches that are traced by themselves.
         self._settled: list[nn.Module] = []
+        # Steps that have been put together, by rows (0: one line for all) and whether they refresh bases.
+        self._whole: dict[tuple[int, bool], Line] = {}
         batches = {rows: lab.batches(self._at(rows)) for rows in (1, *ROWS)}
         with torch.device("meta"):
             plain = lab.network.model(self._chosen)
@@ -223,11 +225,13 @@ class Composed:
         finish = self.rest.refresh if refresh else self.rest.finish
         if finish is None:
             return None
-        rest = lines.at_rest(self.rest.sizes)
-        if self.setting.per_layer:
-            return lines.joined(rest, self._own(rows, refresh), None)
-        half = self._shared[self._key] if rows >= ROWS[0] else None
-        return lines.joined(rest, half or self._own(rows), finish)
+        per_layer = self.setting.per_layer
+        half = None if per_layer or rows < ROWS[0] else self._shared[self._key]
+        key = (rows if half is None else 0, refresh)
+        if key not in self._whole:
+            own = half or self._own(rows, refresh and per_layer)
+            self._whole[key] = lines.joined(lines.at_rest(self.rest.sizes), own, None if per_layer else finish)
+        return self._whole[key]
 
     def _own(self, rows: int, refresh: bool = False) -> Line:
         """Return forward and backward (per layer: the step) from a trace at this batch alone.
@@ -294,17 +298,25 @@ class Composed:
     def held(self, rows: int) -> allocator.Held:
         """Return the peaks of a step of `rows` rows under a device's allocator, a refresh included."""
         if rows not in self._held:
-            steps = [np.stack([step.storage, step.bytes], axis=1) for step in self._steps(rows)]
+            steps = self._steps(rows)
+            first, last = steps[0], steps[-1]
             # A plain step and one that refreshes bases are one until the optimizer's half.
-            shortest = min(map(len, steps))
-            differs = (steps[0][:shortest] != steps[-1][:shortest]).any(axis=1).nonzero()[0]
+            shortest = min(len(step.bytes) for step in steps)
+            differ = [one[:shortest] != other[:shortest] for one, other in zip(first[:2], last[:2], strict=True)]
+            differs = np.flatnonzero(np.logical_or(*differ))
             alike = int(differs[0]) if len(differs) else shortest
-            self._held[rows] = allocator.replay(steps[0][:alike].tolist(), [step[alike:].tolist() for step in steps])
+            ends = [_changes(step, start=alike) for step in steps]
+            self._held[rows] = allocator.replay(_changes(first, stop=alike), ends)
         return self._held[rows]
 
     def _steps(self, rows: int) -> list[lines.Batch]:
         found = (self.step(rows), self.step(rows, refresh=True))
         return [line.at_batch(rows, self.setting.sequence) for line in found if line is not None]
+
+
+def _changes(step: lines.Batch, start: int = 0, stop: int | None = None) -> Iterator[allocator.Change]:
+    # Two flat lists: a list a change is what Python's collector of cycles would go through again and again.
+    return zip(step.storage[start:stop].tolist(), step.bytes[start:stop].tolist(), strict=True)
 
 
 def structure(model: nn.Module) -> str:

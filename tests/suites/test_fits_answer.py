@@ -325,9 +325,9 @@ def test_methods_that_share_a_trace_say_what_they_say_alone() -> None:
 
 def test_a_shared_rest_is_of_one_optimizer() -> None:
     shared = Shared()
-    for method in ("lora", "rslora", "loraplus", "full", "adamw8bit", "muon"):
+    for method in ("lora", "rslora", "pissa", "loraplus", "full", "adamw8bit", "muon"):
         Composed(*lab_of(tiny("llama"), method, asked(precision="bf16", sequence=8)), shared)
-    # LoRA and rsLoRA have one; the groups of LoRA+ are two.
+    # LoRA, rsLoRA and PiSSA have one, whatever the factor; the groups of LoRA+ are two.
     assert (len(shared.rests), len(shared.halves)) == (5, 2)
 
 

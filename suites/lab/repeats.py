@@ -1,4 +1,4 @@
-"""Calls within a layer, gone through once for each set of shapes: a trace says the rest of them again.
+"""Calls within a layer or a step, gone through once for each set of shapes: a trace says the rest of them again.
 
 What such a function takes on tensors without values follows from its arguments' shapes, and what it leaves is new
 tensors. So a second call makes its results and writes the first one's events once more (`Recorder.say_again`), storage
@@ -15,6 +15,7 @@ from inspect import unwrap
 from typing import Any
 
 import torch
+import torch.optim._muon
 from torch import Tensor
 
 import gnlorp.weight_norm
@@ -23,10 +24,11 @@ from suites.measure.recorder import Said, watched
 from suites.measure.replies import Fresh
 
 FUNCTIONS = (
-    "product_norms", "_through_weight", "_through_factors", "_by_rows", "_by_formed_rows", "_by_tokens",
-    "_subtract_radial",
+    *((gnlorp.weight_norm, name) for name in ("product_norms", "_through_weight", "_through_factors", "_by_rows",
+                                              "_by_formed_rows", "_by_tokens", "_subtract_radial")),
+    *((torch.optim._muon, name) for name in ("_zeropower_via_newtonschulz",) if hasattr(torch.optim._muon, name)),
 )  # fmt: skip
-"""Of `gnlorp.weight_norm`: all that its forward and backward spend their operators on."""
+"""Module and name: all that the layer's forward and backward spend their operators on, and Muon's update."""
 
 
 @contextmanager
@@ -36,14 +38,14 @@ def said_again() -> Iterator[None]:
     What loops over chunks do may be another thing there (`suites.lab.loops`).
     """
     known: dict[Hashable, _Call | None] = {}
-    before = {name: getattr(gnlorp.weight_norm, name) for name in FUNCTIONS}
-    for name, function in before.items():
-        setattr(gnlorp.weight_norm, name, _remembering(unwrap(function), known))
+    before = [(module, name, getattr(module, name)) for module, name in FUNCTIONS]
+    for module, name, function in before:
+        setattr(module, name, _remembering(unwrap(function), known))
     try:
         yield
     finally:
-        for name, function in before.items():
-            setattr(gnlorp.weight_norm, name, function)
+        for place in before:
+            setattr(*place)
 
 
 class _Call:

@@ -44,9 +44,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         return call
 
-    for name in repeats.FUNCTIONS:
-        function = getattr(gnlorp.weight_norm, name)
-        monkeypatch.setattr(gnlorp.weight_norm, name, counting(name, function))
+    for module, name in repeats.FUNCTIONS:
+        monkeypatch.setattr(module, name, counting(name, getattr(module, name)))
     return found
 
 
@@ -86,6 +85,25 @@ def test_a_trace_with_calls_said_again_is_the_trace(options: dict[str, Any], cal
     assert sum(calls.values()) < 0.8 * sum(through.values())
 
 
+def test_muons_update_is_gone_through_once_for_each_shape(calls: Counter[str]) -> None:
+    def stepped(way: AbstractContextManager[None]) -> Trace:
+        with without_values():
+            model = nn.Sequential(*(nn.Linear(24, width, bias=False) for width in (24, 48, 24, 24)))
+            optimizer = torch.optim.Muon(model.parameters())
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+            calls.clear()
+            with way:
+                return track(model, optimizer, optimizer.step, look_into_foreign=False)
+
+    plain = stepped(nullcontext())
+    assert calls.total() == 4
+    said = stepped(repeats.said_again())
+    assert calls.total() == 2
+    assert named(said) == named(plain)
+
+
 def test_moments_are_noted_again_where_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(repeats, "said_again", nullcontext)
     plain = traced({}, loops.short())
@@ -119,11 +137,12 @@ def test_what_shares_memory_with_its_arguments_is_gone_through_every_time(monkey
         asked["halves"] += 1
         return x[1:]
 
-    monkeypatch.setattr(gnlorp.weight_norm, repeats.FUNCTIONS[0], halves)
+    module, name = repeats.FUNCTIONS[0]
+    monkeypatch.setattr(module, name, halves)
     with without_values(), torch.no_grad(), repeats.said_again():
         x = torch.randn(4, 4)
         for _ in range(2):
-            found = getattr(gnlorp.weight_norm, repeats.FUNCTIONS[0])(x)
+            found = getattr(module, name)(x)
             assert found.untyped_storage()._cdata == x.untyped_storage()._cdata
     assert asked["halves"] == 2
 
@@ -146,6 +165,6 @@ def nested() -> Iterator[None]:
 
 
 def test_a_context_within_another_starts_anew_and_leaves_the_functions_as_they_were(calls: Counter[str]) -> None:
-    before = {name: getattr(gnlorp.weight_norm, name) for name in repeats.FUNCTIONS}
+    before = [getattr(*place) for place in repeats.FUNCTIONS]
     assert named(traced({}, nested())) == named(traced({}, nullcontext()))
-    assert {name: getattr(gnlorp.weight_norm, name) for name in repeats.FUNCTIONS} == before
+    assert [getattr(*place) for place in repeats.FUNCTIONS] == before

@@ -24,7 +24,7 @@ from suites.run.execute import execute
 from suites.suite import Runtime
 
 RUNTIME = Runtime(torch.device("cpu"), dry=True)
-GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
+GLUE = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte", "wnli")
 SIZES = ("60m", "130m", "350m", "1b", "7b")
 
 

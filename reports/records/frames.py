@@ -25,11 +25,12 @@ ROW = ":"
 """Stands between a method's name and the settings of one of its rows, see `reports.records.rows`."""
 TEXT, WHOLE, REAL, FLAG = "string", "Int64", "Float64", "boolean"
 
-# Runs that agree in all of these did the same work on the same machine, so that their times can be divided.
+# Runs that agree in these ran on the same machine, equally loaded, ...
+MACHINE_FIELDS = ("device", "device_name", "platform", "cpu_count", "threads", "workers", "python", "torch")
+# ... and in these did the same work there, so that their times can be divided.
 CLOCK_FIELDS = (
     "suite", "profile", "purpose", "task", "seed", "model_name", "batch_size", "accumulation", "max_length",
-    "precision", "checkpointing", "recompute", "device", "device_name", "platform", "cpu_count", "threads", "workers",
-    "python", "torch",
+    "precision", "checkpointing", "recompute", *MACHINE_FIELDS,
 )  # fmt: skip
 
 

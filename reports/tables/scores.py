@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from reports.figures.style import byte_unit, in_unit, seed_words
-from reports.records.frames import STATUSES
+from reports.records.frames import MACHINE_FIELDS, STATUSES
 from reports.records.provenance import listed, provenance
 from reports.records.report_runs import Column, Context
 from reports.records.rows import row_named
@@ -27,10 +27,10 @@ BOLD_RULE = (
     f"Bold: {{}} mean of its column, if the paired {LEVEL_WORDS} t interval over seeds against every other mean "
     f"excludes zero ({LEAST_SEEDS} seeds at least; not corrected for the number of comparisons)"
 )
-COST_NOTE = (
-    "Peak memory: the larger of a plain and a refresh step. Tokens/s: training alone, filling not counted; comparable "
-    "only within one machine and load"
-)
+PEAK_NOTE = "Peak memory: the larger of a plain and a refresh step"
+SPEED = "Tokens/s"
+SPEED_NOTE = "Tokens/s: training alone, filling not counted; comparable only within one machine and load"
+NO_SPEED_NOTE = "Tokens/s stand in no column: the runs are of more than one machine or load"
 
 
 def score_table(context: Context) -> Table:
@@ -60,7 +60,7 @@ def score_table(context: Context) -> Table:
     notes = (
         f"n = {len(context.seeds)} ({seed_words(context.seeds)}) where a cell says nothing else{_ways(columns)}",
         *context.entry.notes, *_reference_notes(context), BOLD_RULE.format(_best_word(columns)), *context.average_note,
-        *_survivors(context), *_no_average(context), *([COST_NOTE] if cost_heads else []), *target_notes(context),
+        *_survivors(context), *_no_average(context), *_cost_notes(cost_heads), *target_notes(context),
         *provenance(context),
     )  # fmt: skip
     what = f"scores{_unit_words(columns)}" if context.by_task else "every measure at the last evaluation"
@@ -113,8 +113,9 @@ def _with_n(context: Context, summary: Summary, metric: MetricEntry) -> str:
 
 
 def _cost_columns(context: Context) -> tuple[tuple[str, ...], Mapping[str, Sequence[Entry]]]:
-    """Return the heads of state, peak and speed, and method -> its entries."""
+    """Return the heads of state, peak and speed, and method -> its entries; no speed where machines differ."""
     runs = finished(context)
+    one_machine = len(runs[list(MACHINE_FIELDS)].drop_duplicates()) == 1
     names = ("state_bytes", "tracked_peak_bytes")
     ranges = {m: [byte_range(runs[runs["method"] == m], name) for name in names] for m in context.methods}
     unit, size = byte_unit(max((found[1] for row in ranges.values() for found in row if found), default=0))
@@ -122,8 +123,13 @@ def _cost_columns(context: Context) -> tuple[tuple[str, ...], Mapping[str, Seque
     for method, row in ranges.items():
         speeds = runs.loc[runs["method"] == method, "tokens_per_s"].dropna()
         sizes = [EMPTY if found is None else Entry(in_unit(found[1], size)) for found in row]
-        costs[method] = [*sizes, Entry(f"{speeds.mean():,.0f}") if len(speeds) else EMPTY]
-    return (f"Optimizer state, {unit}", f"Peak memory, {unit}", "Tokens/s"), costs
+        speed = Entry(f"{speeds.mean():,.0f}") if len(speeds) else EMPTY
+        costs[method] = [*sizes, *([speed] if one_machine else [])]
+    return (f"Optimizer state, {unit}", f"Peak memory, {unit}", *([SPEED] if one_machine else [])), costs
+
+
+def _cost_notes(heads: Sequence[str]) -> Sequence[str]:
+    return (PEAK_NOTE, SPEED_NOTE if SPEED in heads else NO_SPEED_NOTE) if heads else ()
 
 
 def _reference_rows(context: Context, width: int) -> list[tuple[Entry, ...]]:

@@ -49,17 +49,17 @@ def reached(context: Context) -> dict[str, Reached]:
             if isinstance(steps, str):
                 mine.trouble[seed] = steps
                 continue
-            _note(mine, seed, steps, record, found[base])
-            if clocks.get(record.plan_hash) != clocks.get(points[base, seed][0].plan_hash):
-                mine.seconds_ratio.pop(seed, None)
+            # Another machine's seconds would be read beside the yardstick's.
+            alike = clocks.get(record.plan_hash) == clocks.get(points[base, seed][0].plan_hash)
+            _note(mine, seed, steps, record if alike else None, found[base])
     return {method: found[method] for method in context.methods if method in found}
 
 
-def _note(mine: Reached, seed: int, steps: float, record: Record, base: Reached) -> None:
+def _note(mine: Reached, seed: int, steps: float, clocked: Record | None, base: Reached) -> None:
     mine.steps[seed] = steps
     if seed in base.steps:
         mine.steps_ratio[seed] = steps / base.steps[seed]
-    timing = record.timing
+    timing = None if clocked is None else clocked.timing
     if timing is not None and timing.timed_steps:
         mine.seconds[seed] = steps * timing.train_s / timing.timed_steps
         if seed in base.seconds:
@@ -73,7 +73,7 @@ def _points(record: Record, column: Column) -> list[tuple[int, float]]:
 
 
 def _clocks(context: Context) -> dict[str, tuple[object, ...]]:
-    """Return plan hash -> what must agree so that seconds can be divided."""
+    """Return plan hash -> what must agree so that seconds can stand side by side."""
     rows = context.runs[["plan_hash", *CLOCK_FIELDS]]
     return {row[0]: tuple(None if pd.isna(v) else v for v in row[1:]) for row in rows.itertuples(index=False)}
 
@@ -118,5 +118,5 @@ def target_notes(context: Context) -> list[str]:
     return [
         f"Steps, seconds to it: to the {column.metric.title} that {title} of the same seed has at its end, linear "
         f"between evaluations at most {100 * WIDEST:.0f} % of the run apart; ×: over {title}'s of the same seed; "
-        "seconds: training alone, at the run's mean step, divided only where machine and load agree"
+        f"seconds: training alone, at the run's mean step, given where machine and load are those of {title}'s run"
     ]

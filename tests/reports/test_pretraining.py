@@ -92,6 +92,15 @@ def test_scores_are_means_over_seeds_beside_floor_and_unigram(report: Report) ->
     assert "1,000 predicted tokens of validation" in report.table("scores").caption
 
 
+def test_speeds_stand_side_by_side_only_where_one_machine_made_them(grid: list[Record], report: Report) -> None:
+    assert cells(report, "scores", "GaLore")["Tokens/s"] != "—"
+    other = grid[-1].environment.model_copy(update={"device_name": "another machine"})
+    table = suite_report([*grid[:-1], grid[-1].model_copy(update={"environment": other})], "c4").table("scores")
+    assert table is not None
+    assert not any(head.startswith("Tokens/s") for head in table.heads)
+    assert "Tokens/s stand in no column: the runs are of more than one machine or load" in table.notes
+
+
 def test_the_lowest_is_the_best(grid: list[Record], report: Report) -> None:
     table = report.table("scores")
     assert table is not None

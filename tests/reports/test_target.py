@@ -102,13 +102,13 @@ def test_what_is_not_reached_or_too_rarely_evaluated_is_said_and_not_averaged(ru
     assert reached(context)["lora"].steps == {}
 
 
-def test_seconds_of_another_load_are_not_divided(run: Callable[..., Record]) -> None:
+def test_seconds_of_another_load_stand_beside_none(run: Callable[..., Record]) -> None:
     alone = run("galore", 0, FASTER)
     busy = alone.model_copy(update={"environment": alone.environment.model_copy(update={"workers": 7})})
     found = reached(Context([run("full", 0, FALLING), busy], "micro", 8))
     assert found["galore"].steps_ratio == {0: 0.5}
-    assert found["galore"].seconds == pytest.approx({0: 3.0})
-    assert found["galore"].seconds_ratio == {}
+    assert found["galore"].steps
+    assert found["galore"].seconds == found["galore"].seconds_ratio == {}
 
 
 def test_a_longer_run_is_judged_by_its_own_length(run: Callable[..., Record]) -> None:

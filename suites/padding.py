@@ -61,10 +61,12 @@ def _timed(plan: Plan, runtime: Runtime, steps: int, grouping: int) -> dict[str,
     from suites.resolved import resolved
     from suites.run.build import build
 
-    grouped = plan.model_copy(update={"data": plan.data.model_copy(update={"length_grouping": grouping})})
-    case = resolved(plan, runtime)
-    job = case.job()
-    streams = [each.batches(0) for each in (job, resolved(grouped, runtime).job())]
+    cases = [
+        resolved(plan.model_copy(update={"data": plan.data.model_copy(update={"length_grouping": each})}), runtime)
+        for each in (0, grouping)
+    ]
+    case, jobs = cases[0], [each.job() for each in cases]
+    job, streams = jobs[0], [each.batches(0) for each in jobs]
     step = _step(build(job.model(), job.placement, case), job, case)
     seconds: list[list[float]] = [[], []]
     tokens: list[list[int]] = [[], []]

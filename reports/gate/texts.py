@@ -140,9 +140,10 @@ def band_line(tolerances: Tolerances) -> str:
     """Return where the bands come from."""
     runs = sum(each.runs for each in tolerances.replicates)
     names = ", ".join(each.name for each in tolerances.replicates)
+    processors = " and ".join(sorted({each.device_name for each in tolerances.replicates}))
     return (
-        f"bands: from {runs} replicate runs ({names}), one false alarm in {1 / tolerances.false_alarm:.0f} passes over "
-        f"{tolerances.comparisons:,} banded numbers"
+        f"bands: from {runs} replicate runs ({names}) on {processors}, one false alarm in "
+        f"{1 / tolerances.false_alarm:.0f} passes over {tolerances.comparisons:,} banded numbers"
     )
 
 

@@ -44,11 +44,15 @@ def cause_of(judged: Judged, others: Sequence[Judged], before: Environment, afte
     )
     if not counted and near and len(others) == 1:
         return "noise", f"a single number, within {NEAR:g} bounds, while every count and every byte is the same"
-    if not counted and machines and not _early(others):
-        return "stack", f"only late steps or scores moved, and the machine is another: {'; '.join(machines)}"
     if counted:
         return "code", "counts or bytes changed, which no machine of the same stack changes"
-    return "code", "the numbers moved further than any replicate did, with plan and stack the same"
+    where = f"the machine is another: {'; '.join(machines)}"
+    if machines and near:
+        return "stack", f"nothing moved further than {NEAR:g} bounds, and {where}"
+    if machines and not _early(others):
+        return "stack", f"only late steps or scores moved, and {where}"
+    why = "the numbers moved further than any replicate did, with plan and stack the same"
+    return "code", f"{why}; {where}" if machines else why
 
 
 def _early(found: Sequence[Judged]) -> bool:

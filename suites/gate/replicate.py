@@ -63,6 +63,7 @@ def run_replicate(each: Circumstances, out: Path, only: Sequence[str] = ()) -> N
         str(each.workers),
         "--out",
         str(out / each.name),
+        *(part for name in only for part in ("--only", name)),
     ]
     # Imported libraries read such variables once, when they start: only another process sees them.
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, **each.variables}, check=False)

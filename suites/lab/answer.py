@@ -90,23 +90,29 @@ def _row(network: Network, method: str, asked: Asked, limit_bytes: int, shared: 
         state_bytes=sum(rest.sizes["optimizer"]),
         state_dtypes=dict(rest.dtypes),
         parts={f"{name}_bytes": size for name, size in composed.parts(setting.batch).items()},
-        estimates={each: fit(composed, each, setting.batch, limit_bytes) for each in ESTIMATES},
+        estimates=fits(composed, setting.batch, limit_bytes),
     ), composed
 
 
-def fit(composed: Composed, estimate: Estimate, rows: int, limit_bytes: int) -> Fit:
-    """Return what an estimate says of a step of `rows` rows, and of the largest that is within the limit."""
-    peak = _peak(composed, estimate)
-    share = peak(rows) / max(1, estimated(Held(*[composed.tensor_bytes(rows)] * 3), "low"))
-    guess, slope = composed.rows_within(int(limit_bytes / share))
-    largest, takes, after = largest_near(peak, limit_bytes, guess, slope * share)
-    return Fit(
-        asked_bytes=peak(rows),
-        fits=peak(rows) <= limit_bytes,
-        largest_batch=largest,
-        takes_bytes=takes if largest else None,
-        next_bytes=after,
-    )
+def fits(composed: Composed, rows: int, limit_bytes: int) -> dict[Estimate, Fit]:
+    """Return what every estimate says of a step of `rows` rows, and of the largest that is within the limit."""
+    found: dict[Estimate, Fit] = {}
+    for estimate in ESTIMATES:
+        peak = _peak(composed, estimate)
+        share = peak(rows) / max(1, estimated(Held(*[composed.tensor_bytes(rows)] * 3), "low"))
+        guess, slope = composed.rows_within(int(limit_bytes / share))
+        if estimate == "high":
+            # The allocator has been asked about the largest that is expected to fit: it costs nothing to begin there.
+            guess = found["expected"].largest_batch or guess
+        largest, takes, after = largest_near(peak, limit_bytes, guess, slope * share)
+        found[estimate] = Fit(
+            asked_bytes=peak(rows),
+            fits=peak(rows) <= limit_bytes,
+            largest_batch=largest,
+            takes_bytes=takes if largest else None,
+            next_bytes=after,
+        )
+    return found
 
 
 def _peak(composed: Composed, estimate: Estimate) -> Callable[[int], int]:

@@ -11,7 +11,7 @@ against the trace of the whole model. Forward and backward are shared by methods
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -272,7 +272,7 @@ class Composed:
         if self._shared.get(self._key) is None:
             # Each batch is a trace of its own: what one row has there beside what is at rest is near enough.
             slope = sum(size for name, size in self.parts(1).items() if name not in KEPT)
-            return ROWS[0] + int((limit_bytes - self.tensor_bytes(ROWS[0])) / max(1, slope)), slope
+            return 1 + int((limit_bytes - self.tensor_bytes(1)) / max(1, slope)), slope
         rows = MOST_ROWS
         while True:
             # The highest of straight lines, come to from the right: each round ends on a line that is less steep.
@@ -301,22 +301,24 @@ class Composed:
             steps = self._steps(rows)
             first, last = steps[0], steps[-1]
             # A plain step and one that refreshes bases are one until the optimizer's half.
-            shortest = min(len(step.bytes) for step in steps)
+            shortest = min(len(step.bytes) for step in steps) - self._late
             differ = [one[:shortest] != other[:shortest] for one, other in zip(first[:2], last[:2], strict=True)]
             differs = np.flatnonzero(np.logical_or(*differ))
             alike = int(differs[0]) if len(differs) else shortest
-            ends = [_changes(step, start=alike) for step in steps]
-            self._held[rows] = allocator.replay(_changes(first, stop=alike), ends)
+            ends = [(step.storage[alike:], step.bytes[alike:]) for step in steps]
+            self._held[rows] = allocator.replay((first.storage[:alike], first.bytes[:alike]), ends)
         return self._held[rows]
+
+    @cached_property
+    def _late(self) -> int:
+        """Changes of the optimizer's half at the end of the shortest step."""
+        ways = (self.rest.finish, self.rest.refresh)
+        late = [int((way.start != 1).sum()) for way in ways if way is not None]
+        return 0 if self.setting.per_layer else min(late)
 
     def _steps(self, rows: int) -> list[lines.Batch]:
         found = (self.step(rows), self.step(rows, refresh=True))
         return [line.at_batch(rows, self.setting.sequence) for line in found if line is not None]
-
-
-def _changes(step: lines.Batch, start: int = 0, stop: int | None = None) -> Iterator[allocator.Change]:
-    # Two flat lists: a list a change is what Python's collector of cycles would go through again and again.
-    return zip(step.storage[start:stop].tolist(), step.bytes[start:stop].tolist(), strict=True)
 
 
 def structure(model: nn.Module) -> str:

@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import bisect
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from suites.measure.trace import Category, Trace
 
@@ -26,6 +29,8 @@ SMALLEST = 512
 SMALL = MIB
 SMALL_SEGMENT, LARGE_SEGMENT, ROUND_LARGE = 2 * MIB, 20 * MIB, 2 * MIB
 OWN_SEGMENT = 10 * MIB
+WIDEST = 1000
+"""Changes within which a block is freed that belongs to a stretch; others come to stay."""
 
 
 class Held(NamedTuple):
@@ -36,7 +41,9 @@ class Held(NamedTuple):
     reserved_bytes: int
 
 
-Change = tuple[int, int]
+Column = npt.NDArray[np.int64]
+Changes = tuple[Column, Column]
+"""Storages, and by how many bytes each becomes more or less, in the order of time."""
 
 
 @dataclass(eq=False, slots=True)
@@ -136,7 +143,7 @@ def held(trace: Trace, at_start: Mapping[Category, Sequence[int]] | None = None)
         at_start: sizes of the single tensors of a category that the trace begins with, where it has them as one lump.
     """
     lumps = at_start or {}
-    changes: list[Change] = []
+    changes: list[tuple[int, int]] = []
     for event in trace.events:
         if event.storage is None or event.delta_bytes == 0:
             continue
@@ -144,25 +151,26 @@ def held(trace: Trace, at_start: Mapping[Category, Sequence[int]] | None = None)
             changes += [(event.storage, size) for size in lumps[trace.categories[event.storage]] if size]
         else:
             changes.append((event.storage, event.delta_bytes))
-    return replay(changes)
+    storage, size = np.array(changes or [(0, 0)], dtype=np.int64).T
+    return replay((storage, size))
 
 
-def replay(changes: Iterable[Change], ends: Sequence[Iterable[Change]] = ((),)) -> Held:
-    """Return the peaks under the allocator of changes (storage, bytes more or less), in the order of time.
+def replay(changes: Changes, ends: Sequence[Changes] = ()) -> Held:
+    """Return the peaks under the allocator of changes.
 
     A storage that is taken several times before it is freed, as where a trace says a layer again, has a block a time.
 
     Args:
-        ends: ways to go on after `changes`; the peaks are those of the highest.
+        ends: ways to go on after `changes`, such as an optimizer's, that do much the same again and again; the peaks
+            are those of the highest.
     """
     begun = _Replay()
-    begun.go_on(changes)
-    found = []
-    for number, end in enumerate(ends, 1):
-        way = begun.copied() if number < len(ends) else begun
-        way.go_on(end)
-        # Nothing goes back to the device: the last of it is the most of it.
-        found.append(Held(way.most_tensors, way.most_allocated, way.allocator.reserved))
+    begun.go_on(*changes)
+    ways = [*(begun.copied() for _ in ends[1:]), begun]
+    for way, end in zip(ways, ends, strict=False):
+        way.go_on_again(*end)
+    # Nothing goes back to the device: the last of it is the most of it.
+    found = [Held(way.most_tensors, way.most_allocated, way.allocator.reserved) for way in ways]
     return Held(*map(max, zip(*found, strict=True)))
 
 
@@ -174,9 +182,10 @@ class _Replay:
         self.blocks: defaultdict[int, list[tuple[int, _Block]]] = defaultdict(list)
         self.tensors = self.most_tensors = self.most_allocated = 0
 
-    def go_on(self, changes: Iterable[Change]) -> None:
+    def go_on(self, storages: Column, sizes: Column) -> None:
         allocator, blocks = self.allocator, self.blocks
-        for storage, size in changes:
+        # Two flat lists: a list a change is what Python's collector of cycles would go through again and again.
+        for storage, size in zip(storages.tolist(), sizes.tolist(), strict=True):
             self.tensors += size
             if size > 0:
                 blocks[storage].append((size, allocator.take(size)))
@@ -187,6 +196,19 @@ class _Replay:
             if allocator.allocated > self.most_allocated:
                 self.most_allocated = allocator.allocated
 
+    def go_on_again(self, storages: Column, sizes: Column) -> None:
+        """Do as `go_on`, of stretches that leave every block where it was each kind once as long as nothing moves."""
+        seen: set[Hashable] = set()
+        for start, end, kind in stretches(storages, sizes):
+            if kind in seen:
+                continue
+            segments = self.allocator.reserved
+            self.go_on(storages[start:end], sizes[start:end])
+            if kind is None or self.allocator.reserved > segments:
+                seen.clear()
+            else:
+                seen.add(kind)
+
     def copied(self) -> _Replay:
         found = _Replay()
         found.tensors, found.most_tensors, found.most_allocated = self.tensors, self.most_tensors, self.most_allocated
@@ -194,6 +216,39 @@ class _Replay:
         for storage, held in self.blocks.items():
             found.blocks[storage] = [(size, twins[block.address]) for size, block in held]
         return found
+
+
+def stretches(storage: Column, size: Column) -> Iterator[tuple[int, int, Hashable]]:
+    """Yield (start, end, kind) of stretches of changes, which are all of them in order.
+
+    A stretch with a kind frees what it takes and nothing else: the free blocks are as before it, unless it needed a new
+    segment. Two of a kind take and free the same sizes in the same order. Kind None: all else.
+    """
+    if not len(size):
+        return
+    count, place = len(size), np.arange(len(size))
+    # Storage by storage: its bytes, from 0 to 0 a life; `begin` and `end`: of the life that a change belongs to.
+    order = np.argsort(storage, kind="stable")
+    new = np.diff(storage[order], prepend=storage[order[0]] - 1) != 0
+    total = np.cumsum(size[order])
+    total -= (total - size[order])[new][np.cumsum(new) - 1]
+    born = total == size[order]
+    life = np.cumsum(born) - 1
+    first, last = np.flatnonzero(born), np.append(np.flatnonzero(born)[1:], count) - 1
+    begin, end = order[first], order[last]
+    stays = (total[last] != 0) | (np.minimum.reduceat(total, first) < 0) | (end - begin >= WIDEST)
+    of = np.empty(count, dtype=np.int64)
+    of[order] = life
+    moves = stays[of]
+    # Lives that overlap are one stretch; one in which a block comes to stay, or goes, has no kind.
+    ends = np.flatnonzero(np.maximum.accumulate(np.where(moves, place, end[of])) == place)
+    starts = np.append(0, ends[:-1] + 1)
+    plain = np.add.reduceat(moves, starts) > 0
+    whole = np.flatnonzero(~plain | np.append(True, ~plain[:-1]))
+    since = place - begin[of]
+    for at, after in zip(whole.tolist(), [*whole[1:].tolist(), len(starts)], strict=True):
+        one, other = int(starts[at]), int(ends[after - 1]) + 1
+        yield one, other, None if plain[at] else (size[one:other].tobytes(), since[one:other].tobytes())
 
 
 def _give_back(allocator: Allocator, mine: list[tuple[int, _Block]], size: int) -> None:

@@ -232,6 +232,16 @@ def test_the_cause_of_a_moved_number(reference: list[Record], tolerances: Tolera
     points = curve()
     points[0]["loss"] *= 1 + 1.5 * band.bound
     assert cause(make_run(make_record, 0, parts={"curve": points})) == "noise"
+    # Two early numbers: another processor may move them a little further than the replicates, not ten times as far.
+    for bounds, likely in ((1.5, "stack"), (10.0, "code")):
+        points = curve()
+        points[0]["loss"] *= 1 + bounds * band.bound
+        points[1]["loss"] *= 1 + bounds * band.bound
+        moved = machine(make_run(make_record, 0, parts={"curve": points}), device_name="another")
+        found = compare(reference, [moved, *reference[1:]], tolerances).findings
+        assert len(found) > 1
+        assert found[0].cause == likely
+        assert "device_name" in found[0].why
 
 
 def test_the_same_clean_commit_cannot_be_the_cause(tolerances: Tolerances, make_record: Make) -> None:

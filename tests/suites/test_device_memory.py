@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -15,7 +17,17 @@ from results.lab import Setting
 from results.schema import Peak
 from suites.lab.lab import Lab
 from suites.lab.networks import find_network
-from suites.measure.allocator import LARGE_SEGMENT, MIB, SMALL_SEGMENT, Allocator, Held, held, replay
+from suites.measure.allocator import (
+    LARGE_SEGMENT,
+    MIB,
+    SMALL_SEGMENT,
+    Allocator,
+    Changes,
+    Held,
+    held,
+    replay,
+    stretches,
+)
 from suites.measure.cuda import cuda_rules
 from suites.measure.estimate import CONTEXT_BYTES, estimated
 from suites.measure.predict import Prediction, without_values
@@ -105,11 +117,60 @@ def test_ways_to_go_on_are_replayed_as_if_each_stood_alone() -> None:
             changes.append(live[-1])
     begun = changes[:400]
     ends = [changes[400:], changes[400:500], [(9000, 50 * MIB), *changes[400:450]]]
-    alone = [replay([*begun, *end]) for end in ends]
-    assert replay(begun, ends) == Held(*map(max, zip(*alone, strict=True)))
+    alone = [replay(columns([*begun, *end])) for end in ends]
+    assert replay(columns(begun), [columns(end) for end in ends]) == Held(*map(max, zip(*alone, strict=True)))
     assert len(set(alone)) == 3
     for end, wanted in zip(ends, alone, strict=True):
-        assert replay(begun, [end]) == replay(begun, [end, []]) == wanted
+        assert replay(columns(begun), [columns(end)]) == replay(columns(begun), [columns(end), columns([])]) == wanted
+
+
+def columns(changes: Sequence[tuple[int, int]]) -> Changes:
+    storage, size = np.array(changes, dtype=np.int64).reshape(-1, 2).T
+    return storage, size
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_an_end_that_does_the_same_again_is_replayed_as_it_stands(seed: int) -> None:
+    chance = random.Random(seed)
+    sizes = [100, 5000, MIB, 3 * MIB, 11 * MIB]
+    begun = [(index, chance.choice(sizes)) for index in range(30)]
+    begun += [(index, -begun[index][1]) for index in chance.sample(range(30), 12)]
+    kinds = []
+    for _ in range(3):
+        # Taken, shrunk in part, freed in another order than taken.
+        took = [(place, chance.choice(sizes)) for place in range(chance.randint(1, 5))]
+        shrunk = [(place, -(size // 2)) for place, size in took if chance.random() < 0.3]
+        left = {place: size + sum(less for which, less in shrunk if which == place) for place, size in took}
+        kinds.append([*took, *shrunk, *((place, -left[place]) for place in chance.sample(list(left), len(left)))])
+    live, end = dict(change for change in begun if (change[0], -change[1]) not in begun), []
+    for turn in range(40):
+        end += [(1000 + 10 * turn + place, size) for place, size in chance.choice(kinds)]
+        if live and chance.random() < 0.2:
+            end.append((gone := chance.choice(list(live)), -live.pop(gone)))
+        if chance.random() < 0.1:
+            end.append((5000 + turn, chance.choice(sizes)))
+    found = list(stretches(*columns(end)))
+    assert [start for start, _, _ in found] == [0, *(stop for _, stop, _ in found[:-1])]
+    assert found[-1][1] == len(end)
+    # As one list the changes are replayed one by one.
+    assert replay(columns(begun), [columns(end)]) == replay(columns([*begun, *end]))
+
+
+def test_what_leaves_every_block_where_it_was_is_replayed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    take = Allocator.take
+    monkeypatch.setattr(Allocator, "take", lambda self, size: taken.append(size) or take(self, size))
+    layer = [(0, MIB), (1, 3 * MIB), (0, -MIB), (1, -3 * MIB)]
+    end = [(2 * turn + which, size) for turn in range(100) for which, size in layer]
+    # The first one makes segments; the second one is the first that could be left out.
+    quarter = MIB // 4
+    most = 4 * MIB + quarter
+    assert replay(columns([(900, quarter)]), [columns(end)]) == Held(most, most, SMALL_SEGMENT + LARGE_SEGMENT)
+    assert len(taken) == 1 + 2 * 2
+    taken.clear()
+    # Something comes to stay in between: what was seen before it counts no more.
+    replay(columns([(900, quarter)]), [columns([*end[:200], (901, quarter), *end[200:]])])
+    assert len(taken) == 1 + 2 * 2 + 1 + 2
 
 
 def kept_by(layer: Any, x: torch.Tensor, cuda: bool) -> dict[torch.dtype, int]:

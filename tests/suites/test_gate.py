@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from results.gate import check
 from results.gate.quantities import cell_of
 from results.schema import Plan
 from suites.gate.probe import probe
-from suites.gate.replicate import circumstances
+from suites.gate.replicate import Circumstances, circumstances, run_replicate
 from suites.gate.runs import chosen, fingerprint, gate_plans, gate_runtime
 from suites.glue.tasks import TASKS
 from suites.measure.environment import ROOT, usable_cpus
@@ -89,6 +90,18 @@ def test_replicates_differ_in_threads_and_instruction_sets() -> None:
     assert len({each.name for each in found}) == len(found) >= 3
     assert {each.workers for each in found} == {1, usable_cpus()}
     assert any("ATEN_CPU_CAPABILITY" in each.variables for each in found)
+
+
+def test_a_replicate_runs_what_was_asked_for_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[list[str]] = []
+
+    def ended(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        asked.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", ended)
+    run_replicate(Circumstances("threads", 1), tmp_path, ["c4/", "glue/rte"])
+    assert asked[0][-4:] == ["--only", "c4/", "--only", "glue/rte"]
 
 
 def _trained(replicate: int, rank: int = 4) -> dict[str, object]:

@@ -22,6 +22,7 @@ from results.gate.tolerances import (
     Replicate,
     Tolerances,
     derive,
+    joined,
     read_tolerances,
     write_tolerances,
 )
@@ -109,6 +110,9 @@ def derive_tolerances(
     false_alarm: Annotated[
         float, typer.Option(help="Chance of any false alarm in one pass of an unchanged tree.")
     ] = FALSE_ALARM,
+    add: Annotated[
+        bool, typer.Option("--add", help="Keep the bands that there are where they are wider: for another processor.")
+    ] = False,
 ) -> None:
     """Derive the bands from replicates of the reference and write them beside it; hold each against the others'.
 
@@ -123,6 +127,8 @@ def derive_tolerances(
             raise ValueError(f"no replicate in {REPLICATES}: run `python -m suites gate replicate` first")
         known, sides = load(reference, "reference"), [_replicate(folder) for folder in folders]
         made = derive(known, sides, false_alarm)
+        if add:
+            made = joined(_tolerances(reference), made)
         path = write_tolerances(reference / FILE, made)
         for line in _left_out(known, sides, false_alarm):
             sys.stdout.write(f"{line}\n")

@@ -139,7 +139,7 @@ def bisect_line(verdict: Verdict) -> str:
 def band_line(tolerances: Tolerances) -> str:
     """Return where the bands come from."""
     runs = sum(each.runs for each in tolerances.replicates)
-    names = ", ".join(each.name for each in tolerances.replicates)
+    names = ", ".join(dict.fromkeys(each.name for each in tolerances.replicates))
     processors = " and ".join(sorted({each.device_name for each in tolerances.replicates}))
     return (
         f"bands: from {runs} replicate runs ({names}) on {processors}, one false alarm in "

@@ -24,6 +24,8 @@ FILE = "tolerances.json"
 FALSE_ALARM = 0.01
 """Chance that an unchanged tree on another machine of the stack shows any finding at all."""
 EVERY = "every method"
+ENOUGH = 20
+"""Degrees of freedom from which on a spread is a window's own."""
 ROUNDING = 2.0**-23
 """Relative spacing of float32, in which losses are computed."""
 
@@ -83,7 +85,11 @@ class Tolerances(Strict):
 
     @cached_property
     def _known(self) -> dict[_Group, Band]:
-        return {_Group(each.kind, each.suite, each.item, each.state_bits, each.method): each for each in self.bands}
+        return {_key(each): each for each in self.bands}
+
+
+def _key(band: Band) -> _Group:
+    return _Group(band.kind, band.suite, band.item, band.state_bits, band.method)
 
 
 def deviation(kind: Kind, reference: float, value: float) -> float:
@@ -101,10 +107,10 @@ def derive(
 
     A prediction bound for one more deviation at `false_alarm` shared out over all comparisons of a pass (Bonferroni).
     Losses and gradient norms: log-normal, the location a method's own, the spread pooled over the methods and state
-    widths of the window, since single runs repeat too seldom; never below one rounding of float32. Scores: normal about
-    zero, pooled over methods; where none moved, a score goes in steps, and the bound is one row that falls the other
-    way (at most 2 / rows of accuracy, F1 and Matthews' coefficient). Peaks: the largest seen. No bound lies below the
-    largest deviation seen.
+    widths of the window, since single runs repeat too seldom, and over all windows where few of one moved at all; never
+    below one rounding of float32. Scores: normal about zero, pooled over methods; where none moved, a score goes in
+    steps, and the bound is one row that falls the other way (at most 2 / rows of accuracy, F1 and Matthews'
+    coefficient). Peaks: the largest seen. No bound lies below the largest deviation seen.
 
     Raises:
         ValueError: a replicate holds a plan that the reference lacks, or nothing at all was compared.
@@ -134,8 +140,22 @@ def derive(
     rows = min(
         (count for record in reference for each in record.evaluations for count in each.rows.values()), default=1
     )
-    bands = [band for family in families.values() for band in _bands(family, tail, 2 / rows)]
+    alike: dict[Kind, list[list[float]]] = defaultdict(list)
+    for group, values in seen.items():
+        alike[group.kind].append(_logs(values))
+    bands = [band for family in families.values() for band in _bands(family, tail, 2 / rows, alike)]
     return Tolerances(false_alarm=false_alarm, comparisons=comparisons, replicates=kept, bands=bands)
+
+
+def joined(before: Tolerances, added: Tolerances) -> Tolerances:
+    """Return `added` beside what was derived `before`, from replicates of another processor: of two bands the wider."""
+    bands = {_key(each): each for each in before.bands}
+    for each in added.bands:
+        known = bands.get(_key(each))
+        if known is None or each.bound > known.bound:
+            bands[_key(each)] = each
+    replicates = [*before.replicates, *(each for each in added.replicates if each not in before.replicates)]
+    return added.model_copy(update={"replicates": replicates, "bands": [bands[key] for key in sorted(bands)]})
 
 
 def read_tolerances(path: Path) -> Tolerances:
@@ -163,30 +183,35 @@ def _deviation_of(old: Quantity, new: Quantity | None) -> float | None:
     return deviation(old.kind, float(old.value), float(new.value))
 
 
-def _bands(family: Mapping[_Group, Sequence[float]], tail: float, row: float) -> Iterator[Band]:
-    """Yield the bands of one kind, suite and item: a group's own, and one for methods that had no replicate."""
+def _bands(
+    family: Mapping[_Group, Sequence[float]], tail: float, row: float, alike: Mapping[Kind, Sequence[Sequence[float]]]
+) -> Iterator[Band]:
+    """Yield the bands of one kind, suite and item: a group's own, and one for methods that had no replicate.
+
+    `alike`: logarithms of the deviations of all groups, by kind.
+    """
     kind = next(iter(family)).kind
     everything = [value for values in family.values() for value in values]
     by_bits: dict[Literal[8, 32], list[float]] = defaultdict(list)
     for group, values in family.items():
         by_bits[group.state_bits].extend(values)
     if kind in ("loss", "gradient"):
-        logs = {group: [math.log(value) for value in values if value > 0] for group, values in family.items()}
-        freedom = sum(max(0, len(each) - 1) for each in logs.values())
-        within = math.sqrt(
-            sum((len(each) - 1) * _spread(each) ** 2 for each in logs.values() if each) / max(1, freedom)
-        )
+        logs = {group: _logs(values) for group, values in family.items()}
+        within, freedom = _within(logs.values())
+        if freedom < ENOUGH:
+            # With a handful the quantile of t is so far out that the band would hold nothing back.
+            within, freedom = _within(alike[kind])
         whole = [value for each in logs.values() for value in each]
         for group, values in family.items():
             # A group whose deviations were all zero has no location of its own: it gets everyone's.
             own = logs[group] or whole
-            spread = within if logs[group] and freedom else _spread(whole)
-            degrees = freedom if logs[group] and freedom else len(whole) - 1
+            few = not logs[group] and len(whole) > ENOUGH
+            spread, degrees = (_spread(whole), len(whole) - 1) if few else (within, freedom)
             yield _band(group, values, own, spread, _log_normal(own, spread, degrees, tail))
         for bits in by_bits:
             group = next(iter(family))._replace(state_bits=bits, method=EVERY)
-            bound = _log_normal(whole, _spread(whole), len(whole) - 1, tail)
-            yield _band(group, everything, whole, _spread(whole), bound)
+            spread, degrees = (_spread(whole), len(whole) - 1) if len(whole) > ENOUGH else (within, freedom)
+            yield _band(group, everything, whole, spread, _log_normal(whole, spread, degrees, tail))
         return
     bound = max(everything)
     spread = math.sqrt(sum(value * value for value in everything) / len(everything))
@@ -196,6 +221,17 @@ def _bands(family: Mapping[_Group, Sequence[float]], tail: float, row: float) ->
     for bits in by_bits:
         group = next(iter(family))._replace(state_bits=bits, method=EVERY)
         yield _band(group, everything, [], spread, bound)
+
+
+def _logs(values: Iterable[float]) -> list[float]:
+    return [math.log(value) for value in values if value > 0]
+
+
+def _within(groups: Iterable[Sequence[float]]) -> tuple[float, int]:
+    """Return the spread within groups, pooled, and its degrees of freedom."""
+    parts = [(len(each) - 1, _spread(each)) for each in groups if len(each) > 1]
+    freedom = sum(degrees for degrees, _ in parts)
+    return math.sqrt(sum(degrees * spread**2 for degrees, spread in parts) / max(1, freedom)), freedom
 
 
 def _band(group: _Group, values: Sequence[float], logs: Sequence[float], spread: float, bound: float) -> Band:
@@ -216,7 +252,7 @@ def log_normal_bound(values: Sequence[float], tail: float) -> float:
 
 
 def _log_normal(logs: Sequence[float], spread: float, degrees: int, tail: float) -> float:
-    if degrees < 1:
+    if degrees < 1 or not logs:
         return ROUNDING
     reach = float(stats.t.ppf(1 - tail, degrees)) * spread * math.sqrt(1 + 1 / len(logs))
     return max(ROUNDING, math.exp(min(sum(logs) / len(logs) + reach, 0.0)))

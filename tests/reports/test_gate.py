@@ -259,6 +259,28 @@ def test_tolerances_are_derived_by_command(reference: Path, tmp_path: Path) -> N
     assert invoke("gate-tolerances", "--replicates", moved, "--reference", reference, "--false-alarm", "2")[0] == 2
 
 
+def test_bands_of_another_processor_are_added(reference: Path, tmp_path: Path) -> None:
+    near, far = (
+        write_all(tmp_path / name, [record(each, shift=by) for each in METHODS])
+        for name, by in (("near", 1e-7), ("far", 1e-3))
+    )
+
+    def bounds(*words: object) -> dict[tuple[object, ...], float]:
+        code, text = invoke("gate-tolerances", "--reference", reference, *words)
+        assert code == 0, text
+        found = read_tolerances(reference / "tolerances.json").bands
+        return {(each.kind, each.item, each.method): each.bound for each in found}
+
+    alone, other = bounds("--replicates", near), bounds("--replicates", far)
+    assert any(other[key] > alone[key] for key in alone)
+    both = bounds("--replicates", near, "--add")
+    assert both == {key: max(alone[key], other[key]) for key in alone}
+    kept = read_tolerances(reference / "tolerances.json").replicates
+    assert [each.name for each in kept] == ["far", "near"]
+    assert bounds("--replicates", near, "--add") == both
+    assert len(read_tolerances(reference / "tolerances.json").replicates) == 2
+
+
 PLUGIN = """
 def run(replicate):
     return {"state_bytes": STATE, "loss": [1.0 / step * (1 + 1e-7 * replicate) for step in range(1, 9)]}

@@ -14,7 +14,7 @@ from results.gate import Refusal, Tolerances, check, compare, derive, load, obse
 from results.gate.accept import add_to_changelog, changelog_entry, replace_reference
 from results.gate.observed import NoReference, differences
 from results.gate.quantities import quantities, window_name, windows
-from results.gate.tolerances import EVERY, Replicate, log_normal_bound, of_mean
+from results.gate.tolerances import EVERY, ROUNDING, Replicate, log_normal_bound, of_mean
 from results.schema import Record
 from results.store import write_record
 
@@ -242,6 +242,27 @@ def test_the_cause_of_a_moved_number(reference: list[Record], tolerances: Tolera
         assert len(found) > 1
         assert found[0].cause == likely
         assert "device_name" in found[0].why
+
+
+def test_a_window_in_which_few_moved_has_no_boundless_band(reference: list[Record], make_record: Make) -> None:
+    noise = random.Random(0)
+    sides = []
+    for turn in range(4):
+        records = []
+        for seed in range(3):
+            points = curve()
+            for step, point in enumerate(points):
+                # Of the first step two runs in all move, of the second none.
+                moves = step > 1 or (step == 0 and seed == 0 and turn < 2)
+                point["loss"] *= 1 + moves * 1e-6 * noise.lognormvariate(0, 1.0)
+            records.append(make_run(make_record, seed, parts={"curve": points}))
+        sides.append(
+            (Replicate(name=str(turn), runs=3, threads=1, variables={}, device_name="cpu", commit=None), records)
+        )
+    found = derive(reference, sides, 0.01).bands
+    bounds = {each.item: each.bound for each in found if each.kind == "loss" and each.method != "every method"}
+    assert bounds["step 2"] == ROUNDING
+    assert 1e-6 < bounds["step 1"] < 2e-3
 
 
 def test_the_same_clean_commit_cannot_be_the_cause(tolerances: Tolerances, make_record: Make) -> None:

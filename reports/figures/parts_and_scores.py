@@ -20,6 +20,8 @@ from results.schema import Peak, Record
 
 PARTS_TITLE, DOTS_TITLE = "What peak memory consists of", "Scores by task, every seed shown"
 WIDTH = 9.2
+LONGEST_LABEL = 40
+"""Characters of a row's label that stand in one line."""
 VISIBLE = 0.004
 CARD_BYTES = 24 * GIB
 """Memory of the card that published claims of this field are about."""
@@ -100,9 +102,15 @@ def parts_plot(context: Context) -> Plot | None:
     return draw("parts", PARTS_TITLE, context.caption(what), lambda: _parts(context, bars, context.titles[task]))
 
 
-def name_room(names: Sequence[str], size: float) -> float:
+def in_lines(names: Iterable[str]) -> list[str]:
+    """Return row labels, long ones in several lines."""
+    return ["\n".join(textwrap.wrap(name, LONGEST_LABEL)) for name in names]
+
+
+def name_room(labels: Sequence[str], size: float) -> float:
     """Return the fraction of the figure's width that row labels of `size` points need, with some air."""
-    return (max(map(len, names)) * size * 0.6 / 72 + 0.2) / WIDTH
+    longest = max(len(line) for label in labels for line in label.split("\n"))
+    return (longest * size * 0.6 / 72 + 0.2) / WIDTH
 
 
 def used_parts(bars: list[Bar]) -> list[str]:
@@ -122,9 +130,10 @@ def _parts(context: Context, bars: list[Bar], task: str) -> Figure:
 
 def stacked(bars: list[Bar], title: str, under: str, footer: str) -> Figure:
     """Return a figure with a bar a row, its parts side by side and its total at the end."""
-    height = 1.95 + 0.42 * len(bars)
+    labels = in_lines(bar.title for bar in bars)
+    height = 1.95 + max(0.42, 0.17 * max(1 + label.count("\n") for label in labels)) * len(bars)
     figure, (bottom, top) = framed(WIDTH, height, title, under, footer)
-    left_edge = name_room([bar.title for bar in bars], 10) + 0.03
+    left_edge = name_room(labels, 10) + 0.03
     axes = figure.add_axes((left_edge, bottom + 0.5 / height, 0.98 - left_edge, top - bottom - 0.92 / height))
     unit, size = byte_unit(max(bar.total_bytes for bar in bars))
     longest = max(bar.total_bytes for bar in bars) / size
@@ -148,7 +157,7 @@ def stacked(bars: list[Bar], title: str, under: str, footer: str) -> Figure:
         axes.axvline(CARD_BYTES / size, color=INK, linewidth=1.3, linestyle=(0, (5, 3)), zorder=0.5)
         label = f"{CARD_BYTES // GIB} GiB: a consumer card"
         handles.append(Line2D([], [], color=INK, linewidth=1.3, linestyle=(0, (5, 3)), label=label))
-    axes.set_yticks(range(len(bars)), [bar.title for bar in bars], fontsize=10)
+    axes.set_yticks(range(len(bars)), labels, fontsize=10)
     axes.set_ylabel("Method")
     axes.set_ylim(len(bars) - 0.5, -0.5)
     axes.set_xlim(0, 1.11 * longest)
@@ -172,9 +181,9 @@ def dots_plot(context: Context) -> Plot | None:
 
 
 def _dots(context: Context, columns: list[Column]) -> Figure:
-    titles = [context.title(method) for method in context.methods]
+    titles = in_lines(context.title(method) for method in context.methods)
     rows = -(-len(columns) // min(3, len(columns)))
-    panel = 0.75 + 0.24 * len(context.methods)
+    panel = 0.75 + 0.24 * len(context.methods) * max(1 + title.count("\n") for title in titles)
     height = 1.5 + panel * rows
     footer = f"Marker: one seed; bar: mean over seeds. Scores: {context.convention.words()}. "
     footer += "Scales differ between panels and do not start at zero."

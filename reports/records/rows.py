@@ -20,6 +20,8 @@ Fields = Mapping[str, Any]
 Key = tuple[str, ...]
 BY_TASK = "by task"
 UNSET = "null"
+MANY = 3
+"""Rows, and settings in which they differ, from which on a title says only what is not the base row's."""
 IDENTITY = frozenset({"suite", "profile", "purpose", "task", "method", "seed"})
 """Fields of a plan that are no settings."""
 
@@ -67,8 +69,16 @@ class Settings:
     @property
     def words(self) -> str:
         """The same for a reader: "8 bit, projection rank 2"; empty where all of it is unset or off."""
-        parts = (_words(field, value) for field, value in zip(self.fields, self.values, strict=True))
-        return ", ".join(part for part in parts if part)
+        return _listed(zip(self.fields, self.values, strict=True))
+
+    def words_beside(self, other: Settings) -> str:
+        """The same of what `other` has otherwise."""
+        mine, its = (list(zip(row.fields, row.values, strict=True)) for row in (self, other))
+        return _listed(pair for pair in mine if pair not in its)
+
+    def differs(self, other: Settings) -> int:
+        """Return the number of fields with another value than `other` has."""
+        return sum(mine != its for mine, its in zip(self.values, other.values, strict=True))
 
 
 def told_apart(records: Sequence[Record]) -> list[Record]:
@@ -189,14 +199,14 @@ def _clashes(records: Iterable[Record]) -> bool:
 
 def _renamed(entry: MethodEntry, rows: Mapping[Settings, Sequence[Record]], catalogue: Catalogue) -> dict[str, Record]:
     """Return plan hash -> record under its row's name."""
-    usual = _usual(rows)
+    usual, words = _usual(rows), _told(rows)
     found = {}
     for row, records in rows.items():
         suite = catalogue.suite(records[0].plan.suite)
         title = suite.yardstick_title if entry.yardstick and suite.yardstick_title else entry.title
         changes: dict[str, Any] = {
             "name": f"{entry.name}{ROW}{row.name}",
-            "title": ", ".join(filter(None, (title, row.words))),
+            "title": ", ".join(filter(None, (title, words[row]))),
         }
         changes |= {} if row == usual else {"slot": None, "yardstick": False}
         mine = entry.model_copy(update=changes)
@@ -206,6 +216,23 @@ def _renamed(entry: MethodEntry, rows: Mapping[Settings, Sequence[Record]], cata
             plan = record.plan.model_copy(update={"method": mine.name})
             found[record.plan_hash] = record.model_copy(update={"plan": plan, "catalogue": known})
     return found
+
+
+def _told(rows: Mapping[Settings, Sequence[Record]]) -> dict[Settings, str]:
+    """Return what each row's title says of its settings: all that differs, or of many what is not the base row's.
+
+    The base differs from the others in least, as in a study that changes one setting at a time; its title says nothing.
+    """
+    every = {row: row.words for row in rows}
+    if min(len(rows), len(next(iter(rows)).fields)) < MANY:
+        return every
+
+    def apart(row: Settings) -> tuple[int, int]:
+        return sum(row.differs(other) for other in rows), -len(rows[row])
+
+    base = min(rows, key=apart)
+    found = {row: row.words_beside(base) for row in rows}
+    return found if len(set(found.values())) == len(rows) else every
 
 
 def _usual(rows: Mapping[Settings, Sequence[Record]]) -> Settings:
@@ -237,6 +264,10 @@ def _bare(value: str) -> str:
     if isinstance(found, float) and found.is_integer():
         return str(int(found))
     return found.replace(" ", "_") if isinstance(found, str) else value
+
+
+def _listed(pairs: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(words for field, value in pairs if (words := _words(field, value)))
 
 
 def _words(field: str, value: str) -> str:

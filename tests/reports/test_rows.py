@@ -45,6 +45,33 @@ def test_the_two_rows_of_the_readme_stand_in_one_table(make_grid: Grid) -> None:
     assert bits["gradnormlorp:projection_rank=8,state_bits=32"] == [32]
 
 
+@pytest.mark.usefixtures("unsaved")
+def test_a_study_of_one_setting_at_a_time_names_what_each_changes(make_grid: Grid) -> None:
+    base = {"rank": 8, "projection_rank": 4, "side": "small", "basis": "exact"}
+    records = make_grid(methods=("full",), tasks=("rte",))
+    for change in ({}, {"side": "both"}, {"basis": "warm"}, {"projection_rank": 8, "allow_full_rank": True}):
+        records += make_grid(methods=("gradnormlorp",), tasks=("rte",), method_config={**base, **change})
+    assert sorted(titles(records)[1:]) == [
+        "GradNormLoRP",
+        "GradNormLoRP, basis warm",
+        "GradNormLoRP, projection rank 8, allow full rank",
+        "GradNormLoRP, side both",
+    ]
+    assert {plot.name for plot in suite_report(records, "glue").plots} >= {"parts"}
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_rows_that_differ_in_much_have_figures(make_grid: Grid) -> None:
+    first = {"projection_rank": 2, "scale": 2.0, "alpha": 8.0, "dropout": 0.25, "refresh_gap": 123, "side": "both"}
+    other = {"projection_rank": 4, "scale": 4.0, "alpha": 4.0, "dropout": 0.5, "refresh_gap": 321, "side": "large"}
+    first |= {"basis": "exact", "moments": "keep", "norm_gradient": "full"}
+    other |= {"basis": "warm", "moments": "rotate", "norm_gradient": "detached"}
+    records = make_grid(methods=("gradnormlorp",), tasks=("rte", "cola"), method_config={"rank": 8, **first})
+    records += make_grid(methods=("gradnormlorp",), tasks=("rte", "cola"), method_config={"rank": 8, **other})
+    assert min(map(len, titles(records))) > 120
+    assert {plot.name for plot in suite_report(records, "glue").plots} >= {"parts", "dots"}
+
+
 def test_a_sweep_has_a_row_a_value_in_order_of_size_and_one_keeps_the_colour(make_grid: Grid) -> None:
     records = make_grid(methods=("full",), tasks=("rte",))
     for alpha in (32.0, 8.0, 16.0):

@@ -15,7 +15,7 @@ from reports.averages.glue import Average, Switchboard
 from reports.figures.style import Look, looks, seed_words
 from reports.records.frames import ROW, curves_frame, described, metrics_frame, runs_frame
 from reports.records.provenance import joined
-from reports.records.rows import told_apart
+from reports.records.rows import base_of, told_apart
 from reports.records.tuning import Tuning
 from reports.stats.outcomes import Outcomes, metric_frame, outcomes, scores_frame
 from results.catalogue import Catalogue, MetricEntry, SuiteEntry
@@ -142,13 +142,9 @@ class Context:
             rows.setdefault(row.partition(ROW)[0], []).append(row)
         settings = {row: set(row.partition(ROW)[2].split(",")) for row in self.methods}
         runs = Counter(record.plan.method for record in self.records)
-
-        def apart(row: str, others: list[str]) -> tuple[int, int]:
-            return sum(len(settings[row] - settings[other]) for other in others), -runs[row]
-
         found = {}
         for method, mine in rows.items():
-            base = min(mine, key=lambda row: apart(row, mine))
+            base = base_of({row: settings[row] for row in mine}, runs)
             found[method] = [base, *(row for row in mine if row != base)]
         return found
 

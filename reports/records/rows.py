@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from reports.records.frames import ROW, described
 from results.catalogue import Catalogue, MethodEntry
 from results.choice import ChoiceError, check_choice
 from results.schema import Record, TrainingPlan, flat
 
+Row = TypeVar("Row")
 Fields = Mapping[str, Any]
 Key = tuple[str, ...]
 BY_TASK = "by task"
@@ -76,10 +78,6 @@ class Settings:
         mine, its = (list(zip(row.fields, row.values, strict=True)) for row in (self, other))
         return _listed(pair for pair in mine if pair not in its)
 
-    def differs(self, other: Settings) -> int:
-        """Return the number of fields with another value than `other` has."""
-        return sum(mine != its for mine, its in zip(self.values, other.values, strict=True))
-
 
 def told_apart(records: Sequence[Record]) -> list[Record]:
     """Return the records, those of a method under several settings under a name for each; the others as they are.
@@ -130,6 +128,11 @@ def row_named(text: str, rows: Mapping[str, str]) -> str:
         raise ChoiceError(f"{text!r} was run under several settings: name one of {', '.join(of_method)}")
     check_choice(text, tuple(rows), "method to compare with")
     raise AssertionError("an unknown name is refused above")
+
+
+def base_of(settings: Mapping[Row, AbstractSet[object]], runs: Mapping[Row, int]) -> Row:
+    """Return the row that the others are variants of: least different from them; of equal ones that of most runs."""
+    return min(settings, key=lambda row: (sum(len(settings[row] - other) for other in settings.values()), -runs[row]))
 
 
 def _settings(record: Record) -> dict[str, str]:
@@ -226,11 +229,8 @@ def _told(rows: Mapping[Settings, Sequence[Record]]) -> dict[Settings, str]:
     every = {row: row.words for row in rows}
     if min(len(rows), len(next(iter(rows)).fields)) < MANY:
         return every
-
-    def apart(row: Settings) -> tuple[int, int]:
-        return sum(row.differs(other) for other in rows), -len(rows[row])
-
-    base = min(rows, key=apart)
+    settings = {row: set(zip(row.fields, row.values, strict=True)) for row in rows}
+    base = base_of(settings, {row: len(records) for row, records in rows.items()})
     found = {row: row.words_beside(base) for row in rows}
     return found if len(set(found.values())) == len(rows) else every
 

@@ -39,6 +39,7 @@ class Space(Strict):
     round: int = Field(ge=0, description="0 first; one more each time that the ranges were widened, for all methods")
     learning_rate: Range | None = Field(description="of the method's matrices; None: it trains none")
     rest_learning_rate: Range = Field(description="of what every method trains alike")
+    first: int = Field(default=0, ge=0, description="place in the sequence of points of the round's first one")
 
 
 class Trial(Strict):
@@ -46,7 +47,7 @@ class Trial(Strict):
 
     method: str
     round: int = Field(ge=0)
-    number: int = Field(ge=0, description="place of the point in the sequence, which is the same for every method")
+    number: int = Field(ge=0, description="place of the point among its round's, which are the same for every method")
     point: tuple[float, float] = Field(description="in the unit square: (learning rate, learning rate of the rest)")
     learning_rate: float | None = Field(description="None: the method trains no matrix")
     rest_learning_rate: float
@@ -114,7 +115,7 @@ def joined(searches: Iterable[Search]) -> list[Search]:
     """Return searches, as one those that gave the same points and budget to other methods, in folders of their own."""
     found: list[Search] = []
     for search in searches:
-        alike = [place for place, other in enumerate(found) if _asked(other) == _asked(search)]
+        alike = [place for place, other in enumerate(found) if _alike(other, search)]
         mine = {space.method for space in search.spaces}
         place = next((at for at in alike if mine.isdisjoint(each.method for each in found[at].spaces)), None)
         if place is None:
@@ -122,6 +123,13 @@ def joined(searches: Iterable[Search]) -> list[Search]:
         else:
             found[place] = with_others(search, found[place])
     return found
+
+
+def _alike(one: Search, other: Search) -> bool:
+    if _asked(one) != _asked(other):
+        return False
+    points = {(trial.round, trial.number): trial.point for trial in one.results}
+    return all(points.get((trial.round, trial.number), trial.point) == trial.point for trial in other.results)
 
 
 def _asked(search: Search) -> dict[str, Any]:

@@ -117,7 +117,10 @@ class Hunt:
         with self.journal.held():
             before, begun = self.journal.spaces(self.round), self.journal.spaces(self.round + 1)
             also = {name for method, space in begun.items() for name in wider_rates(before[method], space)}
-            spaces = widened(list(self.trials.rounds[-1].values()), best, also)
+            last = list(self.trials.rounds[-1].values())
+            # Where other methods have begun the round, its points are theirs.
+            first = next((space.first for space in begun.values()), last[0].first + self.trials.trials)
+            spaces = widened(last, best, first, also)
             if spaces is None:
                 return False
             # Where a round has begun, its ranges stay: what was best before it may be another trial by now.

@@ -100,24 +100,28 @@ def edges(space: Space, learning_rate: float | None, rest_learning_rate: float) 
     return found
 
 
-def widened(spaces: Sequence[Space], best: Mapping[str, Choice], also: Collection[str] = ()) -> list[Space] | None:
+def widened(
+    spaces: Sequence[Space], best: Mapping[str, Choice], first: int, also: Collection[str] = ()
+) -> list[Space] | None:
     """Return the next round's spaces, or None where no method's best lies at an edge.
 
     A rate at whose edge some method's best lies is searched over a range `WIDER` times as wide, for all methods:
     towards that edge where it is the method's own, to both sides alike where it is not.
 
     Args:
+        first: place in the sequence of the round's first point; points of an earlier round would try the rates again
+            whose ranges stay.
         also: rates whose ranges other methods, which are not among these, have widened already.
     """
     at_edge = {edge for space in spaces for edge in best[space.method].edges}
     names = [name for name in RATES if name in also or at_edge & {f"{name} low", f"{name} high"}]
     if not names:
         return None
-    return [_wider(space, names, best[space.method].edges) for space in spaces]
+    return [_wider(space, names, best[space.method].edges, first) for space in spaces]
 
 
-def _wider(space: Space, names: Sequence[str], own: Sequence[str]) -> Space:
-    changed: dict[str, object] = {"round": space.round + 1}
+def _wider(space: Space, names: Sequence[str], own: Sequence[str], first: int) -> Space:
+    changed: dict[str, object] = {"round": space.round + 1, "first": first}
     for name in names:
         span: Range | None = getattr(space, name)
         if span is not None:

@@ -15,7 +15,7 @@ from results.search import Choice, Search, Space, Trial
 from results.store import FINAL, read_record
 from suites.plan import Comparison
 from suites.run.worker import record_path
-from suites.search.space import SAMPLER, check_widths, checked_range, edges, points, rates_at
+from suites.search.space import SAMPLER, Point, check_widths, checked_range, edges, points, rates_at
 from suites.suite import HELD_OUT, Runtime
 
 ANY_SHAPE = (64, 64)
@@ -50,13 +50,16 @@ class Trials:
 
     def plans_of(self, space: Space, number: int) -> dict[str, Plan]:
         """Return task -> plan of one trial."""
-        own, rest = rates_at(space, points(self.trials)[number])
+        own, rest = rates_at(space, self._point(space, number))
         # A method that trains no matrix has its one rate in both places.
         rates = {"learning_rate": rest if own is None else own, "rest_learning_rate": rest}
         return {
             task: plan.model_copy(update={"training": plan.training.model_copy(update=rates)})
             for task, plan in self.templates[space.method].items()
         }
+
+    def _point(self, space: Space, number: int) -> Point:
+        return points(space.first + self.trials)[space.first + number]
 
     def plans(self, round_: int) -> list[Plan]:
         """Return the plans of a round, point by point and then method by method: a cut-off leaves whole comparisons."""
@@ -104,12 +107,13 @@ class Trials:
         whole = len(known) == len(records)
         scores = [score for record in known if (score := held_out_score(record)) is not None]
         walls = [record.timing.wall_s for record in known if record.timing is not None]
-        own, rest = rates_at(space, points(self.trials)[number])
+        point = self._point(space, number)
+        own, rest = rates_at(space, point)
         return Trial(
             method=space.method,
             round=space.round,
             number=number,
-            point=points(self.trials)[number],
+            point=point,
             learning_rate=own,
             rest_learning_rate=rest,
             plans={task: plan.hash() for task, plan in plans.items()},

@@ -25,7 +25,7 @@ from baselines.method import REST_RATES, Work
 from baselines.registry import methods
 from results.catalogue import Catalogue, MetricEntry, SuiteEntry, TaskEntry
 from results.schema import DataPlan, ModelPlan, Plan, Record, Status
-from results.search import RATES, Choice, Range, Search, Space, read_search
+from results.search import RATES, Choice, Range, Search, Space, joined, read_search
 from results.store import StoreError, read_records, write_record
 from suites import config, plan
 from suites.__main__ import app
@@ -244,16 +244,17 @@ def _best(method: str, *at_edge: str) -> Choice:
 def test_ranges_are_widened_for_all_methods_by_the_same_factor() -> None:
     spaces = [_space(method=method) for method in ("x", "y", "z")]
     best = {"x": _best("x"), "y": _best("y", "learning_rate high"), "z": _best("z", "learning_rate low")}
-    found = widened(spaces, best)
+    found = widened(spaces, best, 5)
     assert found is not None
     assert [(each.learning_rate.low, each.learning_rate.high) for each in found if each.learning_rate] == [
         (3.162e-5, 3.162e-2), (1e-4, 1e-1), (1e-5, 1e-2)
     ]  # fmt: skip
-    assert all(each.rest_learning_rate == spaces[0].rest_learning_rate and each.round == 1 for each in found)
-    assert widened(spaces, {each.method: _best(each.method) for each in spaces}) is None
-    joined = widened(spaces, {each.method: _best(each.method) for each in spaces}, ["rest_learning_rate"])
-    assert joined is not None
-    assert all(each.learning_rate == spaces[0].learning_rate for each in joined)
+    assert all(each.rest_learning_rate == spaces[0].rest_learning_rate for each in found)
+    assert {(each.round, each.first) for each in found} == {(1, 5)}
+    assert widened(spaces, {each.method: _best(each.method) for each in spaces}, 5) is None
+    late = widened(spaces, {each.method: _best(each.method) for each in spaces}, 5, ["rest_learning_rate"])
+    assert late is not None
+    assert all(each.learning_rate == spaces[0].learning_rate for each in late)
 
 
 # What is tried
@@ -434,6 +435,9 @@ def test_ranges_are_widened_and_tried_again_until_no_best_lies_at_an_edge(folder
     assert best.round == 1
     assert best.learning_rate is not None
     assert best.learning_rate > 1e-2
+    for method in rounds:
+        # The later round's points are new ones: where a range stayed, its rates too.
+        assert [trial.point for trial in found.results if trial.method == method] == list(points(32))
     # No further than it is told.
     alone = search(made(folder.with_name("one"), 16, overrides=(("rounds", 1),)), pretender(far))
     assert next(choice for choice in alone.choices if choice.method == "full").edges == ["learning_rate high"]
@@ -448,10 +452,41 @@ def test_a_method_that_joins_later_gets_as_many_rounds(folder: Path, profiles: P
     assert {choice.method for choice in found.choices} == {"full", "lora"}
     widths = {(s.method, s.round): s.learning_rate.high / s.learning_rate.low for s in found.spaces if s.learning_rate}
     assert widths["lora", 1] == pytest.approx(widths["full", 1], rel=1e-2)
+    full, lora = ([trial.point for trial in found.results if trial.method == method] for method in ("full", "lora"))
+    assert lora == full
     write_choice(found, folder)
     behind = found.model_copy(update={"spaces": [s for s in found.spaces if (s.method, s.round) != ("lora", 1)]})
     with pytest.raises(ValueError, match=r"no choice: lora have had fewer than 2 rounds.*--method full,lora"):
         write_choice(behind, folder)
+
+
+def test_a_round_that_has_begun_goes_on_at_its_own_points(folder: Path) -> None:
+    """Searches that were begun when every round had the same points."""
+
+    def high(run: Plan) -> float:
+        return -run.training.learning_rate
+
+    trials = made(folder, 9, methods=("full",))
+    hunting = Hunt(trials, RUNTIME)
+    for plan_ in trials.plans(0):
+        write_record(folder, record_of(plan_, high(plan_)))
+    hunting.settle()
+    best = {choice.method: choice for choice in trials.search().choices}
+    with hunting.journal.held():
+        for space in widened(list(trials.rounds[0].values()), best, 0) or ():
+            hunting.journal.begin(space, trials.templates[space.method], larger=False)
+    found = search(made(folder, 9, methods=("full",), overrides=(("rounds", 3),)), pretender(high))
+    assert [space.first for space in found.spaces] == [0, 0, 9]
+    told = [trial.point for trial in found.results if trial.round < 2]
+    assert told == [*points(9), *points(9)]
+
+
+def test_searches_are_joined_where_their_points_are_the_same(folder: Path) -> None:
+    ours = search(made(folder / "a", 4, methods=("full",)), pretender(far))
+    theirs = search(made(folder / "b", 4, methods=("lora",)), pretender(far))
+    assert [{space.method for space in each.spaces} for each in joined([ours, theirs])] == [{"full", "lora"}]
+    moved = [trial.model_copy(update={"point": trial.point[::-1]}) for trial in theirs.results]
+    assert len(joined([ours, theirs.model_copy(update={"results": moved})])) == 2
 
 
 # It stops, goes on, and is shared

@@ -73,7 +73,7 @@ def sensitivity_plot(context: Context) -> Plot | None:
 def _under(context: Context, tuning: Tuning) -> str:
     assert tuning.metric is not None
     tasks = ", ".join(tuning.entry.task_title(task) for task in tuning.tasks)
-    return f"{context.heading}. Held-out {tuning.metric.title} of {tasks}, {tuning.metric.better} is better."
+    return f"{context.about}. Held-out {tuning.metric.title} of {tasks}, {tuning.metric.better} is better."
 
 
 def _sensitivity(context: Context, tuning: Tuning) -> Figure:

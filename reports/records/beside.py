@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from reports.records.selection import spoken, without_epochs
 from results.schema import Plan, flat
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ class Beside:
                     sides = found.setdefault(name, (set(), set()))
                     sides[0].update(mine)
                     sides[1].update(other)
-        texts = [f"{_spoken(name)} {_joined(mine)} and {_joined(other)}" for name, (mine, other) in found.items()]
+        texts = [
+            f"{_spoken(name)} {_joined(mine)} and {_joined(other)}"
+            for name, (mine, other) in without_epochs(found).items()
+        ]
         here, there = self.origins.get(first, {}), self.origins.get(second, {})
         return (*texts, *(f"{n} {here[n] or 'none'} and {there[n] or 'none'}" for n in here if here[n] != there[n]))
 
@@ -70,8 +74,7 @@ def beside(context: Context) -> Beside:
 
 
 def _spoken(name: str) -> str:
-    words = {RULE: "learning rate of the rest"}
-    return words.get(name, name.rpartition(".")[2].replace("_", " ") if name.startswith("training.") else name)
+    return "learning rate of the rest" if name == RULE else spoken(name)
 
 
 def _joined(values: set[str]) -> str:

@@ -278,7 +278,13 @@ class Context:
 
     @property
     def heading(self) -> str:
-        """Which runs the report is about."""
+        """Which runs the report is about, with what all of them share that the profile does not have."""
+        shared = {record.plan.variant for record in self.records}
+        return ", ".join(filter(None, (self.about, shared.pop() if len(shared) == 1 else "")))
+
+    @property
+    def about(self) -> str:
+        """Suite, profile and rank."""
         return f"{self.entry.title}, profile {self.profile}" + ("" if self.rank is None else f", rank {self.rank}")
 
     @property

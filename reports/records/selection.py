@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from reports.records.frames import table_ranks
 from results.choice import ChoiceError, check_choice
 from results.schema import Record, flat
 
 ALL: Final = "all"
+EPOCHS = "training.epochs"
+LENGTHS = frozenset({"training.steps", "training.batch_size", "data.train_rows"})
 Rank = int | Literal["all"] | None
+Values = TypeVar("Values")
 
 
 class ReportError(ValueError):
@@ -166,9 +170,31 @@ def uneven_settings(records: Sequence[Record]) -> list[str]:
         for name, value in flat(plan).items():
             if name not in ("training.learning_rate", "training.rest_learning_rate"):
                 by_task.setdefault(record.plan.task, {}).setdefault(name, set()).add(json.dumps(value))
+    uneven = {
+        task: {name: values for name, values in names.items() if len(values) > 1} for task, names in by_task.items()
+    }
     return [
-        f"{task}: {name} {', '.join(sorted(values))}"
-        for task, names in sorted(by_task.items())
-        for name, values in sorted(names.items())
-        if len(values) > 1
+        f"{task}: {spoken(name)} {_listed(values)}"
+        for task, names in sorted(uneven.items())
+        for name, values in sorted(without_epochs(names).items())
     ]
+
+
+def spoken(name: str) -> str:
+    """Return a plan's field as a reader calls it."""
+    return name.removeprefix("training.").replace("_", " ") if name.startswith("training.") else name
+
+
+def without_epochs(differing: Mapping[str, Values]) -> dict[str, Values]:
+    """Return name -> value without the epochs, where steps, batch or rows say it already."""
+    return {name: values for name, values in differing.items() if name != EPOCHS or not LENGTHS & differing.keys()}
+
+
+def _listed(values: Iterable[str]) -> str:
+    """Return values given as JSON, numbers in their order."""
+    found = [(json.loads(text), text) for text in values]
+    return ", ".join(text for _, text in sorted(found, key=lambda each: (_number(each[0]), each[1])))
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, (int, float)) else math.inf

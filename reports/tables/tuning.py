@@ -33,7 +33,7 @@ def tuning_caption(context: Context, tuning: Tuning, what: str) -> str:
     seeds = sorted({record.plan.seed for record in tuning.records})
     of_tasks = f"mean over {tasks}" if len(tuning.tasks) > 1 else tasks
     return (
-        f"{context.heading}: {what}. Scored on held-out train rows ({tuning.metric.title}, {of_tasks}), never on "
+        f"{context.about}: {what}. Scored on held-out train rows ({tuning.metric.title}, {of_tasks}), never on "
         f"validation; trials of {', '.join(map(str, steps))} steps, {seed_words(seeds)}."
     )
 

@@ -172,6 +172,14 @@ def test_searched_rates_are_no_difference_of_the_rule_and_others_are_said(run: C
     assert full == lora
 
 
+def test_epochs_that_follow_from_the_batch_are_no_other_difference(run: Callable[..., Record]) -> None:
+    records = [run("rte", "full", s, 0.7, batch_size=8, epochs=0.5) for s in SEEDS]
+    records += [run("rte", "lora", s, 0.8, batch_size=13, epochs=0.8125) for s in SEEDS]
+    told = table_of(records).data.iloc[0]["what_else_differs"].split("; ")
+    assert "batch size 13 and 8" in told
+    assert not any(text.startswith("epochs") for text in told)
+
+
 @pytest.mark.usefixtures("unsaved")
 def test_an_average_that_orders_nothing_is_not_drawn(make_grid: Callable[..., list[Record]], run: Any) -> None:
     apart, alike = {"full": 0.7, "lora": 0.8}, {"full": 0.7, "lora": 0.7}

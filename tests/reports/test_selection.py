@@ -88,4 +88,12 @@ def test_condition_on_a_method_setting_spares_methods_without_it(make_record: Ma
 
 def test_uneven_settings_are_named_but_learning_rates_may_differ(make_record: Make) -> None:
     assert uneven_settings([make_record(method="full"), make_record()]) == []
-    assert uneven_settings([make_record(method="full", steps=30), make_record()]) == ["rte: training.steps 30, 60"]
+    assert uneven_settings([make_record(method="full", steps=30), make_record()]) == ["rte: steps 30, 60"]
+
+
+def test_uneven_numbers_stand_in_their_order_and_epochs_are_said_only_where_nothing_else_says_them(
+    make_record: Make,
+) -> None:
+    batches = [make_record(method=f"m{size}", batch_size=size, epochs=size / 7) for size in (9, 13, 8)]
+    assert uneven_settings(batches) == ["rte: batch size 8, 9, 13"]
+    assert uneven_settings([make_record(epochs=1.0), make_record(epochs=2.0)]) == ["rte: epochs 1.0, 2.0"]

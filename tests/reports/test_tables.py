@@ -204,7 +204,7 @@ def test_convention_changes_the_average_and_the_caption(make_grid: Grid) -> None
 
 def test_uneven_settings_stand_below_the_scores(make_record: Make) -> None:
     notes = score_table(context_of([make_record(method="full", steps=30), make_record()])).notes
-    assert "Settings that differ within a task: rte: training.steps 30, 60" in notes
+    assert "Settings that differ within a task: rte: steps 30, 60" in notes
 
 
 def test_settings_are_said_once_where_tasks_agree_and_by_task_where_they_do_not(make_record: Make) -> None:
@@ -247,3 +247,11 @@ def test_tables_beside_records_are_no_records(tmp_path: Path, make_grid: Grid) -
         write_record(tmp_path, record)
     write_report(suite_report(records, "glue", "micro", 8), tmp_path)
     assert len(read_records([tmp_path])) == len(records)
+
+
+def test_a_caption_says_the_variant_that_all_runs_share(make_record: Make) -> None:
+    def caption(*variants: str) -> str:
+        return score_table(context_of([make_record(method=f"m{n}", variant=v) for n, v in enumerate(variants)])).caption
+
+    assert caption("equal memory", "equal memory").startswith("GLUE, profile micro, rank 8, equal memory: ")
+    assert caption("equal memory", "").startswith("GLUE, profile micro, rank 8: ")

@@ -182,7 +182,8 @@ def uneven_settings(records: Sequence[Record]) -> list[str]:
 
 def spoken(name: str) -> str:
     """Return a plan's field as a reader calls it."""
-    return name.removeprefix("training.").replace("_", " ") if name.startswith("training.") else name
+    part, _, field = name.partition(".")
+    return field.replace("_", " ") if part == "training" else name
 
 
 def without_epochs(differing: Mapping[str, Values]) -> dict[str, Values]:

@@ -16,23 +16,19 @@ from dataclasses import replace
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, Kept, LayerRanks, Method, MethodConfig, Part, Placement, Rates, trainable
+from baselines.method import AdamSettings, Kept, Method, MethodConfig, Part, Placement, Rates, trainable
 from baselines.shared.adamw import adamw, check_bitsandbytes
 
 BITS = 8
 
 
-class AdamW8bitConfig(MethodConfig):
-    """8-bit AdamW has no settings of its own."""
-
-
-def attach(model: nn.Module, placement: Placement, config: AdamW8bitConfig) -> None:
+def attach(model: nn.Module, placement: Placement, config: MethodConfig) -> None:
     """Make every parameter trainable."""
     check_bitsandbytes()
     model.requires_grad_(True)
 
 
-def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: AdamW8bitConfig) -> Optimizer:
+def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: MethodConfig) -> Optimizer:
     """Return bitsandbytes' AdamW over everything."""
     return adamw(trainable(model).values(), replace(adam, state_bits=BITS))
 
@@ -42,7 +38,7 @@ def moments(shape: tuple[int, ...]) -> tuple[Kept, ...]:
     return (Kept(shape, moments=True, bits=BITS),)
 
 
-def rest_kept(model: nn.Module, placement: Placement, config: AdamW8bitConfig) -> Mapping[str, tuple[Kept, ...]]:
+def rest_kept(model: nn.Module, placement: Placement, config: MethodConfig) -> Mapping[str, tuple[Kept, ...]]:
     """Return the same for everything outside the target weights."""
     return {name: moments(tuple(parameter.shape)) for name, parameter in model.named_parameters()}
 
@@ -51,12 +47,11 @@ METHOD = Method(
     name="adamw8bit",
     title="8-bit AdamW",
     arxiv="2110.02861",
-    config_type=AdamW8bitConfig,
-    configure=lambda rank: AdamW8bitConfig(),
+    config_type=MethodConfig,
+    configure=lambda rank: MethodConfig(),
     attach=attach,
     optimizer=optimizer,
     merge=lambda model: model,
-    ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=None),
     layer_parts=lambda shape, config: (Part("weight", shape, trained=True, added=False, kept=moments(shape)),),
     saves_state=True,
     rest_kept=rest_kept,

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from baselines.apollo import ApolloAdamW
 from baselines.method import Method, Rates
-from baselines.shared.rules import SmallSide, attach, last_norm, moments, optimizer_of, parts_of, ranks
+from baselines.shared.rules import SmallSide, attach, last_norm, moments, optimizer_of, parts_of
 
 
 class ApolloMiniConfig(SmallSide):
@@ -47,7 +47,6 @@ METHOD = Method(
     attach=attach,
     optimizer=optimizer_of(ApolloMiniAdamW, "refresh_gap", "scale", "growth"),
     merge=lambda model: model,
-    ranks=ranks,
     layer_parts=parts_of(moments, last_norm),
     saves_state=True,
     order=23,

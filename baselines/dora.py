@@ -13,11 +13,7 @@ from baselines.method import Part, Rates
 from baselines.shared.adapters import AdapterConfig, adapter, factor_parts, inject
 
 
-class DoraConfig(AdapterConfig):
-    """DoRA's settings are the adapter's."""
-
-
-def layer_parts(shape: tuple[int, int], config: DoraConfig) -> tuple[Part, ...]:
+def layer_parts(shape: tuple[int, int], config: AdapterConfig) -> tuple[Part, ...]:
     """Return the frozen weight, both factors and the magnitude."""
     return (*factor_parts(shape, config), Part("magnitude", (shape[0],), trained=True))
 
@@ -26,8 +22,8 @@ METHOD = adapter(
     name="dora",
     title="DoRA",
     arxiv="2402.09353",
-    config_type=DoraConfig,
-    configure=lambda rank: DoraConfig(rank=rank),
+    config_type=AdapterConfig,
+    configure=lambda rank: AdapterConfig(rank=rank),
     attach=partial(inject, use_dora=True),
     layer_parts=layer_parts,
     order=2,

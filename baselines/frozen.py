@@ -12,23 +12,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from baselines.method import (
-    LayerRanks,
-    Method,
-    MethodConfig,
-    Part,
-    Placement,
-    Rates,
-    freeze_except,
-)
+from baselines.method import Method, MethodConfig, Part, Placement, Rates, freeze_except
 from baselines.shared.adamw import adamw_over_trained
 
 
-class FrozenConfig(MethodConfig):
-    """Freezing has no settings of its own."""
-
-
-def attach(model: nn.Module, placement: Placement, config: FrozenConfig) -> None:
+def attach(model: nn.Module, placement: Placement, config: MethodConfig) -> None:
     """Leave `placement.trained` trainable alone."""
     freeze_except(model, placement.trained)
 
@@ -37,12 +25,11 @@ METHOD = Method(
     name="frozen",
     title="Frozen matrices",
     arxiv=None,
-    config_type=FrozenConfig,
-    configure=lambda rank: FrozenConfig(),
+    config_type=MethodConfig,
+    configure=lambda rank: MethodConfig(),
     attach=attach,
     optimizer=adamw_over_trained,
     merge=lambda model: model,
-    ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=None),
     layer_parts=lambda shape, config: (Part("weight", shape, trained=False, added=False),),
     saves_state=True,
     control=True,

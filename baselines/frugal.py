@@ -30,7 +30,6 @@ from baselines.shared.rules import (
     moments,
     optimizer_of,
     parts_of,
-    ranks,
     spans_columns,
 )
 from gnlorp.moments import Layout, State, adam_directions, carry_moments_, moment_layout
@@ -95,7 +94,6 @@ METHOD = Method(
     attach=attach,
     optimizer=optimizer_of(FrugalAdamW, "refresh_gap", "free_scale"),
     merge=lambda model: model,
-    ranks=ranks,
     layer_parts=parts_of(moments),
     saves_state=True,
     order=25,

@@ -8,31 +8,18 @@ Loshchilov & Hutter, arXiv 1711.05101). Stated choice: the bias, norm and embedd
 
 from __future__ import annotations
 
-from torch import nn
-
-from baselines.method import LayerRanks, Method, MethodConfig, Part, Placement, Rates
+from baselines.method import Method, MethodConfig, Part, Rates, train_everything
 from baselines.shared.adamw import adamw_over_trained
-
-
-class FullConfig(MethodConfig):
-    """Full fine-tuning has no settings of its own."""
-
-
-def attach(model: nn.Module, placement: Placement, config: FullConfig) -> None:
-    """Make every parameter trainable."""
-    model.requires_grad_(True)
-
 
 METHOD = Method(
     name="full",
     title="Full fine-tuning",
     arxiv=None,
-    config_type=FullConfig,
-    configure=lambda rank: FullConfig(),
-    attach=attach,
+    config_type=MethodConfig,
+    configure=lambda rank: MethodConfig(),
+    attach=train_everything,
     optimizer=adamw_over_trained,
     merge=lambda model: model,
-    ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=None),
     layer_parts=lambda shape, config: (Part("weight", shape, trained=True, added=False),),
     saves_state=False,
     order=0,

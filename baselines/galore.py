@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, LayerRanks, Method, MethodConfig, Part, Placement, Rates
-from baselines.shared.projected import check_projection, projected_adamw, split
-from baselines.shared.targets import shapes
+from baselines.method import AdamSettings, Method, MethodConfig, Part, Placement, Rates
+from baselines.shared.projected import projected_adamw, split
+from baselines.shared.rules import attach
 
 
 class GaloreConfig(MethodConfig):
@@ -31,12 +31,6 @@ class GaloreConfig(MethodConfig):
     side: Literal["small", "large", "both"] = Field(default="small", description="side the basis spans (paper: small)")
     basis: Literal["exact", "warm"] = Field(default="exact", description="exact top singular vectors, or warm-started")
     moments: Literal["keep", "rotate", "reset"] = Field(default="keep", description="at a refresh (paper: keep)")
-
-
-def attach(model: nn.Module, placement: Placement, config: GaloreConfig) -> None:
-    """Make every parameter trainable; nothing else changes in the model."""
-    check_projection({f"layer {name}": shape for name, shape in shapes(model, placement.targets).items()}, config)
-    model.requires_grad_(True)
 
 
 def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: GaloreConfig) -> Optimizer:
@@ -53,7 +47,6 @@ METHOD = Method(
     attach=attach,
     optimizer=optimizer,
     merge=lambda model: model,
-    ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=config.projection_rank),
     layer_parts=lambda shape, config: (Part("weight", shape, True, False, config.projection_rank, config.side),),
     saves_state=True,
     order=3,

@@ -16,34 +16,29 @@ from torch import nn
 from torch.optim import Optimizer
 
 from baselines.galore import GaloreConfig
-from baselines.method import AdamSettings, LayerRanks, Method, Part, Placement, Rates, trainable
-from baselines.shared.projected import check_projection, projected_adamw
+from baselines.method import AdamSettings, Method, Part, Placement, Rates
+from baselines.shared.projected import check_projection, projected_adamw, split
 from baselines.shared.targets import shapes
 from gnlorp import NormLinear
-
-DIRECTION = ".direction"
-
-
-class GaloreNormConfig(GaloreConfig):
-    """Settings of gradient projection on the directions of dense weights: GaLore's."""
+from gnlorp.surgery import carry_hooks, swap
 
 
 def attach(model: nn.Module, placement: Placement, config: GaloreConfig) -> None:
     """Put weight-normalised layers in the targets' place; every parameter is trained."""
     check_projection({f"layer {name}": shape for name, shape in shapes(model, placement.targets).items()}, config)
+    made: dict[nn.Module, NormLinear] = {}
     for name in placement.targets:
         base = model.get_submodule(name)
         assert isinstance(base, nn.Linear)
-        model.set_submodule(name, NormLinear(base))
+        made[base] = NormLinear(base)
+        carry_hooks(base, made[base])
+    swap(model, made)
     model.requires_grad_(True)
 
 
 def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: GaloreConfig) -> Optimizer:
     """Return AdamW, projected on the directions."""
-    directions = {name + DIRECTION for name in placement.targets}
-    projected = [parameter for name, parameter in trainable(model).items() if name in directions]
-    plain = [parameter for name, parameter in trainable(model).items() if name not in directions]
-    return projected_adamw(projected, plain, adam, config)
+    return projected_adamw(*split(model, placement, "direction"), adam, config)
 
 
 def layer_parts(shape: tuple[int, int], config: GaloreConfig) -> tuple[Part, ...]:
@@ -56,9 +51,7 @@ def layer_parts(shape: tuple[int, int], config: GaloreConfig) -> tuple[Part, ...
 
 def merge(model: nn.Module) -> nn.Module:
     """Fold direction and magnitude into ordinary weights."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, NormLinear):
-            model.set_submodule(name, module.merge())
+    swap(model, {module: module.merge() for module in model.modules() if isinstance(module, NormLinear)})
     return model
 
 
@@ -66,12 +59,11 @@ METHOD = Method(
     name="galore_norm",
     title="GaLore + weight norm",
     arxiv="2403.03507",
-    config_type=GaloreNormConfig,
-    configure=lambda rank: GaloreNormConfig(projection_rank=rank),
+    config_type=GaloreConfig,
+    configure=lambda rank: GaloreConfig(projection_rank=rank),
     attach=attach,
     optimizer=optimizer,
     merge=merge,
-    ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=config.projection_rank),
     layer_parts=layer_parts,
     saves_state=True,
     order=6,

@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 
 from baselines.method import (
     AdamSettings,
-    LayerRanks,
     Method,
     Part,
     Placement,
@@ -138,7 +137,6 @@ METHOD = Method(
     attach=attach,
     optimizer=optimizer,
     merge=merge,
-    ranks=lambda shape, config: LayerRanks(rank=config.rank, projection_rank=config.projection_rank),
     layer_parts=layer_parts,
     saves_state=True,
     restart=restart,

@@ -29,18 +29,18 @@ from baselines.shared.rules import (
     attach,
     basis,
     keep,
+    moderate_,
     moments,
     one_sided,
     optimizer_of,
     parts_of,
-    ranks,
     set_bases,
     the_basis,
 )
 from gnlorp.krylov import orthonormal
 from gnlorp.moments import Layout, State, adam_directions, carry_statistics_, read_moment, state_layout
 from gnlorp.projection import Bases, add_up_, down, fit
-from gnlorp.update import bases_of
+from gnlorp.update import bases_of, moderate
 
 
 class LdadamConfig(SmallSide):
@@ -70,7 +70,7 @@ class LdadamAdamW(RuleAdamW):
             mean = read_moment(state, "exp_avg") / (1.0 - group["betas"][0] ** state["step"])
             new = power_step(error, old, mean, group["rho"])
         else:
-            (new,) = fit([error], [None], group["projection_rank"], SIDE, "exact")
+            (new,) = fit([moderate(error, norm)], [None], group["projection_rank"], SIDE, "exact")
         low = down(error, new)
         before, after = carry_statistics_(state, old, new, group["betas"])
         # The error starts as A; what goes into the step, and what the momentum keeps, is taken off.
@@ -94,6 +94,7 @@ def power_step(whole: Tensor, old: Bases, mean: Tensor, rho: float) -> Bases:
     high_MP = rho * inner + (1.0 - rho) * (matrix @ basis.to(matrix.dtype)).to(inner.dtype)
     image = rho * (basis @ (inner.T @ high_MP))
     image += (1.0 - rho) * (matrix.T @ high_MP.to(matrix.dtype)).to(inner.dtype)
+    moderate_(image)
     return one_sided(orthonormal(image), right)
 
 
@@ -106,7 +107,6 @@ METHOD = Method(
     attach=attach,
     optimizer=optimizer_of(LdadamAdamW, "rho"),
     merge=lambda model: model,
-    ranks=ranks,
     layer_parts=parts_of(moments, basis, lambda shape, rank: Kept(shape)),
     saves_state=True,
     order=24,

@@ -11,17 +11,12 @@ from __future__ import annotations
 from baselines.method import Rates
 from baselines.shared.adapters import AdapterConfig, adapter
 
-
-class LoraConfig(AdapterConfig):
-    """LoRA's settings are the adapter's."""
-
-
 METHOD = adapter(
     name="lora",
     title="LoRA",
     arxiv="2106.09685",
-    config_type=LoraConfig,
-    configure=lambda rank: LoraConfig(rank=rank),
+    config_type=AdapterConfig,
+    configure=lambda rank: AdapterConfig(rank=rank),
     order=1,
     default=True,
     slot=1,

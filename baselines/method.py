@@ -102,6 +102,11 @@ class LayerRanks:
     projection_rank: int | None
 
 
+def ranks_of(shape: tuple[int, int], config: MethodConfig) -> LayerRanks:
+    """Return the ranks that the settings name."""
+    return LayerRanks(getattr(config, "rank", None), getattr(config, "projection_rank", None))
+
+
 @dataclass(frozen=True)
 class Rates:
     """Learning rates of a method in one kind of work: the usual one, and the range that a search goes over.
@@ -256,9 +261,9 @@ class Method(Generic[C]):
             `adam.learning_rate`; `make_optimizer` sets the rest's apart. One that keeps bases is a `Refreshing`; one
             with an update inside backward of its own an `UpdatesInBackward`.
         merge: (model) -> model without any trace of the method: ordinary nn.Linear layers again.
-        ranks: ((O, I), config) -> LayerRanks.
         layer_parts: ((O, I), config) -> the tensors that stand for one target weight: what the memory formulas of
             weights, gradients, state, bases and adapters are made from, in any precision.
+        ranks: ((O, I), config) -> LayerRanks, where those are not the settings of that name.
         rest_kept: (model, placement, config) -> name of a parameter outside the target weights -> what the optimizer
             keeps for it, where that is not Adam's two moments.
         widths: bits of the state that a run may ask for.
@@ -289,9 +294,9 @@ class Method(Generic[C]):
     attach: Callable[[nn.Module, Placement, C], None]
     optimizer: Callable[[nn.Module, Placement, AdamSettings, C], Optimizer]
     merge: Callable[[nn.Module], nn.Module]
-    ranks: Callable[[tuple[int, int], C], LayerRanks]
     layer_parts: Callable[[tuple[int, int], C], tuple[Part, ...]]
     saves_state: bool
+    ranks: Callable[[tuple[int, int], C], LayerRanks] = ranks_of
     rest_kept: Callable[[nn.Module, Placement, C], Mapping[str, tuple[Kept, ...]]] = lambda model, placement, config: {}
     widths: tuple[int, ...] = (32, 8)
     from_weight: bool = False
@@ -388,6 +393,11 @@ def refreshed(optimizer: Optimizer) -> bool:
 def trainable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Return the trainable parameters by name, each once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def train_everything(model: nn.Module, placement: Placement, config: MethodConfig) -> None:
+    """Make every parameter trainable: the `attach` of a method that changes nothing in the model."""
+    model.requires_grad_(True)
 
 
 def freeze_except(model: nn.Module, names: Sequence[str]) -> None:

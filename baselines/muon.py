@@ -3,10 +3,10 @@
     M <- mu M + (1 - mu) G;   N = (1 - mu) G + mu M;   X = N / ||N||,   then `iterations` times X <- a X + b (X X^T) X
     + c (X X^T)^2 X;   W <- (1 - lr * weight_decay) W - lr * 0.2 sqrt(max(O, I)) * X
 
-Through `torch.optim.Muon`: N is Nesterov's look ahead, (a, b, c) = (3.4445, -4.7750, 2.0315), the products are in
-bfloat16. The factor 0.2 sqrt(max(O, I)) gives the update the mean square of AdamW's, so that both can share a learning
-rate (Liu et al.; torch's documentation, which has the singular values of X between about 0.5 and 1.5; those far below
-the largest one end lower).
+Through `torch.optim.Muon` (torch 2.9 and later): N is Nesterov's look ahead, (a, b, c) = (3.4445, -4.7750, 2.0315), the
+products are in bfloat16. The factor 0.2 sqrt(max(O, I)) gives the update the mean square of AdamW's, so that both can
+share a learning rate (Liu et al.; torch's documentation, which has the singular values of X between about 0.5 and 1.5;
+those far below the largest one end lower).
 
 Bytes of state for an O x I weight: 4 * O * I in float32, one momentum in the weight's own precision. Stated choices:
 Muon is for the target weights alone, as Jordan has it for hidden layers; embeddings, norms, biases and head are trained
@@ -22,7 +22,8 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, Kept, LayerRanks, Method, MethodConfig, Part, Placement, Rates, trainable
+from baselines.method import AdamSettings, Kept, Method, MethodConfig, Part, Placement, Rates, train_everything
+from baselines.shared.projected import split
 from baselines.shared.rest import RestByAdamW
 
 
@@ -42,17 +43,11 @@ class Muon(RestByAdamW, torch.optim.Muon):
     """`torch.optim.Muon`, with AdamW for the groups that `add_rest` adds."""
 
 
-def attach(model: nn.Module, placement: Placement, config: MuonConfig) -> None:
-    """Make every parameter trainable."""
-    model.requires_grad_(True)
-
-
 def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config: MuonConfig) -> Optimizer:
     """Return Muon on the target weights, AdamW on the rest."""
-    targets = {f"{name}.weight" for name in placement.targets}
-    named = trainable(model)
+    targets, rest = split(model, placement)
     found = Muon(
-        [parameter for name, parameter in named.items() if name in targets],
+        targets,
         lr=adam.learning_rate,
         weight_decay=adam.weight_decay,
         momentum=config.momentum,
@@ -60,7 +55,7 @@ def optimizer(model: nn.Module, placement: Placement, adam: AdamSettings, config
         ns_steps=config.iterations,
         adjust_lr_fn=config.size,
     )
-    found.add_rest([parameter for name, parameter in named.items() if name not in targets], adam)
+    found.add_rest(rest, adam)
     return found
 
 
@@ -70,10 +65,9 @@ METHOD = Method(
     arxiv="2502.16982",
     config_type=MuonConfig,
     configure=lambda rank: MuonConfig(),
-    attach=attach,
+    attach=train_everything,
     optimizer=optimizer,
     merge=lambda model: model,
-    ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=None),
     layer_parts=lambda shape, config: (Part("weight", shape, trained=True, added=False, kept=(Kept(shape),)),),
     saves_state=True,
     order=17,

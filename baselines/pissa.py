@@ -10,13 +10,18 @@ the factors begin anew at the top singular vectors of the weight that they were 
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from peft.tuners.lora import LoraLayer
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from baselines.method import Placement, Rates
+from baselines.shared import adapters
 from baselines.shared.adapters import AdapterConfig, adapter, factors_of, inject
 
 EXACT = "pissa"
@@ -34,38 +39,55 @@ class PissaConfig(AdapterConfig):
 
 def attach(model: nn.Module, placement: Placement, config: PissaConfig) -> None:
     """Put the adapters on the target layers and split each weight into its factors and what is left."""
-    weights = [model.get_parameter(f"{name}.weight") for name in placement.targets]
-    wide = [(weight, weight.detach().clone()) for weight in weights if weight.dtype == torch.float64]
-    for weight, _ in wide:
-        weight.data = weight.data.float()
-    inject(
-        model, placement, config, init_lora_weights=f"{EXACT}_niter_{config.iterations}" if config.iterations else EXACT
-    )
-    for weight, start in wide:
-        weight.data = start
-    layers = {id(module.get_base_layer().weight): module for module in model.modules() if isinstance(module, LoraLayer)}
-    for weight, _ in wide:
-        _take_up_rounding(layers[id(weight)], weight.data)
-
-
-def _take_up_rounding(module: LoraLayer, weight: Tensor) -> None:
-    for name in module.active_adapters:
-        low, high = factors_of(module, name)
-        low.data, high.data = low.data.to(weight.dtype), high.data.to(weight.dtype)
-        weight.sub_(high.data @ low.data, alpha=module.scaling[name])
-
-
-@torch.no_grad()
-def restart(model: nn.Module, optimizer: Optimizer, generator: torch.Generator) -> None:
-    """Merge every adapter into its weight and split that anew; the moments of the factors are dropped."""
+    how = f"{EXACT}_niter_{config.iterations}" if config.iterations else EXACT
+    with _in_float32([model.get_parameter(f"{name}.weight") for name in placement.targets]):
+        inject(model, placement, config, init_lora_weights=how)
     for module in model.modules():
         if isinstance(module, LoraLayer):
-            module.merge()
-            module.merged_adapters.clear()
             for name in module.active_adapters:
-                module.pissa_init(name, EXACT)  # type: ignore[no-untyped-call]
-                for factor in factors_of(module, name):
-                    optimizer.state.pop(factor, None)
+                _take_up_rounding(module, name)
+
+
+@contextmanager
+def _in_float32(weights: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Have weights of a float64 model in float32, as they were before afterwards."""
+    wide = [(weight, weight.data) for weight in weights if weight.dtype == torch.float64]
+    for weight, whole in wide:
+        weight.data = whole.float()
+    try:
+        yield
+    finally:
+        for weight, whole in wide:
+            weight.data = whole
+
+
+def _take_up_rounding(module: LoraLayer, name: str) -> None:
+    """Give the factors their weight's precision; a weight in float64, which peft has not split, loses their product."""
+    weight, (low, high) = _weight(module), factors_of(module, name)
+    low.data, high.data = low.data.to(weight.dtype), high.data.to(weight.dtype)
+    if weight.dtype == torch.float64:
+        weight.data.sub_(high.data @ low.data, alpha=module.scaling[name])
+
+
+def _weight(module: LoraLayer) -> nn.Parameter:
+    weight = module.get_base_layer().weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
+
+
+def restart(model: Any, optimizer: Optimizer, generator: torch.Generator) -> None:
+    """Merge every adapter into its weight and split that anew, as `attach` does; the factors' moments are dropped."""
+
+    def begin(module: LoraLayer, name: str, generator: torch.Generator) -> list[nn.Parameter]:
+        weight = _weight(module)
+        with _in_float32([weight]), torch.random.fork_rng([weight.device] if weight.is_cuda else []):
+            # The fast decomposition draws, as nothing else here does, from the global generator.
+            torch.manual_seed(int(torch.randint(1 << 62, (), generator=generator, device=generator.device)))
+            module.pissa_init(name, model.peft_config[name].init_lora_weights)
+        _take_up_rounding(module, name)
+        return list(factors_of(module, name))
+
+    adapters.restart(model, optimizer, generator, begin)
 
 
 METHOD = adapter(

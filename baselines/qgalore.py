@@ -31,7 +31,6 @@ from baselines.shared.rules import (
     one_sided,
     optimizer_of,
     parts_of,
-    ranks,
     spans_columns,
     the_basis,
 )
@@ -153,7 +152,6 @@ METHOD = Method(
     attach=attach,
     optimizer=optimizer_of(QgaloreAdamW, "refresh_gap", "scale", "likeness", "window"),
     merge=lambda model: model,
-    ranks=ranks,
     layer_parts=parts_of(moments, codes, groups, groups),
     saves_state=True,
     order=27,

@@ -13,17 +13,12 @@ from functools import partial
 from baselines.method import Rates
 from baselines.shared.adapters import AdapterConfig, adapter, inject
 
-
-class RsloraConfig(AdapterConfig):
-    """rsLoRA's settings are the adapter's, but that alpha is divided by the root of the rank."""
-
-
 METHOD = adapter(
     name="rslora",
     title="rsLoRA",
     arxiv="2312.03732",
-    config_type=RsloraConfig,
-    configure=lambda rank: RsloraConfig(rank=rank),
+    config_type=AdapterConfig,
+    configure=lambda rank: AdapterConfig(rank=rank),
     attach=partial(inject, use_rslora=True),
     order=11,
     rates={

@@ -21,7 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, Kept, LayerRanks, Method, MethodConfig, Part, Placement, Rates
+from baselines.method import AdamSettings, Kept, Method, MethodConfig, Part, Placement, Rates, train_everything
 from baselines.shared.rest import RestByAdamW
 
 SMALLEST = 1e-8
@@ -79,11 +79,6 @@ class Scale(RestByAdamW, ColumnDescent):
     """Column-normalised descent, with AdamW for the vectors that `add_rest` adds."""
 
 
-def attach(model: nn.Module, placement: Placement, config: ScaleConfig) -> None:
-    """Make every parameter trainable."""
-    model.requires_grad_(True)
-
-
 def head_of(model: nn.Module, placement: Placement) -> Tensor | None:
     """Return the weight of the last linear layer outside the targets, None where there is none."""
     targets = set(placement.targets)
@@ -130,10 +125,9 @@ METHOD = Method(
     arxiv="2506.16659",
     config_type=ScaleConfig,
     configure=lambda rank: ScaleConfig(),
-    attach=attach,
+    attach=train_everything,
     optimizer=optimizer,
     merge=lambda model: model,
-    ranks=lambda shape, config: LayerRanks(rank=None, projection_rank=None),
     layer_parts=lambda shape, config: (Part("weight", shape, trained=True, added=False, kept=()),),
     saves_state=True,
     rest_kept=rest_kept,

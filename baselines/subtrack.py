@@ -25,11 +25,11 @@ from baselines.shared.rules import (
     attach,
     basis,
     last_norm,
+    moderate_,
     moments,
     one_sided,
     optimizer_of,
     parts_of,
-    ranks,
     set_bases,
     the_basis,
 )
@@ -77,9 +77,11 @@ def geodesic_step(grad: Tensor, old: Bases, step: float) -> Bases:
     matrix, inner = (grad.T, low.T) if right else (grad, low)
     # D = -2 (G - Q R) R^T: (n, P) for n the smaller side.
     slope = -2.0 * ((matrix @ inner.T.to(matrix.dtype)).to(basis.dtype) - basis @ (inner @ inner.T))
+    factor = moderate_(slope)
     values, vectors = torch.linalg.eigh(slope.T @ slope)
-    length, direction_P1 = values[-1].clamp_min(0.0).sqrt(), vectors[:, -1:]
-    away = torch.where(length > 0, slope @ direction_P1 / length, 0.0)
+    scaled, direction_P1 = values[-1].clamp_min(0.0).sqrt(), vectors[:, -1:]
+    away = torch.where(scaled > 0, slope @ direction_P1 / scaled, 0.0)
+    length = scaled / factor
     along = basis @ direction_P1
     moved = along * torch.cos(step * length) - away * torch.sin(step * length)
     turned = basis + (moved - along) @ direction_P1.T
@@ -97,7 +99,6 @@ METHOD = Method(
     attach=attach,
     optimizer=optimizer_of(SubtrackAdamW, "refresh_gap", "scale", "growth", "basis_step"),
     merge=lambda model: model,
-    ranks=ranks,
     layer_parts=parts_of(moments, basis, last_norm),
     saves_state=True,
     order=26,

@@ -117,12 +117,13 @@ class BaseWeight:
         """Return rows of W0, (c, I)."""
         if self.scale_O is None:
             return self.weight_OI[c].to(dtype)
+        # Scales keep their precision: a rounded one would change the norm of a whole row or block.
         if self.scale_O.ndim == 1:
-            return self.weight_OI[c].to(dtype).mul_(self.scale_O[c, None].to(dtype))
-        packed, scale = self.weight_OI[c], self.scale_O[c].to(dtype)
+            return self.weight_OI[c].to(dtype).mul_(self.scale_O[c, None])
+        packed, high = self.weight_OI[c], accumulation_dtype(dtype)
         codes = torch.stack([packed & 15, packed >> 4], 2).flatten(1)[:, : self.inputs]
-        values = normal_float(dtype, packed.device)[codes.int()]
-        return values.mul_(scale.repeat_interleave(BLOCK, 1)[:, : self.inputs])
+        values = normal_float(high, packed.device)[codes.int()]
+        return values.mul_(self.scale_O[c].repeat_interleave(BLOCK, 1)[:, : self.inputs]).to(dtype)
 
     def chunks(self, dtype: torch.dtype) -> Iterator[slice]:
         """Yield the rows that are read at once: all of them where nothing has to be converted."""

@@ -22,6 +22,7 @@ OPTIONS = (
 # What torch and its schedulers keep in a group beside the options, and a name for people.
 BESIDE = (
     "params", "param_names", "name", "initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum", "swa_lr",
+    "differentiable",
 )  # fmt: skip
 # GaLore's names and transformers' for the same things.
 NAMES_ELSEWHERE = {

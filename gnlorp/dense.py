@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnlorp.base_weight import BaseWeight, accumulation_dtype, alike_spans, row_square_norms, token_spans
-from gnlorp.surgery import not_scriptable
+from gnlorp.surgery import carry_hooks, not_scriptable
 from gnlorp.weight_norm import by_hand, no_autocast, shared_cast, tracing
 
 
@@ -115,4 +115,5 @@ class NormLinear(nn.Module):
             linear = nn.Linear(self.in_features, self.out_features, bias=False)
         linear.weight = nn.Parameter(self.weight)
         linear.register_parameter("bias", self.bias)
+        carry_hooks(self, linear)
         return linear.train(self.training)

@@ -9,14 +9,19 @@ QUANTA = 1 << 16
 """Probabilities are whole multiples of 1 / QUANTA: 16 random bits an element."""
 
 
+def quanta(probability: float) -> int:
+    """Return the multiple that is really used: the nearest one, of a probability below 1 below 1."""
+    return min(round(probability * QUANTA), QUANTA - 1)
+
+
 def rounded(probability: float) -> float:
-    """Return the probability that is really used, at most 1 / 2 / QUANTA from the one asked for."""
-    return round(probability * QUANTA) / QUANTA
+    """Return the probability that is really used, at most 1 / QUANTA from the one asked for."""
+    return quanta(probability) / QUANTA
 
 
 def draw_seed() -> int:
     """Return a seed from torch's global CPU generator, so that `torch.manual_seed` and checkpointing govern it."""
-    return int(torch.empty((), dtype=torch.int64).random_())
+    return int(torch.empty((), dtype=torch.int64, device="cpu").random_())
 
 
 def kept(x: Tensor, probability: float, seed: int, index: int) -> Tensor | None:
@@ -38,7 +43,7 @@ def kept(x: Tensor, probability: float, seed: int, index: int) -> Tensor | None:
     count = x.numel()
     bits = torch.empty((count + 3) // 4, dtype=torch.int64, device=x.device)
     bits.random_(-(1 << 63), None, generator=generator)
-    threshold = round(probability * QUANTA) - QUANTA // 2
+    threshold = quanta(probability) - QUANTA // 2
     keep = bits.view(torch.int16)[:count].view(x.shape) >= threshold
     return keep.to(x.dtype).mul_(1 / (1 - rounded(probability)))
 

@@ -123,7 +123,8 @@ def _start_block(start_NP: Tensor | None, size: int, width: int, dtype: torch.dt
     missing = width - kept.shape[1]
     if missing == 0:
         return kept
-    fresh = torch.randn(size, missing, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    generator = torch.Generator("cpu").manual_seed(0)
+    fresh = torch.randn(size, missing, generator=generator, dtype=torch.float32, device="cpu")
     return torch.cat([kept, fresh.to(kept)], 1)
 
 

@@ -7,7 +7,6 @@ import fnmatch
 import math
 import weakref
 from collections.abc import Callable, Iterable
-from functools import partial
 from numbers import Real
 from typing import Any, Literal, NoReturn, get_args
 
@@ -18,7 +17,7 @@ from torch.utils.weak import TensorWeakRef
 from gnlorp.base_weight import BaseWeight, accumulation_dtype, quantise, row_square_norms
 from gnlorp.checks import is_sharded, whole
 from gnlorp.dropout import draw_seed
-from gnlorp.surgery import guard_resize, not_scriptable
+from gnlorp.surgery import carry_hooks, guard_resize, not_scriptable, swap
 from gnlorp.weight_norm import (
     Options,
     composed,
@@ -131,7 +130,9 @@ class NormLowRankLinear(nn.Module):
             return composed(x.to(dtype), *weights, self.magnitude, self.base_square, options)
         y = norm_low_rank_linear(x, shared_cast(x, dtype), *weights, self.magnitude, self.base_square, options)
         if training and self._keeps_output is None and y.requires_grad:
-            waiting.append(partial(_choose, weakref.ref(self), TensorWeakRef(y), y._version))
+            _undecided[self] = (TensorWeakRef(y), y._version)
+            if _choose not in waiting:
+                waiting.append(_choose)
         return y
 
     @property
@@ -157,7 +158,7 @@ class NormLowRankLinear(nn.Module):
             linear = nn.Linear(self.in_features, self.out_features, bias=False)
         linear.weight = nn.Parameter(self.weight)
         linear.register_parameter("bias", self.bias)
-        _carry_hooks(self, linear)
+        carry_hooks(self, linear)
         return linear.train(self.training)
 
     @torch.no_grad()
@@ -185,14 +186,16 @@ class NormLowRankLinear(nn.Module):
         self.magnitude.copy_(self.base_square.sqrt())
         return [self.factor_out, self.factor_in]
 
+    # What an evaluation in inference mode is the first to need, training needs too, and could not save for backward.
+    @torch.inference_mode(False)
     def _renew_norms(self) -> None:
-        if is_sharded(self.base_weight):
+        base: Any = self.base_weight.detach()
+        if is_sharded(base):
             from gnlorp import sharded
 
-            base: Any = self.base_weight.detach()
             self.base_square = sharded.row_square_norms(base, self.base_scale, self.in_features)
         else:
-            self.base_square = row_square_norms(self.base_weight.detach(), self.base_scale, self.in_features)
+            self.base_square = row_square_norms(base, self.base_scale, self.in_features)
         self._square_of = _written(self.base_weight)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NormLowRankLinear:
@@ -209,7 +212,7 @@ class NormLowRankLinear(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Return whether "auto" keeps the output: 0 not known yet, 1 yes, 2 no."""
-        return torch.tensor({None: 0, True: 1, False: 2}[self._keeps_output], dtype=torch.uint8)
+        return torch.tensor({None: 0, True: 1, False: 2}[self._keeps_output], dtype=torch.uint8, device="cpu")
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take over what another layer found; "fast" and "least" stay what they are."""
@@ -219,7 +222,7 @@ class NormLowRankLinear(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         key = f"{prefix}_extra_state"
         if key not in state_dict:  # of a version that kept every output: this layer finds out anew
-            state_dict[key] = torch.tensor(0, dtype=torch.uint8)
+            state_dict[key] = torch.tensor(0, dtype=torch.uint8, device="cpu")
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self.base_weight.requires_grad_(False)
         self._renew_norms()
@@ -233,8 +236,10 @@ class NormLowRankLinear(nn.Module):
         )
 
 
-def _written(weight: Tensor) -> tuple[int, int]:
-    """Return what changes when `weight` is written in place or given other memory."""
+def _written(weight: Tensor) -> object:
+    """Return what changes when `weight` is written in place or given other memory; every time where nothing tells."""
+    if weight.is_inference():
+        return object()
     if is_sharded(weight):
         return weight._version, 0
     return weight._version, 0 if weight.is_meta else weight.untyped_storage()._cdata
@@ -253,19 +258,17 @@ def undecided(module: nn.Module) -> bool:
     return isinstance(module, NormLowRankLinear) and module._keeps_output is None
 
 
-def _choose(layer: weakref.ref[NormLowRankLinear], output: TensorWeakRef, version: int) -> None:
-    """Fix whether a layer keeps its output: if it is still alive after forward, and nobody changed it in place."""
-    found, y = layer(), output()
-    if found is not None and found._keeps_output is None:
-        found._keeps_output = y is not None and y._version == version
+_undecided: weakref.WeakKeyDictionary[NormLowRankLinear, tuple[TensorWeakRef, int]] = weakref.WeakKeyDictionary()
+"""Layers that have not learnt yet what the model keeps -> their last output, and its version."""
 
 
-def _carry_hooks(old: nn.Module, new: nn.Module) -> None:
-    """Let the hooks that users put on `old` act on `new`."""
-    for name in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
-        getattr(new, name).update(getattr(old, name))
-    for name in ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
-        getattr(new, name).update(getattr(old, name))
+def _choose() -> None:
+    """Fix whether layers keep their outputs: those still alive after forward that nobody has changed in place."""
+    while _undecided:
+        layer, (output, version) = _undecided.popitem()
+        y = output()
+        if layer._keeps_output is None:
+            layer._keeps_output = y is not None and y._version == version
 
 
 def attach(
@@ -281,10 +284,10 @@ def attach(
     """Replace the linear layers named by `targets` with `NormLowRankLinear`, and return their names.
 
     A target is a full module name, the end of one at a dot ("query", "output.dense"), or either with wildcards
-    ("layers.*.mlp.*_proj"). A layer that the model holds under several names stays one layer. Only the weights of the
-    replaced layers are frozen, with other linear layers that share them; nothing else in the model changes, and hooks
-    on a replaced layer act on the new one. A transformers model whose head is replaced refuses
-    `resize_token_embeddings` until it is merged. The options are the layer's.
+    ("layers.*.mlp.*_proj"). A layer that the model holds under several names is replaced under all of them, and stays
+    one layer. Only the weights of the replaced layers are frozen, with other linear layers that share them; nothing
+    else in the model changes, and hooks on a replaced layer act on the new one. A transformers model whose head is
+    replaced refuses `resize_token_embeddings` until it is merged. The options are the layer's.
 
     Raises: ValueError where a target matches no linear layer, the rank is above the smaller side of one, its weight is
         shared with another kind of module (a tied embedding) or has been offloaded; nothing is replaced then.
@@ -303,7 +306,8 @@ def attach(
         chosen.update(found)
     if not chosen:
         raise ValueError("targets is empty: name at least one linear layer")
-    names = [name for name in linears if name in chosen]
+    named = {linears[name] for name in chosen}
+    names = [name for name, linear in linears.items() if linear in named]
     holders: dict[int, set[nn.Module]] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):
@@ -311,14 +315,12 @@ def attach(
     for name in names:
         _check_layer(name, linears[name], rank)
         _check_tied(name, holders[id(linears[name].weight)])
-    made: dict[int, NormLowRankLinear] = {}
-    for name in names:
-        base = linears[name]
-        if id(base) not in made:
-            layer = made[id(base)] = NormLowRankLinear(base, rank, *options)
-            layer._owns_weight |= len(holders[id(base.weight)]) == 1
-            _carry_hooks(base, layer)
-        model.set_submodule(name, made[id(base)])
+    made: dict[nn.Module, NormLowRankLinear] = {}
+    for base in dict.fromkeys(linears[name] for name in names):
+        layer = made[base] = NormLowRankLinear(base, rank, *options)
+        layer._owns_weight |= len(holders[id(base.weight)]) == 1
+        carry_hooks(base, layer)
+    swap(model, made)
     guard_resize(model, NormLowRankLinear)
     return names
 
@@ -327,12 +329,7 @@ def merge(model: nn.Module) -> nn.Module:
     """Fold every adapter into an ordinary linear layer, in place, and return the model."""
     if isinstance(model, NormLowRankLinear):
         return model.merge()
-    made: dict[int, nn.Linear] = {}
-    for name, module in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(module, NormLowRankLinear):
-            if id(module) not in made:
-                made[id(module)] = module.merge()
-            model.set_submodule(name, made[id(module)])
+    swap(model, {module: module.merge() for module in model.modules() if isinstance(module, NormLowRankLinear)})
     guard_resize(model, NormLowRankLinear)
     return model
 

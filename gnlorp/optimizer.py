@@ -68,7 +68,7 @@ class GradNormLoRPAdamW(Optimizer):
     AdamW, equal to `torch.optim.AdamW`. Every option but `max_skips` can be set for a group.
 
     side: the basis spans the "small" side of a parameter, the "large" one, or "both".
-    basis: "exact" singular vectors, or "warm" subspace iteration from the old basis.
+    basis: "exact" singular vectors, or "warm": of a block Krylov space from the old basis, where that is cheaper.
     moments: at a refresh "keep" them, "rotate" them into the new basis, or "reset" them with their step counter.
     state_bits: 32, or 8 through bitsandbytes; bytes in `gnlorp.moments.optimizer_state_bytes`.
     noise_floor: with side "both", entries of R under this part of its largest one (at least one rounding of the
@@ -76,10 +76,10 @@ class GradNormLoRPAdamW(Optimizer):
 
     A step in which a gradient has a NaN or an Inf, or is too large for its second moment, is skipped whole and counted
     in `skipped_steps`; after `max_skips` in a row `Diverged` is raised. Too large: (1 - b2) g^2 is above 3.4e38 in
-    float32, so g above 5.8e20 by default, g an entry, of a projected gradient its norm. `last_refreshed` tells whether
-    the last step fitted a basis, `last_gradient_norm` the norm over all gradients of the last step, None before the
-    first. `refresh_gap` and `set_refresh_gap` read and set the gap of every projected group,
-    `supports_per_layer` tells whether `per_layer` is possible.
+    float32, so g above 5.8e20 by default, g an entry, of a projected gradient its norm; above 65504 and so 8.1e3 where
+    a plain parameter is float16. `last_refreshed` tells whether the last step fitted a basis, `last_gradient_norm` the
+    norm over all gradients of the last step, None before the first. `refresh_gap` and `set_refresh_gap` read and set
+    the gap of every projected group, `supports_per_layer` tells whether `per_layer` is possible.
 
     Parameters may be sharded by FSDP2's `fully_shard`: see `gnlorp.sharded`, and its `placement` for the dimension.
 
@@ -134,7 +134,7 @@ class GradNormLoRPAdamW(Optimizer):
         try:
             check_group(self.param_groups[-1])
             self._check_shards(self.param_groups[-1])
-        except ValueError:
+        except (ValueError, RuntimeError):
             self.param_groups.pop()
             raise
         if self._hooks:
@@ -189,8 +189,8 @@ class GradNormLoRPAdamW(Optimizer):
             several it is needed: DistributedDataParallel averages a gradient only after it has been used here. FSDP2
             hands over the gradient of a sharded parameter summed already: `reduce` is not called with those.
 
-        Raises: RuntimeError on several ranks without `reduce`; in the second backward pass before `step`; in
-            `GradScaler.step`.
+        Raises: RuntimeError on several ranks without `reduce`; in a backward pass before `step` beyond `accumulation`;
+            in `GradScaler.step`.
         """
         if enable:
             self._check_ranks(reduce)
@@ -240,12 +240,19 @@ class GradNormLoRPAdamW(Optimizer):
 
                     sharded.begin_(weight, self.state[weight], group)
                 else:
-                    self.state[weight].update(step=0, **zeros(self._layout(weight, group), weight.device))
+                    self.state[weight].update(self._new_state(weight, group))
 
     def forget(self, params: Iterable[Tensor]) -> None:
         """Drop the moments, bases and step counters of these parameters, as after a restart of their factors."""
         for weight in params:
             self.state.pop(weight, None)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients, with per-layer updates also sums of them that no step has used; what is used stays so."""
+        super().zero_grad(set_to_none)
+        self._pass.drop_open()
+        if not self._pass.seen:
+            self._pass = _Pass()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and numbers: it loads with `weights_only=True`."""
@@ -254,6 +261,8 @@ class GradNormLoRPAdamW(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state bit for bit, dtypes included, as a copy.
+
+        A step that per-layer updates have begun is given up, its gradients and their sums with it.
 
         Raises: ValueError where groups or options are another optimizer's, or a tensor's name, shape or dtype is not
             what its parameter needs; nothing is loaded then.
@@ -284,6 +293,10 @@ class GradNormLoRPAdamW(Optimizer):
         finally:
             for handle in handles:
                 handle.remove()
+        # Sums of projected gradients stand in the coordinates of bases that are gone.
+        if self._hooks:
+            self.zero_grad()
+            self._pass = _Pass()
         counts = taken.get("skips", {"skipped_steps": 0, "in_a_row": 0})
         self.skipped_steps, self._skips_in_a_row = counts["skipped_steps"], counts["in_a_row"]
 
@@ -307,12 +320,15 @@ class GradNormLoRPAdamW(Optimizer):
         return False
 
     # What another rule for the projected parameters has its own of: which gradients it can use, the tensors of a state,
-    # and `_update`; its options stand in `options`.
+    # how it begins, and `_update`; its options stand in `options`.
     def _usable(self, norms: Sequence[float], weights: Sequence[Tensor], group: dict[str, Any]) -> bool:
         return usable(norms, weights, group)
 
     def _layout(self, weight: Tensor, group: dict[str, Any]) -> Layout:
         return needed_layout(weight, group)
+
+    def _new_state(self, weight: Tensor, group: dict[str, Any]) -> State:
+        return {"step": 0, **zeros(self._layout(weight, group), weight.device)}
 
     def _check_state(self, given: Any) -> None:
         check_state(self.param_groups, given, self.options, self._layout)
@@ -384,7 +400,10 @@ class GradNormLoRPAdamW(Optimizer):
                 optimizer._update_in_backward(optimizer.param_groups[index], grown)
 
         for weight in self.param_groups[index]["params"]:
-            self._hooks.append(weight.register_post_accumulate_grad_hook(run))
+            # Torch puts no hook on a frozen parameter, which may be trained later.
+            trained = weight.requires_grad
+            self._hooks.append(weight.requires_grad_().register_post_accumulate_grad_hook(run))
+            weight.requires_grad_(trained)
 
     def _sums(self, group: dict[str, Any]) -> bool:
         return self.sums_projected and group["projection_rank"] is not None
@@ -405,8 +424,6 @@ class GradNormLoRPAdamW(Optimizer):
             self._pass.open[id(weight)] = (group, weight)
         if not self._sums(group) and not last:
             return
-        if self._reduce is not None and weight.grad is not None and not is_sharded(weight):
-            self._reduce(weight.grad)
         if self._accumulation == 1 or not self._sums(group):
             self._update_alone(group, weight)
         else:
@@ -416,7 +433,12 @@ class GradNormLoRPAdamW(Optimizer):
         if last:
             self._pass.open.pop(id(weight), None)
 
+    def _average(self, weight: Tensor) -> None:
+        if self._reduce is not None and weight.grad is not None and not is_sharded(weight):
+            self._reduce(weight.grad)
+
     def _update_alone(self, group: dict[str, Any], weight: Tensor) -> None:
+        self._average(weight)
         norm = _norms([weight.grad])[0]
         self._pass.add(norm)
         if self._usable([norm], [weight], group):
@@ -426,6 +448,7 @@ class GradNormLoRPAdamW(Optimizer):
         weight.grad = None
 
     def _add_projected(self, group: dict[str, Any], weight: Tensor) -> None:
+        self._average(weight)
         grad, done = weight.grad, self._pass
         assert grad is not None
         norm = _norms([grad])[0]
@@ -452,10 +475,10 @@ class GradNormLoRPAdamW(Optimizer):
     def _close_pass(self) -> None:
         # Parameters that not every backward pass reached have been waiting for a gradient that never came.
         for group, weight in list(self._pass.open.values()):
-            if not self._sums(group):
-                self._update_alone(group, weight)
-            else:
+            if self._sums(group):
                 self._step_sum(group, weight)
+            elif weight.grad is not None:  # else dropped since, as by `zero_grad` of the model
+                self._update_alone(group, weight)
         done, self._pass = self._pass, _Pass()
         self._count(done.skipped, done.refreshed, done.norm)
 
@@ -479,6 +502,14 @@ class _Pass:
     def add(self, norm: float) -> None:
         """Add a parameter's norm to the common one."""
         self.norm = None if self.norm is None else math.hypot(self.norm, norm)
+
+    def drop_open(self) -> None:
+        """Forget what came of parameters that wait for more."""
+        for key in self.open:
+            self.seen.pop(key)
+            self.sums.pop(key, None)
+            self.spoilt.discard(key)
+        self.open.clear()
 
 
 def _on(weight: Tensor, function: Callable[..., Any]) -> Callable[..., Any]:

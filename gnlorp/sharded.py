@@ -204,7 +204,7 @@ def update_projected_(
     refresh_(
         [weights[i] for i in due], [grads[i] for i in due], [norms[i] for i in due], [states[i] for i in due], group
     )
-    for chunk in update.chunks(live, weights, group):
+    for chunk in update.chunks(live, update.projected_sizes(weights, group), update.CHUNK_VALUES):
         some = [weights[i] for i in chunk]
         bases = [_bases(weights[i], states[i]) for i in chunk]
         projected = [_down(weights[i], grads[i], each) for i, each in zip(chunk, bases, strict=True)]

@@ -1,8 +1,9 @@
-"""What other libraries do to a model that has layers of this package: refused in words where they could not do it."""
+"""Layers put in the place of others, and what other libraries do to a model that has them: refused in words where they
+could not do it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -30,12 +31,27 @@ class ResizeRefused:
         )
 
 
-def guard_resize(model: nn.Module, kinds: type[nn.Module] | tuple[type[nn.Module], ...]) -> None:
-    """Let every model in `model` refuse to resize its embeddings while one of them, or the head, is of these kinds."""
+def swap(model: nn.Module, made: Mapping[nn.Module, nn.Module]) -> None:
+    """Put modules in the place of others, under every name that the model has for them."""
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if module in made:
+            model.set_submodule(name, made[module])
+
+
+def carry_hooks(old: nn.Module, new: nn.Module) -> None:
+    """Let the hooks that users put on `old` act on `new`."""
+    for name in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+        getattr(new, name).update(getattr(old, name))
+    for name in ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
+        getattr(new, name).update(getattr(old, name))
+
+
+def guard_resize(model: nn.Module, kind: type[nn.Module]) -> None:
+    """Let every model in `model` refuse to resize its embeddings while one of them, or the head, is of this kind."""
     for module in model.modules():
         if not callable(getattr(type(module), RESIZE, None)):
             continue
-        ours = [layer for layer in _embeddings(module) if isinstance(layer, kinds)]
+        ours = [layer for layer in _embeddings(module) if isinstance(layer, kind)]
         if ours:
             vars(module)[RESIZE] = ResizeRefused(f"a {type(ours[0]).__name__}")
         elif isinstance(vars(module).get(RESIZE), ResizeRefused):

@@ -20,12 +20,12 @@ from gnlorp.moments import (
     state_layout,
     zeros,
 )
-from gnlorp.projection import Bases, add_up_, damp_noise_, down, fit, projected_shape
+from gnlorp.projection import STACKED_VALUES, Bases, add_up_, damp_noise_, down, fit, projected_shape
 
 # Projected gradients and updates of at most this many values are alive at once.
 CHUNK_VALUES = 1 << 22
-# Norms in this range are squared in float32 without overflow or underflow, several times over where under 1e9.
-MODERATE = (1e-15, 1e15)
+# The fourth power of a norm in this range, as fitting a basis takes it, is within float32.
+MODERATE = (1e-9, 1e9)
 
 
 def gradient_norms(grads: Sequence[Tensor | None]) -> list[float]:
@@ -60,17 +60,25 @@ def usable(norms: Sequence[float], weights: Sequence[Tensor], group: Any) -> boo
 
     Entries of a projected gradient are bounded by its norm.
     """
-    if all(norm < MODERATE[1] for norm in norms):
-        return True
-    room = 1.0 - group["betas"][1]
+    room, plain = 1.0 - group["betas"][1], group["projection_rank"] is None
     for norm, weight in zip(norms, weights, strict=True):
-        largest = norm
-        if group["projection_rank"] is None and weight.grad is not None:
-            largest = largest_value(weight.grad)
-        limit = torch.finfo(torch.promote_types(weight.dtype, torch.float32)).max
-        if not (math.isfinite(norm) and room * largest * largest < limit):
+        limit = torch.finfo(_second_dtype(weight, group)).max
+        # Entries are at most the norm: looking at them, which waits for the device, is seldom needed.
+        if room * norm * norm < limit:
+            continue
+        if not math.isfinite(norm) or not plain or weight.grad is None:
+            return False
+        largest = largest_value(weight.grad)
+        if room * largest * largest >= limit:
             return False
     return True
+
+
+def _second_dtype(weight: Tensor, group: Any) -> torch.dtype:
+    """Return the dtype whose range bounds the second moment: its own, of 8 bits that of its maxima."""
+    if group["state_bits"] == 8:
+        return torch.float32
+    return weight.dtype if group["projection_rank"] is None else torch.promote_types(weight.dtype, torch.float32)
 
 
 def largest_value(grad: Tensor) -> float:
@@ -125,7 +133,7 @@ def update_projected_(
             _only_decay_(weight, state, decay, group)
     due = [i for i in live if norms[i] > 0 and states[i].get("step", 0) % group["refresh_gap"] == 0]
     refresh_([weights[i] for i in due], [moderate(grads[i], norms[i]) for i in due], [states[i] for i in due], group)
-    for chunk in chunks(live, weights, group):
+    for chunk in chunks(live, projected_sizes(weights, group), CHUNK_VALUES):
         _step_projected_(
             [weights[i] for i in chunk], [grads[i] for i in chunk], [states[i] for i in chunk], decay, group
         )
@@ -191,9 +199,15 @@ def apply_projected_(
 
 
 def refresh_(weights: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], group: Any) -> None:
-    """Fit new bases to the gradients and carry the moments over by the group's rule."""
-    if not weights:
-        return
+    """Fit new bases to the gradients and carry the moments over by the group's rule.
+
+    In rounds of as many eigenproblems as go in one call: new bases of all weights never stand beside all old ones.
+    """
+    for chunk in chunks(range(len(weights)), [min(weight.shape) ** 2 for weight in weights], STACKED_VALUES):
+        _refresh_some([weights[i] for i in chunk], [grads[i] for i in chunk], [states[i] for i in chunk], group)
+
+
+def _refresh_some(weights: Sequence[Tensor], grads: Sequence[Tensor], states: Sequence[State], group: Any) -> None:
     old = [bases_of(state) if state.get("step") else None for state in states]
     fitted = fit(grads, old, group["projection_rank"], group["side"], group["basis"])
     for weight, state, before, after in zip(weights, states, old, fitted, strict=True):
@@ -218,17 +232,21 @@ def bases_of(state: State) -> Bases:
     return Bases(state.get("basis_left"), state.get("basis_right"))
 
 
-def chunks(indices: Sequence[int], weights: Sequence[Tensor], group: Any) -> Iterator[list[int]]:
-    """Yield indices of weights whose projected gradients are `CHUNK_VALUES` values together at most."""
+def projected_sizes(weights: Sequence[Tensor], group: Any) -> list[int]:
+    """Return how many values the projected gradient of each weight has."""
+    return [math.prod(projected_shape(weight.shape, group["projection_rank"], group["side"])) for weight in weights]
+
+
+def chunks(indices: Sequence[int], sizes: Sequence[int], limit: int) -> Iterator[list[int]]:
+    """Yield the indices in turn, as many at a time as have sizes of `limit` together at most, but one at least."""
     chunk: list[int] = []
-    values = 0
+    total = 0
     for index in indices:
-        size = math.prod(projected_shape(weights[index].shape, group["projection_rank"], group["side"]))
-        if chunk and values + size > CHUNK_VALUES:
+        if chunk and total + sizes[index] > limit:
             yield chunk
-            chunk, values = [], 0
+            chunk, total = [], 0
         chunk.append(index)
-        values += size
+        total += sizes[index]
     if chunk:
         yield chunk
 

@@ -83,6 +83,9 @@ def shared_cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return `x` in `dtype`, without history: one cast for all layers that read x, alive as long as x."""
     if x.dtype == dtype:
         return x
+    # In inference mode a cast has no version that tells when x is written, and could not be saved for backward later.
+    if torch.is_inference_mode_enabled() or x.is_inference():
+        return x.detach().to(dtype)
     found = getattr(x, "_gnlorp_cast", None)
     if found is not None and found[0] == x._version and found[1].dtype == dtype:
         return cast(Tensor, found[1])
@@ -542,8 +545,9 @@ def composed(
     gain_O = torch.where(norm_O > 0, magnitude_O / torch.where(norm_O > 0, norm_O, 1.0), 0.0)
     low = F.dropout(x, options.probability) if options.probability > 0 else x
     y = F.linear(x, weight) + s * F.linear(F.linear(low, in_RI.to(dtype)), out_OR.to(dtype))
-    y = y * gain_O.to(dtype)
-    return y if bias_O is None else y + bias_O.to(dtype)
+    # In the gain's own precision: rounded first, it would be off by as much in every output of a row.
+    y = y * gain_O
+    return (y if bias_O is None else y + bias_O).to(dtype)
 
 
 def _settle() -> None:

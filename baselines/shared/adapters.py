@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,9 +15,10 @@ from pydantic import Field
 from torch import nn
 from torch.optim import Optimizer
 
-from baselines.method import LayerRanks, Method, Part, Placement, RestartConfig, check_rank
+from baselines.method import Method, Part, Placement, RestartConfig, check_rank
 from baselines.shared.adamw import adamw_over_trained
 from baselines.shared.targets import shapes
+from gnlorp.surgery import swap
 
 
 class AdapterConfig(RestartConfig):
@@ -30,11 +32,14 @@ class AdapterConfig(RestartConfig):
 def inject(model: nn.Module, placement: Placement, config: AdapterConfig, **options: Any) -> None:
     """Put peft adapters on the target layers; afterwards exactly they and `placement.trained` are trainable.
 
+    A layer that the model holds under several names has one adapter under all of them.
+
     `options` are more of peft's `LoraConfig`.
     """
     check_rank(config.rank, shapes(model, placement.targets))
     known = dict(model.named_parameters())
     kept = [known[name] for name in placement.trained]
+    modules = dict(model.named_modules(remove_duplicate=False))
     inject_adapter_in_model(
         LoraConfig(
             r=config.rank,
@@ -46,6 +51,13 @@ def inject(model: nn.Module, placement: Placement, config: AdapterConfig, **opti
         ),
         model,
     )
+    # peft replaces a layer under the first of its names alone.
+    targets = {modules[name] for name in placement.targets}
+    found = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    made = {base: module for module in found if (base := module.get_base_layer()) in targets}
+    for name, module in modules.items():
+        if module in made:
+            model.set_submodule(name, made[module])
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".lora_" in name)
     for parameter in kept:
@@ -54,34 +66,20 @@ def inject(model: nn.Module, placement: Placement, config: AdapterConfig, **opti
 
 def fold(model: nn.Module) -> nn.Module:
     """Fold every adapter into its weight and put the ordinary linear layers back."""
-    for name, module in list(model.named_modules()):
+    made: dict[nn.Module, nn.Module] = {}
+    for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.merge()
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, module.get_base_layer())
+            made[module] = module.get_base_layer()
+    swap(model, made)
     # peft leaves its settings on the model; kept, they would make the next attach warn of a second adapter.
     if "peft_config" in vars(model):
         del model.peft_config
     return model
 
 
-@torch.no_grad()
-def restart(model: nn.Module, optimizer: Optimizer, generator: torch.Generator) -> None:
-    """Merge every adapter into its weight and begin it anew: A zero, B drawn, DoRA's magnitude the weight's row norms.
-
-    The layers' outputs stay the same up to rounding. The moments of the factors and magnitudes are dropped.
-    """
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            # peft counts the adapter as merged from here on; it is a new one, beside the weight again.
-            module.merge()
-            module.merged_adapters.clear()
-            module._caches.clear()
-            for name in module.active_adapters:
-                _begin(module, name, optimizer, generator)
-
-
-def _begin(module: LoraLayer, name: str, optimizer: Optimizer, generator: torch.Generator) -> None:
+def begin(module: LoraLayer, name: str, generator: torch.Generator) -> list[nn.Parameter]:
+    """Begin an adapter anew and return its parameters: A zero, B drawn, DoRA's magnitude the weight's row norms."""
     low, high = factors_of(module, name)
     nn.init.kaiming_uniform_(low, a=math.sqrt(5), generator=generator)
     high.zero_()
@@ -90,8 +88,29 @@ def _begin(module: LoraLayer, name: str, optimizer: Optimizer, generator: torch.
         magnitude = _weight(module.lora_magnitude_vector[name])
         magnitude.copy_(_weight(module.get_base_layer()).float().norm(dim=1))
         changed.append(magnitude)
-    for parameter in changed:
-        optimizer.state.pop(parameter, None)
+    return changed
+
+
+@torch.no_grad()
+def restart(
+    model: nn.Module,
+    optimizer: Optimizer,
+    generator: torch.Generator,
+    begin: Callable[[LoraLayer, str, torch.Generator], list[nn.Parameter]] = begin,
+) -> None:
+    """Merge every adapter into its weight and begin it anew, with no moments of the parameters that `begin` returns.
+
+    The layers' outputs stay the same up to rounding.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            # peft counts the adapter as merged from here on; it is a new one, beside the weight again.
+            module.merge()
+            module.merged_adapters.clear()
+            module._caches.clear()
+            for name in module.active_adapters:
+                for parameter in begin(module, name, generator):
+                    optimizer.state.pop(parameter, None)
 
 
 def factors_of(module: LoraLayer, name: str) -> tuple[nn.Parameter, nn.Parameter]:
@@ -103,11 +122,6 @@ def _weight(module: nn.Module) -> nn.Parameter:
     weight = module.weight
     assert isinstance(weight, nn.Parameter)
     return weight
-
-
-def ranks(shape: tuple[int, int], config: AdapterConfig) -> LayerRanks:
-    """Return the factors' rank; nothing is projected."""
-    return LayerRanks(rank=config.rank, projection_rank=None)
 
 
 def factor_parts(shape: tuple[int, int], config: AdapterConfig, trained_in: bool = True) -> tuple[Part, ...]:
@@ -124,7 +138,6 @@ adapter = partial(
     attach=inject,
     optimizer=adamw_over_trained,
     merge=fold,
-    ranks=ranks,
     layer_parts=factor_parts,
     saves_state=True,
     restart=restart,

@@ -56,9 +56,11 @@ def check_projection(
             )
 
 
-def split(model: nn.Module, placement: Placement) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
-    """Return the trainable parameters as the target layers' weights, and all others."""
-    targets = {f"{name}.weight" for name in placement.targets}
+def split(
+    model: nn.Module, placement: Placement, part: str = "weight"
+) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the trainable parameters as the target layers' of this name, and all others."""
+    targets = {f"{name}.{part}" for name in placement.targets}
     named = trainable(model)
     inside = [parameter for name, parameter in named.items() if name in targets]
     return inside, [parameter for name, parameter in named.items() if name not in targets]

@@ -14,16 +14,18 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from baselines.method import AdamSettings, Kept, LayerRanks, MethodConfig, Part, Placement
+from baselines.method import AdamSettings, Kept, MethodConfig, Part, Placement
 from baselines.shared.projected import Projection, check_projection, split
 from baselines.shared.targets import shapes
 from gnlorp import GradNormLoRPAdamW
 from gnlorp.checks import OPTIONS, check_names
-from gnlorp.moments import Layout, State, zeros
+from gnlorp.moments import Layout, State
 from gnlorp.projection import Bases, projected_shape, projected_sides
 from gnlorp.update import MODERATE, usable
 
 SIDE: Literal["small"] = "small"
+LARGEST = 1e15
+"""Norm of a gradient from which a rule's step is skipped: its square leaves 1e8 of float32's range."""
 
 
 class SmallSide(MethodConfig):
@@ -47,7 +49,7 @@ class RuleAdamW(GradNormLoRPAdamW):
 
     State, resume, skipped steps and updates inside backward are its own. A subclass says which tensors a state holds
     (`layout`) and does one step on one weight (`rule`). Steps are skipped, too, where a projected gradient's norm
-    reaches 1e15: its squares would leave the range of float32.
+    reaches `LARGEST`: rules multiply a gradient by itself, and need room for sums and factors of that.
 
     Attributes:
         own: its options beside those of `GradNormLoRPAdamW`, at their defaults.
@@ -66,6 +68,7 @@ class RuleAdamW(GradNormLoRPAdamW):
     def __init__(self, params: Sequence[Mapping[str, Any]], **options: Any) -> None:
         own = {name: options.pop(name, default) for name, default in self.own.items()}
         super().__init__([{**own, **group} for group in params], **options)
+        self.defaults.update(own)
 
     @staticmethod
     def layout(shape: Sequence[int], dtype: torch.dtype, projection_rank: int, state_bits: int) -> Layout:
@@ -91,7 +94,7 @@ class RuleAdamW(GradNormLoRPAdamW):
 
     def _usable(self, norms: Sequence[float], weights: Sequence[Tensor], group: dict[str, Any]) -> bool:
         if group["projection_rank"] is not None:
-            return all(norm < MODERATE[1] for norm in norms)
+            return all(norm < LARGEST for norm in norms)
         return usable(norms, weights, group)
 
     def _layout(self, weight: Tensor, group: dict[str, Any]) -> Layout:
@@ -99,6 +102,10 @@ class RuleAdamW(GradNormLoRPAdamW):
         if rank is None:
             return super()._layout(weight, group)
         return self.layout(weight.shape, weight.dtype, rank, group["state_bits"])
+
+    def _new_state(self, weight: Tensor, group: dict[str, Any]) -> State:
+        state = super()._new_state(weight, group)
+        return state if group["projection_rank"] is None else {**self.begin(weight, group), **state}
 
     def _check_state(self, given: Any) -> None:
         super()._check_state(given)
@@ -114,7 +121,7 @@ class RuleAdamW(GradNormLoRPAdamW):
             state, grad = self.state[weight], weight.grad
             assert grad is not None
             if not state:
-                state.update(**self.begin(weight, group), **zeros(self._layout(weight, group), weight.device))
+                state.update(self._new_state(weight, group))
             if state["step"] or norm > 0:
                 fitted |= self.rule(weight, grad, state, norm, group)
             else:
@@ -158,6 +165,14 @@ def channel_norms(projected: Tensor, right: bool) -> Tensor:
 def ratio(above: Tensor, below: Tensor) -> Tensor:
     """Return above / below, and 0 where nothing is below."""
     return torch.where(below > 0, above / below, 0.0)
+
+
+def moderate_(product: Tensor) -> Tensor:
+    """Scale a product of gradients in place where its own products might leave the range; return the factor, else 1."""
+    size = torch.linalg.vector_norm(product, torch.inf)
+    factor = torch.where(size > MODERATE[1], 1.0 / size, 1.0)
+    product.mul_(factor)
+    return factor
 
 
 def limited(norm: Tensor, state: State, growth: float) -> Tensor:
@@ -266,8 +281,3 @@ def basis(shape: tuple[int, int], rank: int) -> Kept:
 def last_norm(shape: tuple[int, int], rank: int) -> Kept:
     """The one number of the limiter."""
     return Kept((), high=True)
-
-
-def ranks(shape: tuple[int, int], config: Projection) -> LayerRanks:
-    """Return the projection rank; there are no factors."""
-    return LayerRanks(rank=None, projection_rank=config.projection_rank)

@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from peft.optimizers import create_lorafa_optimizer, create_loraplus_optimizer
+from peft.tuners.lora import layer as layer_of_peft
 from torch import Tensor, nn
 
 from baselines.lora_fa import corrected
@@ -252,6 +253,45 @@ def test_the_fast_decomposition_is_near_the_exact_one() -> None:
         found.append([high @ low for high, low in (factors(model, layer) for layer in LAYERS)])
     for exact, fast in zip(*found, strict=True):
         torch.testing.assert_close(exact, fast, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("iterations", [0, 4])
+def test_pissa_begins_anew_as_it_began(dtype: torch.dtype, iterations: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the decomposition of its settings, in the precision of the model, drawn from the generator alone."""
+    calls: list[int] = []
+    lowrank = layer_of_peft.svd_lowrank
+
+    def counted(*given: Any, niter: int) -> Any:
+        calls.append(niter)
+        return lowrank(*given, niter=niter)
+
+    monkeypatch.setattr(layer_of_peft, "svd_lowrank", counted)
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
+    found = []
+    for drawn in (1, 2):
+        model, optimizer, method = attached("pissa", config_of("pissa", iterations=iterations, alpha=10.0), dtype)
+        train(model, optimizer, range(3))
+        x, _ = data(0, dtype)
+        before = model(x).detach()
+        torch.manual_seed(drawn)
+        state = torch.get_rng_state()
+        method.restart(model, optimizer, torch.Generator().manual_seed(7))
+        assert torch.equal(torch.get_rng_state(), state)
+        torch.testing.assert_close(model(x).detach(), before, rtol=tolerance, atol=tolerance)
+        held = [factor for layer in LAYERS for factor in factors(model, layer)]
+        assert {factor.dtype for factor in held} == {dtype}
+        assert not any(optimizer.state[factor] for factor in held)
+        found.append([factor.detach() for factor in held])
+    assert calls == [iterations] * (8 if iterations else 0)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_a_rank_that_pissa_refuses_leaves_a_model_in_double_precision() -> None:
+    model, method = Two().double(), get_method("pissa")
+    with pytest.raises(ValueError, match="rank 99"):
+        method.attach(model, PLACEMENT, config_of("pissa", rank=99))
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
 
 
 def inverse_corrected(name: str, grad: Tensor, held: Reference) -> Tensor:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -328,3 +330,8 @@ def test_a_loaded_state_goes_on_bit_for_bit(method: str, bits: int, dtype: torch
     # Loaded as a copy: going on with one leaves the other alone.
     step(case, 6)
     assert not torch.equal(case.model.tall.weight, other.model.tall.weight)
+
+
+def test_the_suites_need_a_torch_that_has_muon() -> None:
+    project = tomllib.loads((Path(__file__).resolve().parents[2] / "pyproject.toml").read_text())["project"]
+    assert "torch>=2.9" in project["optional-dependencies"]["suites"]

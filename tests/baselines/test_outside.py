@@ -92,6 +92,12 @@ def test_a_method_in_a_file_runs_without_state_and_is_no_default(file: Path) -> 
     assert record.catalogue.method("own_sgd").title == "Plain SGD"
 
 
+def test_all_stands_for_every_method_once(file: Path) -> None:
+    names, references = named_methods(["full", "all", str(file)])
+    assert names == ["full", *(name for name in methods() if name not in ("full", "own_sgd")), "own_sgd"]
+    assert references == (f"{file.resolve()}:METHOD",)
+
+
 def test_the_plan_holds_a_digest_of_the_source_and_no_path(file: Path, tmp_path: Path) -> None:
     runtime = Runtime(torch.device("cpu"))
     assert plan_of("lora", runtime).method_digest is None

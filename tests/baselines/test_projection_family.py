@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from baselines import apollo, fira, frugal, ldadam, qgalore, subtrack
 from baselines.apollo_mini import ApolloMiniAdamW
 from baselines.registry import methods
-from baselines.shared.rules import RuleAdamW
+from baselines.shared.rules import RuleAdamW, the_basis
 from gnlorp import Diverged
+from gnlorp.projection import fit
 
 STEPS, RATE, DECAY = 30, 1e-2, 0.1
 SHAPES = [(20, 8), (8, 20)]
@@ -163,6 +165,68 @@ def test_a_gradient_that_cannot_be_used_is_skipped_and_counted(name: str, value:
         optimizer.step()
     with pytest.raises(Diverged, match="10 steps in a row"):
         optimizer.step()
+
+
+@every_rule
+@pytest.mark.parametrize("size", [1e-12, 1e10, 9e14])
+def test_gradients_of_any_size_that_is_used_leave_everything_finite(name: str, size: float) -> None:
+    weight, optimizer = make(name, (20, 8), torch.float32, weight_decay=0.0, eps=1e-20)
+    start = weight.detach().clone()
+    for grad in gradients((20, 8), torch.float32):
+        weight.grad = grad * (size / float(grad.norm()))
+        optimizer.step()
+    assert optimizer.skipped_steps == 0
+    assert torch.isfinite(weight).all()
+    assert all(torch.isfinite(each).all() for each in optimizer.state[weight].values() if isinstance(each, Tensor))
+    assert not torch.equal(weight.detach(), start)
+
+
+@pytest.mark.parametrize("size", [1e-22, 1.0, 1e10])
+def test_the_first_basis_of_ldadam_is_as_good_whatever_the_size_of_the_gradient(size: float) -> None:
+    weight, optimizer = make("ldadam", (20, 8), torch.float32)
+    grad = gradients((20, 8), torch.float32)[0]
+    weight.grad = grad * size
+    optimizer.step()
+    kept = (grad @ optimizer.state[weight]["basis_right"]).square().sum()
+    assert kept > 0.999 * torch.linalg.svdvals(grad)[:RANK].square().sum()
+
+
+@pytest.mark.parametrize("size", [1.0, 1e5, 1e10, 1e14])
+@every_shape
+def test_a_step_along_the_geodesic_is_the_same_for_any_size_of_the_slope(shape: tuple[int, int], size: float) -> None:
+    """The slope grows with the gradient's square: at a step that falls as fast the basis turns by the same angle."""
+    first, second = gradients(shape, torch.float32)[:2]
+    (old,) = fit([first], [None], RANK, "small", "exact")
+    wanted, found = (the_basis(subtrack.geodesic_step(second * scale, old, 0.1 / scale**2)) for scale in (1.0, size))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(wanted, the_basis(old), atol=1e-2)
+
+
+@every_rule
+def test_a_prepared_state_is_what_a_first_step_finds(name: str) -> None:
+    grads = gradients((20, 8), torch.float32)
+    weight, optimizer = make(name, (20, 8), torch.float32)
+    optimizer.prepare()
+    assert optimizer.state[weight]["step"] == 0
+    for grad in grads:
+        weight.grad = grad.clone()
+        optimizer.step()
+    assert torch.equal(weight.detach(), run(name, (20, 8), grads))
+
+
+@every_rule
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_group_that_is_added_later_has_the_options_of_the_rule(name: str, copied: bool) -> None:
+    _, optimizer = make(name, (20, 8))
+    if copied:
+        optimizer = copy.deepcopy(optimizer)
+    weight, rank = make(name, (8, 20))[0], optimizer.param_groups[0]["projection_rank"]
+    optimizer.add_param_group({"params": [weight], "projection_rank": rank})
+    first, second = ({**group, "params": None, "differentiable": None} for group in optimizer.param_groups)
+    assert first == second
+    weight.grad = gradients((8, 20))[0]
+    optimizer.step()
+    optimizer.load_state_dict(optimizer.state_dict())
 
 
 @every_rule

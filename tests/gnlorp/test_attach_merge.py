@@ -137,6 +137,21 @@ def test_a_layer_under_two_names_stays_one_layer():
     assert model.body is model.again
 
 
+@pytest.mark.parametrize("named", ["body", "again"])
+def test_a_layer_named_once_is_replaced_under_all_its_names(named):
+    model = Tied()
+    model.inner = nn.ModuleDict({"deep": model.body})
+    tokens = torch.arange(11)
+    assert attach(model, [named], 2, 4.0) == ["body", "again", "inner.deep"]
+    assert model.body is model.again is model.inner["deep"]
+    assert isinstance(model.body, NormLowRankLinear)
+    trained = stir(model)(tokens)
+    merge(model)
+    assert type(model.body) is nn.Linear
+    assert model.body is model.again is model.inner["deep"]
+    assert torch.allclose(model(tokens), trained, atol=1e-5)
+
+
 def test_a_weight_shared_by_two_linear_layers_is_frozen_for_both_and_untied_by_merging():
     model = Tied()
     model.other = nn.Linear(8, 11, bias=False)

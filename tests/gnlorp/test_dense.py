@@ -79,3 +79,11 @@ def test_autocast_and_low_precision():
     assert NormLinear(nn.Linear(8, 8, dtype=torch.bfloat16)).magnitude.dtype == torch.float32
     with pytest.raises(TypeError, match="float64"):
         layer(x.double())
+
+
+def test_hooks_stay_at_a_merge():
+    calls = []
+    layer = NormLinear(nn.Linear(8, 6))
+    layer.register_forward_hook(lambda *_: calls.append("after"))
+    layer.merge()(torch.randn(2, 8))
+    assert calls == ["after"]

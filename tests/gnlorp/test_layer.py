@@ -422,6 +422,14 @@ def test_dropout_keeps_its_share_and_its_mean(probability):
     assert torch.equal(keep, dropout.kept(torch.ones(1000, 1000), probability, 1, 0))
 
 
+@pytest.mark.parametrize("probability", [1 - 2**-20, 1 - 2**-17])
+def test_a_dropout_just_below_one_is_the_largest_there_is(probability):
+    assert dropout.rounded(probability) == 1 - 1 / dropout.QUANTA
+    keep = dropout.kept(torch.ones(1000, 1000), probability, 1, 0)
+    assert 0 < (keep > 0).sum() < 60
+    assert keep.max() == dropout.QUANTA
+
+
 def test_the_streams_of_two_layers_are_independent():
     torch.manual_seed(0)
     ones = torch.ones(500, 500)
@@ -603,6 +611,17 @@ def test_export_and_function_transforms_see_the_same_function():
     layer(x).square().sum().backward()
     for name, parameter in mine.items():
         assert relative(found[name], parameter.grad) < 1e-5, name
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_transforms_see_in_bf16_is_rounded_after_the_gain(bias):
+    layer = moved(64, 32, 4, bias, torch.bfloat16)
+    with torch.no_grad():
+        layer.factor_out.zero_()
+    x = torch.randn(40, 64, dtype=torch.bfloat16)
+    gain = layer.magnitude / layer.base_square.sqrt()
+    wanted = nn.functional.linear(x, layer.base_weight) * gain + (layer.bias if bias else 0)
+    assert torch.equal(torch.func.vmap(layer)(x), wanted.bfloat16())
 
 
 def test_the_weight_reads_as_a_tensor_that_gradients_pass():

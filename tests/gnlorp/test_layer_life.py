@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gnlorp import NormLowRankLinear
+from gnlorp import NormLinear, NormLowRankLinear, dropout, krylov
 from gnlorp.base_weight import row_square_norms
+from gnlorp.weight_norm import waiting
 
 
 def moved() -> NormLowRankLinear:
@@ -102,3 +103,75 @@ def test_other_layers_other_dtypes_and_a_trained_base_are_refused():
     layer.base_weight.requires_grad_()
     with pytest.raises(RuntimeError, match="base_weight"):
         layer(torch.randn(3, 24))
+
+
+@pytest.mark.parametrize("loads", [False, True])
+def test_norms_renewed_in_inference_mode_can_be_trained_with(loads):
+    layer, x = copy.deepcopy(moved()), torch.randn(3, 24)
+    with torch.inference_mode():
+        if loads:
+            layer.load_state_dict(moved().state_dict())
+        wanted = layer(x)
+    found = layer(x)
+    assert torch.equal(found, wanted)
+    found.sum().backward()
+    assert layer.factor_out.grad.any()
+
+
+def test_a_layer_made_in_inference_mode_sees_its_weight_written():
+    with torch.inference_mode():
+        layer, x, new = moved(), torch.randn(3, 24), torch.randn(17, 24)
+        assert relative(layer(x), layer.merge()(x)) < 1e-6
+        layer.base_weight.copy_(new)
+        assert relative(layer(x), layer.merge()(x)) < 1e-5
+
+
+@pytest.mark.parametrize("kind", [NormLowRankLinear, NormLinear])
+def test_an_evaluation_in_inference_mode_under_autocast_leaves_training_as_it_was(kind):
+    torch.manual_seed(0)
+    base = nn.Linear(24, 17)
+    layer = kind(base, 5, 10.0) if kind is NormLowRankLinear else kind(base)
+    x = torch.randn(3, 24)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with torch.inference_mode():
+            inside = x.clone()
+            found = layer(x), layer(inside)
+            inside.mul_(2)
+            assert relative(layer(inside) - base.bias, 2 * (found[0] - base.bias)) < 2e-2
+        y = layer(x)
+        y.float().sum().backward()
+    assert torch.equal(found[0], y)
+    assert torch.equal(found[1], y)
+    assert layer.magnitude.grad.any()
+
+
+def test_forwards_without_a_backward_leave_one_note_whatever_their_number():
+    layers = nn.Sequential(NormLowRankLinear(nn.Linear(6, 6), 2, 4.0), NormLowRankLinear(nn.Linear(6, 6), 2, 4.0))
+    x = torch.randn(2, 6)
+    layers(x)
+    before = len(waiting)
+    for _ in range(5):
+        y = layers(x)
+    assert len(waiting) == before
+    kept = layers[0](x)
+    layers[1](kept.square()).sum().backward()
+    assert [layer._keeps_output for layer in layers] == [True, False]
+    assert not waiting
+    assert y.requires_grad
+
+
+def test_another_default_device_changes_nothing():
+    layer = moved()
+    wanted = [torch.manual_seed(3), dropout.draw_seed()][1], layer.get_extra_state()
+    block = krylov._start_block(None, 20, 4, torch.float32, torch.device("cpu"))
+    older = {name: value for name, value in layer.state_dict().items() if not name.endswith("_extra_state")}
+    torch.set_default_device("meta")
+    try:
+        torch.manual_seed(3)
+        found = dropout.draw_seed(), layer.get_extra_state()
+        again = krylov._start_block(None, 20, 4, torch.float32, torch.device("cpu"))
+        layer.load_state_dict(older)
+    finally:
+        torch.set_default_device(None)
+    assert found == wanted
+    assert torch.equal(again, block)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import pickle
+import weakref
 
 import pytest
 import torch
 from torch import nn
 
-from gnlorp import GradNormLoRPAdamW, attach, param_groups
+from gnlorp import GradNormLoRPAdamW, attach, param_groups, update
 from gnlorp.reference import ReferenceOptions, ReferenceState, reference_step
 
 SHAPES = {"tall": (14, 6), "wide": (6, 14), "square": (8, 8)}
@@ -239,6 +240,7 @@ def test_bases_of_very_small_and_very_large_gradients(size):
 
 def test_many_parameters_in_chunks_equal_one_by_one(monkeypatch):
     monkeypatch.setattr("gnlorp.update.CHUNK_VALUES", 100)
+    monkeypatch.setattr("gnlorp.update.STACKED_VALUES", 80)
     shapes = [(14, 6), (6, 14), (8, 8), (14, 6), (30, 4)]
     torch.manual_seed(0)
     together = [nn.Parameter(torch.randn(shape)) for shape in shapes]
@@ -254,6 +256,29 @@ def test_many_parameters_in_chunks_equal_one_by_one(monkeypatch):
         for optimizer in single:
             optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+
+
+def test_a_refresh_holds_the_new_bases_of_one_round_beside_the_old_ones(monkeypatch):
+    torch.manual_seed(0)
+    weights = [nn.Parameter(torch.randn(12, 6)) for _ in range(5)]
+    optimizer = GradNormLoRPAdamW(weights, projection_rank=2, refresh_gap=1)
+    old: list[weakref.ref] = []
+    alive: list[tuple[int, int]] = []
+    fit = update.fit
+
+    def watched(grads, *rest):
+        alive.append((len(grads), sum(basis() is not None for basis in old)))
+        return fit(grads, *rest)
+
+    monkeypatch.setattr(update, "fit", watched)
+    monkeypatch.setattr(update, "STACKED_VALUES", 2 * 6 * 6)
+    for _ in range(2):
+        for weight in weights:
+            weight.grad = torch.randn(12, 6)
+        alive.clear()
+        optimizer.step()
+        old = [weakref.ref(optimizer.state[weight]["basis_right"]) for weight in weights]
+    assert alive == [(2, 5), (2, 3), (1, 1)]
 
 
 def test_bf16_weights_have_float32_moments_and_follow_float32():

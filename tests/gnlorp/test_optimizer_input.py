@@ -6,6 +6,7 @@ import copy
 import inspect
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -255,6 +256,35 @@ def test_no_gradients_is_no_step():
     optimizer.step()
     assert not optimizer.state
     assert not optimizer.last_refreshed
+
+
+def test_a_group_that_is_refused_is_not_added_whatever_the_reason(monkeypatch):
+    optimizer = GradNormLoRPAdamW([nn.Parameter(torch.zeros(8, 5))])
+    monkeypatch.setitem(sys.modules, "bitsandbytes.functional", None)
+    with pytest.raises(RuntimeError, match="needs bitsandbytes"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(5))], "state_bits": 8})
+    assert len(optimizer.param_groups) == 1
+
+
+def test_a_copy_takes_groups_and_a_state_with_them_as_the_original_does():
+    optimizer = copy.deepcopy(GradNormLoRPAdamW([nn.Parameter(torch.zeros(8, 5))]))
+    optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(5))]})
+    other = GradNormLoRPAdamW([nn.Parameter(torch.zeros(8, 5))])
+    other.add_param_group({**optimizer.param_groups[1], "params": [nn.Parameter(torch.zeros(5))]})
+    other.load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize(("size", "skipped"), [(8e3, 0), (8.2e3, 1)])
+def test_a_plain_float16_parameter_is_skipped_where_its_second_moment_would_overflow(size, skipped):
+    weights = [nn.Parameter(torch.zeros(shape, dtype=torch.float16)) for shape in ((6,), (6, 5))]
+    optimizer = GradNormLoRPAdamW([{"params": weights[:1]}, {"params": weights[1:], "projection_rank": 2}])
+    weights[0].grad = torch.zeros_like(weights[0])
+    weights[0].grad[2] = size
+    # What is projected has its moments in float32.
+    weights[1].grad = torch.full_like(weights[1], 2e4)
+    optimizer.step()
+    assert optimizer.skipped_steps == skipped
+    assert not any(value.isinf().any() for value in optimizer.state[weights[0]].values() if torch.is_tensor(value))
 
 
 def test_options_of_groups_are_independent():

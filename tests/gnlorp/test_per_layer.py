@@ -225,6 +225,96 @@ def test_one_bad_micro_batch_skips_its_parameters_for_the_step_only():
     assert optimizer.skipped_steps == 1
 
 
+def halved(seen):
+    def reduce(grad):
+        seen.append(grad.shape)
+        grad.mul_(0.5)
+
+    return reduce
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3])
+@pytest.mark.parametrize("sums", [True, False])
+def test_every_gradient_is_reduced_before_its_use_also_in_a_step_with_fewer_passes(parts, sums, monkeypatch):
+    """Against the same step on gradients that are halved beforehand."""
+    monkeypatch.setattr(GradNormLoRPAdamW, "sums_projected", sums)
+    (model, inside), (other, wanted) = dense(), dense()
+    seen = []
+    inside.per_layer(accumulation=3, reduce=halved(seen))
+    wanted.per_layer(accumulation=3)
+    for p in other.parameters():
+        p.register_hook(lambda grad: grad * 0.5)
+    for step in range(4):
+        for each, updates in ((model, inside), (other, wanted)):
+            backwards(each, step, parts)
+            updates.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert len(seen) == 4 * 3 * (parts + 1 if sums else 2)
+
+
+@pytest.mark.parametrize("drop", ["zero_grad", "load_state_dict"])
+@pytest.mark.parametrize("sums", [True, False])
+def test_what_was_summed_is_dropped_with_the_gradients_and_at_a_loaded_state(drop, sums, monkeypatch):
+    monkeypatch.setattr(GradNormLoRPAdamW, "sums_projected", sums)
+    found = []
+    for spoilt in (False, True):
+        model, optimizer = dense(gap=1000)
+        optimizer.per_layer(accumulation=2)
+        for step in range(5):
+            if spoilt:
+                backwards(model, 100 + step, parts=1)
+                optimizer.zero_grad() if drop == "zero_grad" else optimizer.load_state_dict(optimizer.state_dict())
+            backwards(model, step, parts=2)
+            optimizer.step()
+            optimizer.zero_grad()
+        assert optimizer.skipped_steps == 0
+        found.append([p.detach() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_gradients_dropped_after_their_use_change_nothing(accumulation):
+    (model, optimizer), (other, plain) = dense(), dense()
+    for each in (optimizer, plain):
+        each.per_layer(accumulation=accumulation)
+    for step in range(3):
+        for each, updates in ((model, optimizer), (other, plain)):
+            backwards(each, step, parts=accumulation)
+            if updates is optimizer:
+                updates.zero_grad()
+                with pytest.raises(RuntimeError, match=f"gradient {accumulation + 1} before"):
+                    backwards(each, step, parts=1)
+                updates.zero_grad()
+            updates.step()
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert optimizer.last_gradient_norm == plain.last_gradient_norm
+
+
+def test_gradients_that_the_model_has_dropped_are_none_at_the_step():
+    model, optimizer = dense()
+    optimizer.per_layer(accumulation=3)
+    before = [p.detach().clone() for p in model.parameters() if p.ndim == 1]
+    backwards(model, 0, parts=2)
+    model.zero_grad()
+    optimizer.step()
+    after = [p for p in model.parameters() if p.ndim == 1]
+    assert all(torch.equal(p, old) for p, old in zip(after, before, strict=True))
+
+
+def test_a_frozen_parameter_is_left_alone_and_followed_when_it_is_trained():
+    model, optimizer = dense()
+    frozen = model.layers[1].weight.requires_grad_(False)
+    optimizer.per_layer()
+    assert not frozen.requires_grad
+    before = frozen.detach().clone()
+    for trained in (False, True):
+        frozen.requires_grad_(trained)
+        backwards(model, 0, parts=1)
+        optimizer.step()
+        assert torch.equal(frozen, before) is not trained
+        assert frozen.grad is None
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_dropped_optimizer_lets_its_model_go(accumulation):
     model, optimizer = dense()

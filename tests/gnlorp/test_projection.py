@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from gnlorp import GradNormLoRPAdamW
 from gnlorp.krylov import krylov_basis, krylov_pays
 from gnlorp.projection import (
     Bases,
@@ -151,6 +153,18 @@ def test_up_is_the_transpose_of_down(shape, side):
     wanted = 0.9 * weight + 0.3 * lifted
     add_up_(weight, low, bases, 0.9, 0.3)
     assert torch.allclose(weight, wanted)
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e-12, 1e-9, 1.0, 1e9, 1e12, 1e18])
+def test_warm_bases_are_as_good_whatever_the_size_of_the_gradient(size):
+    grad = gradient(600, 300, decay=0.5, dtype=torch.float32)
+    weight = nn.Parameter(torch.zeros(600, 300))
+    optimizer = GradNormLoRPAdamW([weight], projection_rank=8, refresh_gap=1, basis="warm")
+    for seed in (1, 0):
+        weight.grad = gradient(600, 300, seed, decay=0.5, dtype=torch.float32) * size
+        optimizer.step()
+    kept = (grad @ optimizer.state[weight]["basis_right"]).square().sum()
+    assert kept > 0.999 * torch.linalg.svdvals(grad)[:8].square().sum()
 
 
 def test_noise_under_the_floor_is_zero_and_nothing_else_changes():

@@ -26,6 +26,8 @@ GPU = "gpu"
 """Folder of device checks below a folder of records; it holds no runs."""
 MODELS = "models"
 """Folder of saved models below a folder of records."""
+TRACKERS = "trackers"
+"""Folder below a folder of records for what trackers keep of runs as they go on; some of it is JSON."""
 GATE = "gate"
 """Folder of the gate: records of a reference right in it, below it those of one state of the code each."""
 
@@ -150,9 +152,9 @@ def check_writable(root: Path) -> None:
 def record_paths(roots: Iterable[Path]) -> Iterator[Path]:
     """Yield every `*.json` below `roots` (files are yielded as they are), sorted.
 
-    Left out are hidden files and what others put there: `SINGLE` files, tables, the memory lab's folder, saved models,
-    and the gate's runs of one state of the code, which repeat each other's plans. Each is read where its folder is a
-    root.
+    Left out are hidden files and what others put there: `SINGLE` files, tables, the folders of memory lab, device
+    checks, saved models and trackers, and the gate's runs of one state of the code, which repeat each other's plans.
+    Each is read where its folder is a root.
     """
     for root in roots:
         if root.is_file():
@@ -165,7 +167,7 @@ def record_paths(roots: Iterable[Path]) -> Iterator[Path]:
 def _of_another_command(path: Path) -> bool:
     place, *below = path.parts
     alone = path.name in SINGLE or path.name.endswith(TABLE)
-    return alone or (place in (MEMORY, GPU, MODELS) and bool(below)) or (place == GATE and len(below) > 1)
+    return alone or (place in (MEMORY, GPU, MODELS, TRACKERS) and bool(below)) or (place == GATE and len(below) > 1)
 
 
 def read_records(roots: Iterable[Path]) -> list[Record]:

@@ -39,7 +39,6 @@ from suites.options import (
     takes_options,
 )
 from suites.padding import register as register_padding
-from suites.sweep import variants
 from suites.typed import check_methods, check_suite, check_typed
 
 if TYPE_CHECKING:
@@ -313,33 +312,40 @@ def prepare(options: Options, plans: bool = True, dry: bool = False, away: bool 
     console.print(f"profile {name} ({why}), device {device.type}", style="bold")
     from suites import outside
     from suites.config import default_rank
-    from suites.plan import Request, comparison, make_plans
+    from suites.models import first_folder
+    from suites.plan import Request, combinations, comparison, make_plans
     from suites.registry import get_suite
     from suites.suite import Outside
 
     suite = get_suite(options.suite)
     names, method_files = outside.named_methods(split(options.method))
     tasks, task_files = outside.named_tasks(split(options.task), suite)
-    runtime = runtime_of(options, device, group, Outside(method_files, task_files), dry)
-    rank = options.rank if options.rank is not None else default_rank(name, options.suite, options.model or None)
+    overrides = overrides_of(options, suite)
+    rank = options.rank if options.rank is not None else default_rank(name, options.suite, overrides.get("model"))
     request = Request(
         suite=options.suite,
         profile=name,
         rank=rank,
+        rank_by_model=options.rank is None,
         tasks=tuple(tasks),
         methods=tuple(names),
         seeds=tuple(parse_seeds(options.seeds)),
-        overrides=tuple(overrides_of(options, suite).items()),
+        overrides=tuple(overrides.items()),
         sweep=sweep_of(options, suite),
     )
+    asked = [comparison(each) for each in combinations(request)]
+    folder = first_folder(each.settings(*cell).model for each in asked for cell in each.cells())
+    runtime = runtime_of(options, device, group, Outside(method_files, task_files), dry, folder)
     if not plans:
         return Prepared(request, runtime, [])
-    for line in dict.fromkeys(line for each in variants(request) for line in comparison(each).notes()):
+    for line in dict.fromkeys(line for each in asked for line in each.notes()):
         console.print(line, style="yellow", markup=False)
     return Prepared(request, runtime, make_plans(request, runtime))
 
 
-def runtime_of(options: Options, device: torch.device, group: Group, outside: Outside, dry: bool) -> Runtime:
+def runtime_of(
+    options: Options, device: torch.device, group: Group, outside: Outside, dry: bool, model_dir: Path | None
+) -> Runtime:
     """Return what runs need to know of this machine.
 
     Raises:
@@ -350,7 +356,6 @@ def runtime_of(options: Options, device: torch.device, group: Group, outside: Ou
     from suites.suite import Runtime
 
     group = sharded_group(group, options.shard, options.keep_trained_whole)
-    folder = Path(options.model) if options.model and Path(options.model).is_dir() else None
     data_dir = options.data_dir.resolve() if options.data_dir is not None else None
     if options.checkpoint_every is not None and options.checkpoint_every < 1:
         raise ValueError(f"checkpoint-every {options.checkpoint_every}: must be at least 1 (nearest allowed value: 1)")
@@ -358,7 +363,7 @@ def runtime_of(options: Options, device: torch.device, group: Group, outside: Ou
     runtime = Runtime(
         device,
         data_dir,
-        folder,
+        model_dir,
         offline=options.offline,
         tokenizer=tokenizer,
         dry=dry,
@@ -403,7 +408,10 @@ def show(
     console.print(view.plan_table(plans, todo, predicted))
     for model in dict.fromkeys(plan.model for plan in plans):
         console.print(f"model: {model.name}" + (f" ({model.disclosure})" if model.disclosure else ""))
-    seconds = expected_seconds(todo, known or read_records([REFERENCE]), runtime.workers)
+    seconds = expected_seconds(todo, known, runtime.workers)
+    # Records of other runs in the same folder say nothing of these.
+    if todo and seconds is None:
+        seconds = expected_seconds(todo, read_records([REFERENCE]), runtime.workers)
     console.print(view.summary_line(plans, todo, runtime, seconds, out), markup=False)
     if warning := view.precision_warning(todo, runtime):
         console.print(warning, style="yellow", markup=False)

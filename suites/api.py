@@ -47,10 +47,10 @@ def plan(suite: str, *, predict: bool = True, out: Path | str = RUNS, **asked: A
     Raises:
         ValueError: an unknown name or a value outside its rule, as at the command line.
     """
-    from suites.__main__ import missing_runs
+    from suites.__main__ import missing_runs, prepare
     from suites.run.preflight import predict_peaks
 
-    prepared = _prepared(suite, out, asked, dry=True)
+    prepared = prepare(options_of(suite, Path(out), asked), dry=True)
     todo, _ = missing_runs(prepared.plans, prepared.runtime, Path(out))
     peaks = predict_peaks(todo, prepared.runtime) if predict else {}
     waiting = {each.hash() for each in todo}
@@ -82,18 +82,13 @@ def run(suite: str, *, out: Path | str = RUNS, **asked: Any) -> pd.DataFrame:
         ValueError: as `plan`.
         KeyboardInterrupt: the runs in hand are recorded as interrupted; the same call goes on.
     """
-    from suites.__main__ import start
+    from suites.__main__ import prepare, start
 
-    prepared = _prepared(suite, out, asked)
-    start(prepared.plans, prepared.runtime, Path(out))
+    options = options_of(suite, Path(out), asked)
+    prepared = prepare(options)
+    start(prepared.plans, prepared.runtime, options.out, options.fresh)
     records = {record.plan_hash: record for record in read_records([Path(out)])}
     return _typed([_outcome(records[each.hash()]) for each in prepared.plans], RUN_COLUMNS)
-
-
-def _prepared(suite: str, out: Path | str, asked: Mapping[str, Any], dry: bool = False) -> Any:
-    from suites.__main__ import prepare
-
-    return prepare(options_of(suite, Path(out), asked), dry=dry)
 
 
 def options_of(suite: str, out: Path, asked: Mapping[str, Any]) -> Options:

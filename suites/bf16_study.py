@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +32,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "bf16, kahan": {"precision": "bf16", "bf16_updates": "kahan"},
     "bf16, master": {"precision": "bf16", "bf16_updates": "master"},
 }
+SET = {name for settings in ARMS.values() for name in settings}
+"""What the arms set, and nobody else may."""
 OUT = RUNS / "bf16-study"
 LOSS = "loss"
 PRODUCTS = "bf16_products"
@@ -51,6 +53,14 @@ def arm_plans(request: Request, runtime: Runtime) -> list[Plan]:
         for plan in make_plans(asked, runtime):
             found.append(plan.model_copy(update={"variant": f"bf16 study: {arm}"}))
     return sorted(found, key=lambda plan: request.seeds.index(plan.seed))
+
+
+def names_of(table: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the names of settings in a table and in the tables inside it, which beat those outside."""
+    for name, value in table.items():
+        yield name
+        if isinstance(value, Mapping):
+            yield from names_of(value)
 
 
 def final_losses(plans: Sequence[Plan], records: Sequence[Record]) -> dict[tuple[str, str], list[float | None]]:
@@ -105,16 +115,17 @@ def register(
     """Add `bf16-study` to the command line of the suites."""
 
     @app.command("bf16-study")
-    @takes_options(fixed={"suite": "c4"}, defaults={"profile": "small", "out": OUT})
+    # Of a sweep the table would take every value for a seed.
+    @takes_options(fixed={"suite": "c4", "sweep": None}, defaults={"profile": "small", "out": OUT})
     def bf16_study(options: Options) -> None:
         """Pre-train in fp32 and with weights in bf16 under every rule, and print the losses side by side."""
         with one_line_errors():
             from results.store import read_records
             from suites.registry import get_suite
 
-            taken = {"precision", "bf16_updates"} & set(overrides_of(options, get_suite(options.suite)))
+            taken = SET & set(names_of(overrides_of(options, get_suite(options.suite))))
             if taken:
-                raise ValueError(f"--set {taken.pop()}: the study sets it in every arm ({', '.join(ARMS)})")
+                raise ValueError(f"--set {min(taken)}: the study sets it in every arm ({', '.join(ARMS)})")
             prepared = prepare(options, plans=False)
             plans = arm_plans(prepared.request, prepared.runtime)
             failed = start(plans, prepared.runtime, options.out, options.fresh)

@@ -9,10 +9,11 @@ for single runs. What stands in `search` is laid over a layer for the runs of a 
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -20,9 +21,9 @@ from baselines.method import Method, MethodConfig
 from baselines.registry import checked_name, get_method, methods
 from results.protocols import Statement, read_protocols
 from suites.recompute import Part, parts
+from suites.typed import PROFILE_NAMES as PROFILE_NAMES
 
 PROFILES = Path(__file__).parent / "profiles"
-PROFILE_NAMES = ("micro", "small", "paper", "fair")
 PUBLISHED = ("paper", "fair")
 "Profiles at the scale of published runs."
 TABLES = ("rank", "task", "method", "size", "search")
@@ -30,7 +31,18 @@ LISTS = ("methods", "tasks")
 "Which methods and tasks a comparison has that names none; in `search`: those of a search."
 OTHERS = (*TABLES, *LISTS, "default_rank")
 "What stands in a layer beside settings."
+INSIDE: dict[str, tuple[str, ...]] = {
+    "rank": ("search", "size", "task", "method", *LISTS),
+    "search": ("size", "task", "method", *LISTS),
+    "size": ("method",),
+    "task": ("method",),
+    "method": (),
+}
+"What a run reads of `OTHERS` inside a table of each kind."
+ORDER = "task.<task>.method.<method>.<setting> or size.<model>.method.<method>.<setting>"
 DEFAULT_RANK = 8
+LITERAL = "literal_error"
+"What pydantic calls a value that is none of a few."
 T = TypeVar("T", bound=BaseModel)
 Layer = Mapping[str, Any]
 "A table of settings, with tables of more of them inside."
@@ -193,29 +205,47 @@ def tuned_path(profile: str, suite: str, rank: int) -> Path:
     return PROFILES / f"{profile}.{suite}.rank{rank}.tuned.toml"
 
 
-def check_table(table: Layer, kind: type[Settings], tasks: Iterable[str], where: str) -> None:
-    """Raise ValueError unless a layer names tasks and methods that exist, and settings of `kind`, at every level.
+def check_table(
+    table: Layer, kind: type[Settings], tasks: Iterable[str], where: str, inside: tuple[str, ...] = ()
+) -> None:
+    """Raise ValueError unless a layer names tasks and methods that exist, and settings of `kind`, at every level, and
+    has each where it is read.
 
     Args:
         where: what the layer is called in the text, such as "--set".
+        inside: kinds of the tables that the layer stands in, the outermost first.
     """
     known = {"task": list(tasks), "method": list(methods())}
     for name in table:
+        _check_read(name, where, inside)
         if name not in OTHERS:
             checked_name(name, kind.model_fields, "setting")
         if name in LISTS:
             for each in _list(table, name, where):
                 checked_name(each, known[name.removesuffix("s")], f"{name} in {where}")
         if name == "search":
-            check_table(tables(table, name, "search.<setting>=value", where), kind, known["task"], where)
+            held = tables(table, name, "search.<setting>=value", where)
+            check_table(held, kind, known["task"], where, (*inside, name))
         if name not in TABLES or name == "search":
             continue
         for key, settings in tables(table, name, f"{name}.<{name}>.<setting>=value", where).items():
             checked_name(key, known.get(name, [key]), f"{name} in {where}")
             if not isinstance(settings, dict):
                 raise ValueError(f"{where} {name}.{key}={settings!r}: must be {name}.{key}.<setting>=value")
-            check_table(settings, kind, known["task"], where)
+            check_table(settings, kind, known["task"], where, (*inside, name))
     tables(table, "config", "config.<setting of a method>=value", where)
+
+
+def _check_read(name: str, where: str, inside: tuple[str, ...]) -> None:
+    """Raise ValueError for one of `OTHERS` that no run would read where it stands."""
+    if name not in OTHERS or not inside or name in INSIDE[inside[-1]] or (*inside, name) == ("size", "default_rank"):
+        return
+    what = f"{where}: {name} inside {'.'.join(inside)} is read by no run"
+    if name in LISTS:
+        raise ValueError(f"{what}: the whole comparison has one list (nearest allowed: {name}=[...])")
+    if name == "default_rank":
+        raise ValueError(f"{what}: a rank is of the whole comparison (nearest allowed: --rank)")
+    raise ValueError(f"{what}: tables stand inside each other as {ORDER}")
 
 
 def tables(settings: Layer, name: str, form: str, where: str) -> Layer:
@@ -285,7 +315,21 @@ def validated(kind: type[T], values: Mapping[str, Any], what: str) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise ValueError(f"{what} {name} = {first['input']!r}: {first['msg'].lower()}") from error
+        allowed = _literals(kind.model_fields[str(first["loc"][0])].annotation) if first["type"] == LITERAL else ()
+        near = f" (nearest allowed value: {_nearest(first['input'], allowed)})" if allowed else ""
+        raise ValueError(f"{what} {name} = {first['input']!r}: {first['msg'].lower()}{near}") from error
+
+
+def _literals(annotation: Any) -> tuple[Any, ...]:
+    """Return the values that a type names."""
+    parts = get_args(annotation)
+    return parts if get_origin(annotation) is Literal else tuple(each for part in parts for each in _literals(part))
+
+
+def _nearest(given: object, allowed: tuple[Any, ...]) -> Any:
+    if isinstance(given, (int, float)) and all(isinstance(each, (int, float)) for each in allowed):
+        return min(allowed, key=lambda each: abs(each - given))
+    return difflib.get_close_matches(str(given).lower(), map(str, allowed), n=1, cutoff=0.0)[0]
 
 
 def method_config(method: str, rank: int, overrides: Mapping[str, Any]) -> MethodConfig:

@@ -26,6 +26,7 @@ from suites.measure.environment import bf16_slowdown
 from suites.run.worker import Event
 from suites.suite import Runtime
 
+LEAST_SHARE = 0.01
 LINE_EVERY_S = 30.0
 SIGNS = {
     "ok": "ok",
@@ -251,13 +252,13 @@ class ProgressListener:
             self._console.print(self._line(event), markup=False, highlight=False)
 
     def _line(self, event: Event) -> str:
-        plan, spent = event.plan, time.monotonic() - self._started
-        left = spent * (self._steps - self._done) / max(1, self._done)
+        plan, spent, done = event.plan, time.monotonic() - self._started, self._done / self._steps
+        # The first steps are those after the set-up, which is no measure of the others.
+        left = f", about {duration_text(spent * (1 - done) / done)} left" if done >= LEAST_SHARE else ""
         loss = "" if event.loss is None else f", loss {event.loss:.4g}"
         return (
             f"[{self._ended:>3}/{self._runs}] {_named(event)}: step {event.step:,} of "
-            f"{plan.training.steps:,}{loss}; {self._done / self._steps:.0%} of all steps, about "
-            f"{duration_text(left)} left"
+            f"{plan.training.steps:,}{loss}; {done:.0%} of all steps{left}"
         )
 
     def _end(self, key: str, event: Event) -> None:

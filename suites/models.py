@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ def resolve_model(name: str, runtime: Runtime) -> ModelPlan:
             for roberta-base).
 
     Raises:
-        ValueError: a packaged model that is not installed or has other weights; a folder without weights or tokenizer;
-            a hub name that is in no cache while the run must stay offline.
+        ValueError: a packaged model that is not installed or has other weights; a folder without weights or tokenizer,
+            or a second one; a hub name that is in no cache while the run must stay offline.
     """
     if name in GENERATED:
         digest = weights_digest(GENERATED[name]())
@@ -53,11 +53,21 @@ def resolve_model(name: str, runtime: Runtime) -> ModelPlan:
         )
     folder = Path(name)
     if folder.is_dir():
+        if runtime.model_dir is not None and not folder.samefile(runtime.model_dir):
+            raise ValueError(
+                f"model {name!r}: the runs of one command load from one folder at most, and {str(runtime.model_dir)!r} "
+                "is named too; give a command for each"
+            )
         return ModelPlan(name=folder.resolve().name, source="directory", digest=folder_digest(folder))
     if name.startswith((".", "/", "~")):
         raise ValueError(f"model {name!r}: no such folder; allowed are micro, minilm, a folder, or a hub name")
     full, revision = PINNED.get(name, (name, None))
     return ModelPlan(name=full, source="hub", revision=revision or hub_commit(full, runtime))
+
+
+def first_folder(names: Iterable[str]) -> Path | None:
+    """Return the first folder among names of models; None where none is one."""
+    return next((Path(name) for name in names if name not in (*GENERATED, MINILM) and Path(name).is_dir()), None)
 
 
 def hub_commit(name: str, runtime: Runtime) -> str:
@@ -101,7 +111,7 @@ def location(plan: ModelPlan, runtime: Runtime) -> tuple[str, dict[str, Any]]:
     """Return what transformers' `from_pretrained` takes for a planned model.
 
     Raises:
-        ValueError: what the folder holds is not what was planned.
+        ValueError: a folder that this command was not given; what it holds is not what was planned.
     """
     # Never asked for on the terminal, and never run: code that a model brings along.
     options: dict[str, Any] = {"trust_remote_code": False}
@@ -110,7 +120,8 @@ def location(plan: ModelPlan, runtime: Runtime) -> tuple[str, dict[str, Any]]:
     if plan.source == "package":
         return str(minilm_folder()), options
     if plan.source == "directory":
-        assert runtime.model_dir is not None
+        if runtime.model_dir is None:
+            raise ValueError(f"model {plan.name!r}: was planned from a folder: give it with --model")
         if folder_digest(runtime.model_dir) != plan.digest:
             raise ValueError(
                 f"model folder {runtime.model_dir}: its weights, configuration or tokenizer changed since the plan was "

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 from suites.sweep import RANK, Sweep, nested, parse_sweeps
-from suites.typed import complete_device, complete_methods, complete_profile, complete_suite, complete_tasks
+from suites.typed import (
+    DEVICES,
+    PROFILES,
+    complete_device,
+    complete_methods,
+    complete_profile,
+    complete_suite,
+    complete_tasks,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -48,8 +56,8 @@ class Options:
     rank: Annotated[
         int | None,
         typer.Option(
-            help="rank of the comparison: of the factors, or of the projection for galore; default: 8, in c4's paper "
-            "profile by the model's size"
+            help="rank of the comparison: of the factors, or of the projection for galore; default: 8, in c4 the "
+            "profile's, in its `paper` by the model's size"
         ),
     ] = None
     task: Annotated[
@@ -62,7 +70,7 @@ class Options:
     method: Annotated[
         str,
         typer.Option(
-            help="comma-joined methods (see `methods`), or files `path.py:METHOD`; default: all",
+            help="comma-joined methods (see `methods`), files `path.py:METHOD`, or `all`; default: the profile's",
             autocompletion=complete_methods,
         ),
     ] = ""
@@ -185,20 +193,33 @@ def overrides_of(options: Options, suite: TrainingSuite[Any]) -> dict[str, Any]:
     """Return the settings that the command line lays over the profile's.
 
     Raises:
-        ValueError: a `--set` that is no TOML, or that speaks of a task, method or setting that does not exist.
+        ValueError: a `--set` that is no TOML, that speaks of a task, method or setting that does not exist or stands
+            where no run reads it, or that another option gives too.
     """
+    overrides = parse_sets(options.set_ or [])
+    typed = {"model": options.model or None, "tokenizer": options.tokenizer or None, "steps": options.steps}
+    for name, value in typed.items():
+        if value is not None and name in overrides:
+            raise ValueError(f"--set {name}={overrides[name]!r}: --{name} gives it too; leave one of the two out")
+        overrides |= {} if value is None else {name: value}
+    overrides |= {"source": "directory"} if options.data_dir is not None else {}
+    _check_said(overrides, suite, "--set")
+    return overrides
+
+
+def _check_said(table: Mapping[str, Any], suite: TrainingSuite[Any], where: str) -> None:
+    """Raise ValueError for what no run reads, and for a rank, which a profile may speak of and a command asks for."""
     from suites.config import check_table
 
-    overrides = parse_sets(options.set_ or [])
-    for name in ("rank", "default_rank"):
-        if name in overrides:
-            raise ValueError(f"--set {name}={overrides[name]!r}: the rank is given by --rank")
-    overrides |= {"model": options.model} if options.model else {}
-    overrides |= {"tokenizer": options.tokenizer} if options.tokenizer else {}
-    overrides |= {"source": "directory"} if options.data_dir is not None else {}
-    overrides |= {"steps": options.steps} if options.steps is not None else {}
-    check_table(overrides, suite.settings, suite.tasks, "--set")
-    return overrides
+    def refuse_rank(part: Mapping[str, Any], before: str = "") -> None:
+        for name in ("rank", "default_rank"):
+            if name in part:
+                raise ValueError(f"{where} {before}{name}={part[name]!r}: the rank is given by --rank")
+
+    refuse_rank(table)
+    check_table(table, suite.settings, suite.tasks, where)
+    for size, settings in table.get("size", {}).items():
+        refuse_rank(settings, f"size.{size}.")
 
 
 def beside_of(options: Options) -> Beside:
@@ -225,14 +246,15 @@ def sweep_of(options: Options, suite: TrainingSuite[Any]) -> tuple[Sweep, ...]:
     """Return the settings that the command line gives several values.
 
     Raises:
-        ValueError: a `--sweep` that is none, or that speaks of a task, method or setting that does not exist.
+        ValueError: a `--sweep` that is none, that speaks of a task, method or setting that does not exist or stands
+            where no run reads it, or of tokenizers beside a file of one.
     """
-    from suites.config import check_table
-
     found = parse_sweeps(options.sweep or [])
     for name, values in found:
         for value in values if name != RANK else ():
-            check_table(nested(name, value), suite.settings, suite.tasks, "--sweep")
+            _check_said(nested(name, value), suite, "--sweep")
+    if "tokenizer" in dict(found) and options.tokenizer:
+        raise ValueError("--sweep tokenizer: --tokenizer gives it too; leave one of the two out")
     return found
 
 
@@ -246,7 +268,7 @@ def resolve_device(name: str, dry: bool = False) -> torch.device:
 
     from baselines.registry import checked_name
 
-    checked_name(name, ("auto", "cpu", "cuda"), "device")
+    checked_name(name, DEVICES, "device")
     if name == "cuda" and dry:
         return torch.device("cuda")
     if name == "cuda" and not torch.cuda.is_available():
@@ -261,9 +283,9 @@ def resolve_profile(name: str, device: torch.device, insisted: bool = False) -> 
         ValueError: unknown, or `paper` or `fair` without a GPU and without `--device cpu` insisting on it.
     """
     from baselines.registry import checked_name
-    from suites.config import PROFILE_NAMES, PUBLISHED
+    from suites.config import PUBLISHED
 
-    checked_name(name, ("auto", *PROFILE_NAMES), "profile")
+    checked_name(name, PROFILES, "profile")
     if name == "auto":
         if device.type == "cuda":
             return "paper", "auto: a CUDA device is here"

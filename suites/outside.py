@@ -6,18 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from baselines.registry import add_method
+from baselines.registry import add_method, methods
 from suites.suite import Outside, Suite
+from suites.typed import ALL_METHODS
 
 
 def named_methods(texts: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Return the names of methods given by name or as `path.py:NAME`, and the references of those given by file.
+    """Return the names of methods given by name, as `path.py:NAME` or by `all`, and the references of those from files.
 
     Raises:
         ValueError: a file that brings no method.
     """
     files = {text: _absolute(text) for text in texts if ".py" in text}
-    return [add_method(files[text]) if text in files else text for text in texts], tuple(files.values())
+    added = {text: add_method(reference) for text, reference in files.items()}
+    names = (name for text in texts for name in (methods() if text == ALL_METHODS else [added.get(text, text)]))
+    return list(dict.fromkeys(names)), tuple(files.values())
 
 
 def named_tasks(texts: Sequence[str], suite: Suite[Any]) -> tuple[list[str], tuple[Path, ...]]:

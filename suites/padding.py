@@ -1,6 +1,6 @@
 """How much of GLUE's batches is padding, and what grouping by length makes of it: shares, and tokens a second.
 
-python -m suites padding --model minilm --data-dir DIR --steps 20
+python -m suites padding --model minilm --data-dir DIR --timed 20
 """
 
 from __future__ import annotations

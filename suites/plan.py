@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +13,36 @@ from baselines.method import Rates
 from baselines.registry import checked_name, default_methods, get_method, methods, source_digest
 from results.schema import Plan, Record, TrainingPlan
 from results.store import FINAL
-from suites.config import Layer, Settings, check_table, listed, load_profile, method_config, profile_path, resolve
+from suites.config import (
+    Layer,
+    Settings,
+    check_table,
+    default_rank,
+    listed,
+    load_profile,
+    method_config,
+    profile_path,
+    resolve,
+)
 from suites.registry import get_suite
 from suites.run.per_layer import check_per_layer
 from suites.suite import Runtime, Suite
-from suites.sweep import Sweep, check_effect, variants
+from suites.sweep import RANK, Sweep, check_effect, variants
 
 REFERENCE = Path(__file__).resolve().parent.parent / "results" / "reference"
 """The committed records."""
 LARGEST_SEED = 2**63 - 1
 """Frames, random generators and JSON readers hold 64 bits with a sign."""
+ROUNDING = 1e-12
+"""Share of a product of floats that may be rounding alone."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for; `overrides` are settings that beat the profile's, `sweep` those under several values."""
+    """What is asked for; `overrides` are settings that beat the profile's, `sweep` those under several values.
+
+    `rank_by_model`: nobody asked for the rank; a model that is swept has the profile's for it.
+    """
 
     suite: str
     profile: str
@@ -37,6 +52,7 @@ class Request:
     seeds: tuple[int, ...] = (0, 1, 2)
     overrides: tuple[tuple[str, Any], ...] = ()
     sweep: tuple[Sweep, ...] = ()
+    rank_by_model: bool = False
 
 
 @dataclass(frozen=True)
@@ -141,22 +157,48 @@ def comparison(request: Request, tuned: bool = True) -> Comparison:
     return Comparison(request, suite, (*layers, dict(request.overrides)))
 
 
+def combinations(request: Request) -> Iterator[Request]:
+    """Yield a request for every combination of the swept values, as `variants` does, each at its own rank.
+
+    Raises:
+        ValueError: a rank that is no whole number.
+    """
+    for each in variants(request):
+        if request.rank_by_model and RANK not in dict(request.sweep):
+            model = dict(each.overrides).get("model")
+            each = replace(each, rank=default_rank(each.profile, each.suite, model))
+        yield each
+
+
 def make_plans(request: Request, runtime: Runtime) -> list[Plan]:
     """Return every run of a request: seed by seed, then tasks, methods and swept values: a cut-off leaves whole
     comparisons. A run that no swept setting changes is there once.
 
     Raises:
-        ValueError: an unknown name or a value outside its rule, named; a sweep that changes no run.
+        ValueError: an unknown name or a value outside its rule, named; a sweep that changes no run; `equal` for some
+            runs alone.
     """
-    asked = [comparison(each) for each in variants(request)]
+    asked = [comparison(each) for each in combinations(request)]
+    equal = _equal(asked)
     cells = [[each.plan(task, method, runtime) for each in asked] for task, method in asked[0].cells()]
     check_effect(request.sweep, [[row[at].hash() for row in cells] for at in range(len(asked))])
     once = list({plan.hash(): plan for row in cells for plan in row}.values())
-    if asked[0].settings(*asked[0].cells()[0]).equal == "memory":
+    if equal == "memory":
         from suites.equal import with_equal_memory
 
         once = with_equal_memory(once, runtime)
     return [plan.model_copy(update={"seed": seed}) for seed in request.seeds for plan in once]
+
+
+def _equal(asked: Sequence[Comparison]) -> str:
+    """Return what is equal in a comparison beside steps, which no run has for itself."""
+    found = list(dict.fromkeys(each.settings(*cell).equal for each in asked for cell in each.cells()))
+    if len(found) > 1:
+        raise ValueError(
+            f"equal: is {' for some runs and '.join(found)} for others; it is of the whole comparison (nearest allowed "
+            "value: --set equal=memory)"
+        )
+    return found[0]
 
 
 def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
@@ -172,7 +214,8 @@ def training_plan(settings: Settings, train_rows: int) -> TrainingPlan:
         assert settings.steps is not None
         steps = settings.steps
     else:
-        steps = math.ceil(per_epoch * settings.epochs)
+        # 100 x 1.1 is 110.00000000000001, and no step more.
+        steps = math.ceil(per_epoch * settings.epochs * (1 - ROUNDING))
         steps = min(steps, settings.max_steps or steps)
     # What setting and plan call by one name is handed on as it is.
     kept = {name: value for name, value in settings if name in TrainingPlan.model_fields}

@@ -17,10 +17,14 @@ from results.choice import check_choice
 if TYPE_CHECKING:
     from suites.options import Options
 
-PROFILES = ("auto", "micro", "small", "paper", "fair")
+PROFILE_NAMES = ("micro", "small", "paper", "fair")
+PROFILES = ("auto", *PROFILE_NAMES)
+"""What may be typed for a profile; `auto` goes by the device."""
 DEVICES = ("auto", "cpu", "cuda")
 GROUP = "gnlorp.methods"
 """Entry points under which other packages bring methods."""
+ALL_METHODS = "all"
+"""What stands for every method there is, where methods are named."""
 
 
 def check_typed(options: Options) -> None:
@@ -46,7 +50,7 @@ def check_suite(name: str) -> None:
 
 def check_methods(names: Iterable[str], known: Catalogue | None = None) -> None:
     """Raise ValueError for a method that neither the catalogue, a file nor an entry point is called."""
-    listed = [entry.name for entry in (known or committed()).methods]
+    listed = [*(entry.name for entry in (known or committed()).methods), ALL_METHODS]
     for name in names:
         if name not in listed and not _there("baselines", name) and not _is_a_file(name):
             listed += [point.name for point in entry_points(group=GROUP)]
@@ -65,7 +69,7 @@ def complete_tasks(incomplete: str) -> list[str]:
 
 def complete_methods(incomplete: str) -> list[str]:
     """Return the methods that a shell offers behind the last comma."""
-    return _behind_comma(incomplete, (entry.name for entry in committed().methods))
+    return _behind_comma(incomplete, (*(entry.name for entry in committed().methods), ALL_METHODS))
 
 
 def complete_profile(incomplete: str) -> list[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from results.gate.compare import Finding
 from results.gate.texts import pair_text
 from results.schema import Record
-from results.store import write_atomically, write_record
+from results.store import write_record
 
 HEADING = "### Changes that alter numbers"
 
@@ -49,12 +49,12 @@ def changelog_entry(findings: Sequence[Finding], commit: str | None) -> str:
     )
 
 
-def add_to_changelog(path: Path, entry: str) -> None:
-    """Put `entry` under the heading for changed numbers of the unreleased part of a changelog, both made where missing.
+def changelog_with(path: Path, entry: str) -> str:
+    """Return a changelog with `entry` under the heading for changed numbers of its unreleased part, made where missing.
 
     Raises:
         ValueError: the file has no heading of an unreleased part.
-        StoreError: it cannot be written.
+        OSError: it cannot be read.
     """
     text = path.read_text()
     start = re.search(r"^## \[?Unreleased\]?.*$", text, re.MULTILINE | re.IGNORECASE)
@@ -67,7 +67,7 @@ def add_to_changelog(path: Path, entry: str) -> None:
         part = part.replace(f"{HEADING}\n", f"{HEADING}\n{entry}\n", 1)
     else:
         part = f"{part.rstrip()}\n\n{HEADING}\n{entry}\n" + ("" if end is None else "\n")
-    write_atomically(path, (text[: start.end()] + part + text[stop:]).encode())
+    return text[: start.end()] + part + text[stop:]
 
 
 def _is_record(path: Path) -> bool:

@@ -15,6 +15,7 @@ from results.gate.quantities import KINDS, Kind, Quantity, cell_of, quantities
 from results.gate.tolerances import Tolerances, deviation, of_mean
 from results.schema import Plan, Record
 
+_Place = tuple[str, int, str]
 Sort = Literal["regression", "improvement", "change", "vanished", "appeared"]
 
 
@@ -238,13 +239,18 @@ def _sort(judged: Judged, suite: str, catalogue: Catalogue) -> Sort:
 
 
 def _times(old: Sequence[Record], new: Sequence[Record], yardstick: str | None) -> list[TimeRatio]:
-    before, after = _step_seconds(old), _step_seconds(new)
+    timed = [pair for pair in zip(old, new, strict=True) if all(map(_is_timed, pair))]
+    before, after = (_step_seconds([pair[side] for pair in timed]) for side in (0, 1))
     found = []
-    for suite, method in sorted(before):
+    for suite, method in sorted({(record.plan.suite, record.plan.method) for record in old if _is_timed(record)}):
         if method != yardstick:
             ratios = [_over(side, suite, method, yardstick) for side in (before, after)]
             found.append(TimeRatio(suite, method, *ratios))
     return found
+
+
+def _is_timed(record: Record) -> bool:
+    return record.timing is not None and record.timing.timed_steps > 0
 
 
 def _over(seconds: dict[tuple[str, str], float], suite: str, method: str, yardstick: str | None) -> float | None:
@@ -253,14 +259,22 @@ def _over(seconds: dict[tuple[str, str], float], suite: str, method: str, yardst
 
 
 def _step_seconds(records: Sequence[Record]) -> dict[tuple[str, str], float]:
-    """Return seconds a step by suite and method, over the tasks and seeds that every method of the suite has."""
+    """Return seconds a step by suite and method, over the tasks, seeds and variants that all its methods have."""
+    places: dict[str, dict[str, set[_Place]]] = defaultdict(lambda: defaultdict(set))
+    for record in records:
+        places[record.plan.suite][record.plan.method].add(_place(record.plan))
+    shared = {suite: set.intersection(*methods.values()) for suite, methods in places.items()}
     sums: dict[tuple[str, str], tuple[float, int]] = {}
     for record in records:
-        if record.timing is not None and record.timing.timed_steps:
+        if record.timing is not None and _place(record.plan) in shared[record.plan.suite]:
             key = (record.plan.suite, record.plan.method)
             seconds, steps = sums.get(key, (0.0, 0))
             sums[key] = seconds + record.timing.train_s, steps + record.timing.timed_steps
     return {key: seconds / steps for key, (seconds, steps) in sums.items()}
+
+
+def _place(plan: Plan) -> _Place:
+    return plan.task, plan.seed, plan.variant
 
 
 def _time_findings(times: Sequence[TimeRatio], factor: float, yardstick: str) -> list[Finding]:

@@ -108,6 +108,7 @@ class C4Suite:
 
     def verify(self, plan: Plan, runtime: Runtime) -> list[str]:
         """Load a finite source whole; read a first document of the hub's, unless nothing is to be run."""
+        data.check_held_out(plan.data)
         if plan.data.source != "hub":
             data.prepare(plan.data, _vocabulary(plan), runtime)
         elif not runtime.dry:

@@ -102,6 +102,14 @@ def check_vocabulary(tokenizer: tokens.Tokenizer, name: str, vocabulary: int) ->
         )
 
 
+def check_held_out(plan: DataPlan) -> None:
+    """Raise ValueError where documents of the hub's stream are to be held out."""
+    if plan.held_out and plan.source == "hub":
+        raise ValueError(
+            "held-out documents: of the hub's stream there are none; tune on a folder given with --data-dir"
+        )
+
+
 @lru_cache(maxsize=2)
 def finite(
     plan: DataPlan, tokenizer: tokens.Tokenizer, data_dir: Path | None
@@ -159,10 +167,7 @@ def _facts(
 
 def _streamed(plan: DataPlan, tokenizer: tokens.Tokenizer, offline: bool) -> Prepared:
     """The hub's stream, padded: a sequence is a document, so that a position is found without tokenising anything."""
-    if plan.held_out:
-        raise ValueError(
-            "held-out documents: of the hub's stream there are none; tune on a folder given with --data-dir"
-        )
+    check_held_out(plan)
     evaluated, known = _hub_evaluated(plan, tokenizer, offline)
 
     def keep(text: str) -> bool:

@@ -20,6 +20,7 @@ from typing import Any
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library that the hub client uses
 
 from suites.generated import text as generated
+from suites.text.rows import Stamp, stamp
 
 HUB_NAME, HUB_CONFIG = "allenai/c4", "en"
 # The commit that public repositories quote for allenai/c4 (hf://datasets/allenai/c4@<hash>/en/c4-train.00000-...). Not
@@ -53,7 +54,6 @@ class Corpus:
     official: bool
 
 
-@lru_cache(maxsize=2)
 def load(source: str, data_dir: Path | None, train_rows: int | None, held_out: bool) -> Corpus:
     """Return the documents of a finite source.
 
@@ -65,6 +65,11 @@ def load(source: str, data_dir: Path | None, train_rows: int | None, held_out: b
     Raises:
         ValueError: files missing, empty or malformed; nothing left to train on.
     """
+    return _load_at(source, data_dir, train_rows, held_out, _stamp(data_dir) if source == "directory" else ())
+
+
+@lru_cache(maxsize=2)
+def _load_at(source: str, data_dir: Path | None, train_rows: int | None, held_out: bool, versions: Stamp) -> Corpus:
     if source == "micro":
         rows = {**MICRO_ROWS, "train": train_rows or MICRO_ROWS["train"]}
         splits = {split: [generated.document(split, index) for index in range(rows[split])] for split in SPLITS}
@@ -125,13 +130,21 @@ def _split_of(path: Path) -> str | None:
     return next((word for word in re.split(r"[^a-z0-9]+", path.name.lower()) if word in SPLITS), None)
 
 
-@lru_cache(maxsize=4)
+def _stamp(data_dir: Path | None) -> Stamp:
+    return stamp(path for paths in files(data_dir).values() for path in paths)
+
+
 def directory_digest(data_dir: Path | None) -> str:
     """sha256 over "sha256 name" lines of the files used, without parsing them.
 
     Raises:
         ValueError: a file is missing or cannot be read.
     """
+    return _digest_at(data_dir, _stamp(data_dir))
+
+
+@lru_cache(maxsize=4)
+def _digest_at(data_dir: Path | None, versions: Stamp) -> str:
     lines = []
     for paths in files(data_dir).values():
         for path in paths:

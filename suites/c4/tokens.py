@@ -22,6 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from baselines.registry import checked_name
 from results.store import StoreError, write_atomically
 from suites.generated import text as generated
+from suites.text.rows import Stamp, stamp
 
 # The protocol's tokenizer; the commit is the one that public repositories quote for it.
 PINNED = {"t5-base": ("google-t5/t5-base", "a9723ea7f1b39c1eae772870f3b547bf6ef7e6c1")}
@@ -86,7 +87,6 @@ class Tokenizer:
         return found
 
 
-@lru_cache(maxsize=4)
 def local(path: Path) -> Tokenizer:
     """Return the tokenizer of a `tokenizer.json`, or of the folder that holds one.
 
@@ -95,9 +95,14 @@ def local(path: Path) -> Tokenizer:
     """
     file = path / "tokenizer.json" if path.is_dir() else path
     try:
-        return ready(file.read_text(encoding="utf-8"), str(path))
+        return _local_at(file, str(path), stamp([file]))
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"tokenizer {path}: cannot be read; must be a tokenizer.json or a folder with one") from error
+
+
+@lru_cache(maxsize=4)
+def _local_at(file: Path, name: str, version: Stamp) -> Tokenizer:
+    return ready(file.read_text(encoding="utf-8"), name)
 
 
 @lru_cache(maxsize=1)

@@ -12,9 +12,10 @@ from pathlib import Path
 
 from results.schema import Plan, Record
 from results.store import write_atomically
+from suites.engines import journal
 from suites.engines.cluster import LOCAL, named, show_token
 from suites.engines.engine import Engine, Resources, Task
-from suites.engines.follow import Say, follow
+from suites.engines.follow import Clock, Say, follow_alone
 from suites.engines.node import NONCE
 from suites.engines.packing import shares
 from suites.run.worker import Listener
@@ -57,8 +58,7 @@ class Away:
         if not plans:
             return []
         store, runtime = store.resolve(), absolute(runtime)
-        nonce = self._nonce(store)
-        try:
+        with journal.alone(store), self._nonce(store) as nonce:
             self.check(store, runtime, nonce)
             sizes = self.sizes(plans, runtime)
             tasks = [
@@ -73,18 +73,23 @@ class Away:
                 )
                 for plan, key in ((plan, plan.hash()) for plan in plans)
             ]
-            return follow(tasks, self.engine, listen, self.retries, self.say, detach=self.detach).records
+            ended = follow_alone(tasks, self.engine, listen, self.retries, self.say, Clock(), self.detach)
+        return ended.records
+
+    @contextmanager
+    def _nonce(self, store: Path) -> Iterator[str]:
+        """Have a nonce in the store; one that jobs of an earlier command may still look for stays."""
+        path = store / NONCE
+        if path.exists() and (self.engine.outlives or journal.any_entry(store)):
+            yield path.read_text()
+            return
+        nonce = secrets.token_hex(16)
+        write_atomically(path, nonce.encode())
+        try:
+            yield nonce
         finally:
             if not self.engine.outlives:
-                (store / NONCE).unlink(missing_ok=True)
-
-    def _nonce(self, store: Path) -> str:
-        """Put a nonce into the store; one that jobs of an earlier command may still look for stays."""
-        if self.engine.outlives and (store / NONCE).exists():
-            return (store / NONCE).read_text()
-        nonce = secrets.token_hex(16)
-        write_atomically(store / NONCE, nonce.encode())
-        return nonce
+                path.unlink(missing_ok=True)
 
 
 def absolute(runtime: Runtime) -> Runtime:

@@ -53,6 +53,10 @@ class NoRoom(ValueError):
     """No node that is up could ever take such a run; one that comes later might."""
 
 
+class NotTaken(ValueError):
+    """A run that the engine does not take now, such as one above the number of jobs that a person may have."""
+
+
 @dataclass(frozen=True)
 class Queued:
     """Handed over, not started as far as the engine knows."""
@@ -103,7 +107,7 @@ class Engine(Protocol):
 
     Raises:
         NoRoom: from `capacity`, where no node could ever take such a run.
-        ValueError: from `submit`, where a run is not taken.
+        NotTaken: from `submit`.
     """
 
     name: str

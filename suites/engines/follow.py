@@ -5,6 +5,7 @@
 - Loss of a node or of the supervisor on it is tried again, up to a number of times, from the newest checkpoint.
 - Memory that runs out beside other runs on a device says nothing: the run is tried again alone, and that counts.
 - Nothing is submitted twice: one command a store, and the next one takes up what the engine still has in hand.
+- What an engine does not take, since it has so much already, waits for a run in hand to end.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from results.schema import Record
 from results.store import FINAL, read_record
 from suites.engines import journal
-from suites.engines.engine import Engine, Gone, Running, State, Task
+from suites.engines.engine import Engine, Gone, NotTaken, Running, State, Task
 from suites.run.launch import Interrupted
 from suites.run.worker import Event, Listener, keep, record_path
 
@@ -58,25 +59,57 @@ class _Hand:
 
 @dataclass
 class _Following:
+    """`waiting`: tasks that are not handed over yet, with their retries; `full`: runs in hand when one was refused."""
+
     engine: Engine
     listen: Listener
     say: Say
     clock: Clock
+    waiting: list[tuple[Task, int]]
     ended: Ended = field(default_factory=lambda: Ended([], {}))
+    full: int | None = None
+    told: bool = False
+
+    def check(self) -> None:
+        """Raise ValueError, before anything is handed over, where a run was handed to another engine."""
+        for task, _ in self.waiting:
+            found = journal.entry(task.store, task.plan)
+            if found is not None and found.engine != self.engine.name:
+                raise ValueError(
+                    f"{task.plan.label}: was handed to {found.engine} ({found.handle}) before: go on with "
+                    f"--on {found.engine}, or end it there and remove {task.store / journal.FOLDER}"
+                )
+
+    def hand_over(self, hands: list[_Hand]) -> None:
+        """Put what waits into the engine's hands, as far as it takes it.
+
+        Raises:
+            NotTaken: the engine takes none, and has none that could make room.
+        """
+        if self.full is not None and len(hands) >= self.full:
+            return
+        self.full = None
+        while self.waiting:
+            try:
+                hands.append(self.taken_up(*self.waiting[0]))
+            except NotTaken as refusal:
+                if not hands:
+                    raise
+                self.full = len(hands)
+                if not self.told:
+                    self.say(f"{len(self.waiting)} runs wait for those in hand to end: {refusal}")
+                self.told = True
+                return
+            self.waiting.pop(0)
 
     def taken_up(self, task: Task, retries: int) -> _Hand:
         """Return the hand that an earlier command left, if the engine still has it; else submit the task.
 
         Raises:
-            ValueError: it was handed to another engine.
+            NotTaken: the engine does not take it.
         """
         found = journal.entry(task.store, task.plan)
         if found is not None:
-            if found.engine != self.engine.name:
-                raise ValueError(
-                    f"{task.plan.label}: was handed to {found.engine} ({found.handle}) before: go on with "
-                    f"--on {found.engine}, or end it there and remove {task.store / journal.FOLDER}"
-                )
             hand = _Hand(task, found.handle, found.earlier, retries)
             if not isinstance(self.engine.poll(found.handle), Gone):
                 self.say(f"{task.plan.label}: goes on as {found.handle}")
@@ -95,7 +128,7 @@ class _Following:
         return _Hand(task, handle, earlier, retries)
 
     def step(self, hand: _Hand) -> _Hand | None:
-        """Look at one run; return what is in hand of it now, None once it has ended.
+        """Look at one run; return what is in hand of it now, None once it has ended or waits to be handed over anew.
 
         Raises:
             ValueError: a node refuses it.
@@ -117,8 +150,8 @@ class _Following:
         task = hand.task
         if gone.cause == "crowded":
             self.say(f"{task.plan.label}: memory ran out beside other runs on its device; it is tried again alone")
-            alone = replace(task, resources=replace(task.resources, gpus=1.0))
-            return self.submitted(alone, hand.retries)
+            self.waiting.append((replace(task, resources=replace(task.resources, gpus=1.0)), hand.retries))
+            return None
         if gone.record is not None:
             keep(task.store, gone.record)
         record = self._record(hand)
@@ -137,7 +170,8 @@ class _Following:
         label = hand.task.plan.label
         if hand.retries > 0:
             self.say(f"{label}: lost ({gone.why}); tried again, {hand.retries - 1} more times at most")
-            return self.submitted(hand.task, hand.retries - 1)
+            self.waiting.append((hand.task, hand.retries - 1))
+            return None
         journal.drop(hand.task.store, hand.task.plan)
         self.say(f"{label}: lost ({gone.why}) and not tried again; the same command goes on with it")
         self.ended.lost[hand.task.plan.hash()] = gone.why
@@ -191,27 +225,39 @@ def follow(
         detach: hand over what is in nobody's hands, and come back at once: the engine outlives the command.
 
     Raises:
-        ValueError: a node refuses a run, or another command follows runs of this store; all others are ended first.
+        ValueError: a node refuses a run, all others are ended first; another command follows runs of this store, or a
+            run was handed to another engine.
+        NotTaken: the engine takes none, and has none in hand.
         Interrupted: Ctrl-C; what ran was asked to end and has a record of status interrupted.
     """
     if not tasks:
         return Ended([], {})
-    following = _Following(engine, listen, say, clock)
-    hands: list[_Hand] = []
     with journal.alone(tasks[0].store):
-        try:
-            for task in tasks:
-                hands.append(following.taken_up(task, retries))
-            while hands and not detach:
-                for index in reversed(range(len(hands))):
-                    after = following.step(hands[index])
-                    hands[index : index + 1] = [] if after is None else [after]
-                if hands:
-                    clock.sleep(engine.pause_s)
-        except KeyboardInterrupt as stop:
-            following.stop(hands)
-            raise Interrupted from stop
-        except BaseException:
-            following.stop(hands)
-            raise
+        return follow_alone(tasks, engine, listen, retries, say, clock, detach)
+
+
+def follow_alone(
+    tasks: Sequence[Task], engine: Engine, listen: Listener, retries: int, say: Say, clock: Clock, detach: bool
+) -> Ended:
+    """Do as `follow`, for who keeps other commands off the store already."""
+    following = _Following(engine, listen, say, clock, [(task, retries) for task in tasks])
+    hands: list[_Hand] = []
+    following.check()
+    try:
+        following.hand_over(hands)
+        while hands and not detach:
+            for index in reversed(range(len(hands))):
+                after = following.step(hands[index])
+                hands[index : index + 1] = [] if after is None else [after]
+            following.hand_over(hands)
+            if hands:
+                clock.sleep(engine.pause_s)
+    except KeyboardInterrupt as stop:
+        following.stop(hands)
+        raise Interrupted from stop
+    except BaseException:
+        following.stop(hands)
+        raise
+    if following.waiting:
+        say(f"{len(following.waiting)} runs are not handed over: give the same command again once others have ended")
     return following.ended

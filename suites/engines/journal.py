@@ -43,6 +43,12 @@ def entry(store: Path, plan: Plan) -> Entry | None:
         raise ValueError(f"{path}: says nothing of a run that was handed over: remove it if none goes on") from error
 
 
+def any_entry(store: Path) -> bool:
+    """Whether any run of the store was handed over and is not known to have ended."""
+    folder = store / FOLDER
+    return folder.is_dir() and any(folder.iterdir())
+
+
 def note(store: Path, plan: Plan, found: Entry) -> None:
     """Write that a run was handed over.
 

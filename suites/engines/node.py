@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from results.schema import Record
-from results.store import FINAL, StoreError, read_record
+from results.store import StoreError
 from suites.engines.engine import Cause, Gone, Task
 from suites.measure.environment import ROOT, code_digest, code_version
 from suites.run.launch import launch
-from suites.run.worker import Event, record_path
+from suites.run.worker import Event, has_ended, record_path
 
 LOCK_WAIT_S = 120.0
 """A node that died holds a run's lock until its network file system's lease is over: 90 s is usual."""
@@ -67,12 +67,15 @@ def run_task(task: Task, tell: Tell) -> Gone:
     if not shared and (beside.model or beside.trackers):
         raise Refusal(f"{task.store} is not shared with this node: saved models and trackers would be lost there")
     with _folder(task.store if shared else None) as folder:
-        if _has_ended(folder, task):
+        # A job that was queued long may come when all is done.
+        if has_ended(folder, task.plan):
             return Gone("it has a record already", "ended")
         record = _launched(task, folder, tell)
-        if record.status == "out_of_memory" and 0 < task.resources.gpus < 1:
+        shares_device, shares_node = 0 < task.resources.gpus < 1, task.runtime.workers > 1 and not task.resources.gpus
+        if record.status == "out_of_memory" and (shares_device or shares_node):
             record_path(folder, task.plan).unlink()
-            return Gone(record.error or "memory ran out", "crowded")
+            why = record.error or "memory ran out"
+            return Gone(why, "crowded") if shares_device else Gone(f"beside other runs: {why}", "lost")
         # One that was told to make room has not ended: its state is saved, and it goes on elsewhere.
         cause: Cause = "lost" if record.status == "interrupted" else "ended"
         return Gone(record.error or record.status, cause, None if shared else record)
@@ -92,12 +95,6 @@ def _launched(task: Task, folder: Path, tell: Tell) -> Record:
     except StoreError as error:
         raise Refusal(str(error)) from error
     return record
-
-
-def _has_ended(folder: Path, task: Task) -> bool:
-    """Whether the store holds a final record: a job that was queued long may come when all is done."""
-    path = record_path(folder, task.plan)
-    return path.exists() and read_record(path).status in FINAL
 
 
 @contextmanager

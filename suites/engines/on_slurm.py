@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from suites.engines import queue
-from suites.engines.engine import Capacity, Gone, Queued, Resources, Running, State, Task
+from suites.engines.engine import Capacity, Gone, NotTaken, Queued, Resources, Running, State, Task
 from suites.engines.node import Refusal, check_code, run_task
 from suites.measure.environment import code_digest
 from suites.run.eviction import SAVE_S
@@ -98,7 +98,7 @@ class SlurmEngine:
         try:
             job = executor.submit(Serve(), code_digest(), pickle.dumps(task), str(self._folder))
         except (submitit.core.utils.FailedJobError, submitit.core.utils.FailedSubmissionError) as error:
-            raise ValueError(f"--on slurm: sbatch refuses the job: {' '.join(str(error).split())[-300:]}") from error
+            raise NotTaken(f"--on slurm: sbatch refuses the job: {' '.join(str(error).split())[-300:]}") from error
         return str(job.job_id)
 
     def _name(self, task: Task) -> str:

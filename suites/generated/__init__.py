@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pathlib
 
-NOTICE = "micro: generated language; checks pipeline and ordering, never the paper's numbers"
+NOTICE = "micro: generated language; checks the pipeline, never the paper's numbers"
 
 
 def encoder_path() -> pathlib.Path:

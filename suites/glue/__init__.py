@@ -16,7 +16,7 @@ from suites.glue import metrics
 from suites.glue.tasks import TASKS, GlueTask, entries, get_task
 from suites.suite import Runtime
 from suites.text.classification import Classification, ClassificationSettings, Measured
-from suites.text.rows import Loaded
+from suites.text.rows import Loaded, Stamp
 
 
 class GlueSettings(ClassificationSettings):
@@ -77,13 +77,21 @@ class GlueSuite(Classification[GlueTask]):
         return metrics.majority(task, references)
 
 
-@lru_cache(maxsize=2 * len(TASKS))
 def _digest(task: str, source: str, data_dir: Path | None) -> str:
+    return _digest_at(task, source, data_dir, glue_data.stamp_of(task, source, data_dir))
+
+
+@lru_cache(maxsize=2 * len(TASKS))
+def _digest_at(task: str, source: str, data_dir: Path | None, files: Stamp) -> str:
     return glue_data.digest_of(task, source, data_dir)
 
 
-@lru_cache(maxsize=2)
 def _load(task: str, source: str, data_dir: Path | None, offline: bool) -> Loaded:
+    return _load_at(task, source, data_dir, offline, glue_data.stamp_of(task, source, data_dir))
+
+
+@lru_cache(maxsize=2)
+def _load_at(task: str, source: str, data_dir: Path | None, offline: bool, files: Stamp) -> Loaded:
     return glue_data.load(task, source, data_dir, offline)
 
 

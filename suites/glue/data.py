@@ -14,8 +14,9 @@ import datasets
 from datasets import ClassLabel, Dataset, Features, Value
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library that the hub client uses
 
+from baselines.registry import checked_name
 from suites.glue.tasks import GlueTask, get_task, nearest
-from suites.text.rows import Loaded
+from suites.text.rows import Loaded, Stamp, stamp
 
 HUB_NAME = "nyu-mll/glue"
 # The parquet release. Not resolved at run time, so that a plan names its data before anything is downloaded. The hash
@@ -41,7 +42,7 @@ def load(task: str, source: str, data_dir: Path | str | None = None, offline: bo
         ValueError: unknown task or source; files missing or malformed; hub not reachable, or not allowed.
     """
     row = get_task(task)
-    _check_source(source)
+    checked_name(source, SOURCES, "data source")
     notes: list[str]
     revision: str | None
     if source == "micro":
@@ -74,7 +75,7 @@ def digest_of(task: str, source: str, data_dir: Path | str | None = None) -> str
         ValueError: unknown task or source; a file is missing or cannot be read.
     """
     row = get_task(task)
-    _check_source(source)
+    checked_name(source, SOURCES, "data source")
     if source == "micro":
         from suites.generated import tasks as generated
 
@@ -84,11 +85,13 @@ def digest_of(task: str, source: str, data_dir: Path | str | None = None) -> str
     return _combined_digest({path.name: _read(path) for path in _paths(row, data_dir).values()})
 
 
-def _check_source(source: str) -> None:
-    if source not in SOURCES:
-        raise ValueError(
-            f"unknown data source {source!r}: known are {', '.join(SOURCES)}; nearest is {nearest(source, SOURCES)!r}"
-        )
+def stamp_of(task: str, source: str, data_dir: Path | str | None = None) -> Stamp:
+    """Return what tells one version of a task's files from the next; nothing for a source without files.
+
+    Raises:
+        ValueError: unknown task; a file is missing.
+    """
+    return stamp(_paths(get_task(task), data_dir).values()) if source == "directory" else ()
 
 
 def _from_hub(task: GlueTask, offline: bool) -> Mapping[str, Dataset]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -70,9 +69,10 @@ class GlueMetric(evaluate.Metric):  # type: ignore[misc]
 
     def __init__(self, task: str) -> None:
         self.task: GlueTask = get_task(task)
-        # Predictions stay in memory; the base class makes this folder all the same, and a home may be read-only.
-        folder = os.path.join(tempfile.gettempdir(), "gnlorp-metrics")
-        super().__init__(config_name=task, keep_in_memory=True, cache_dir=folder, seed=0)
+        # Predictions stay in memory; the base class makes a folder all the same, where a home may be read-only and
+        # another user's folder is.
+        with tempfile.TemporaryDirectory(prefix="gnlorp-") as folder:
+            super().__init__(config_name=task, keep_in_memory=True, cache_dir=folder, seed=0)
 
     def _info(self) -> evaluate.MetricInfo:
         kind = Value("float64" if self.task.regression else "int64")

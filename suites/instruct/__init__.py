@@ -21,7 +21,7 @@ from suites.config import Settings
 from suites.generated.problems import Problem
 from suites.instruct import encode
 from suites.instruct.data import Hub, Kind, Questions, held_out, hub_commit, load
-from suites.instruct.evaluate import ENTRIES, Asked, constant, measured
+from suites.instruct.evaluate import ENTRIES, Asked, constant, largest_batch, measured
 from suites.measure.environment import derived_seed
 from suites.suite import Batch, Job, Runtime, Scores
 
@@ -98,6 +98,8 @@ class InstructSuite:
     def verify(self, plan: Plan, runtime: Runtime) -> list[str]:
         """Load questions, tokenizer and configuration, so that what does not fit is found before the first run."""
         questions = _questions(plan, runtime)
+        if not KINDS[plan.task].choices:
+            _check_room(plan, runtime)
         notes = models.check_text(plan.model, runtime, plan.data.max_length)
         tokenizer = models.tokenizer(plan.model, runtime)
         texts = [f"{row.question} {row.answer}" for row in questions.train[:SAMPLE]]
@@ -147,6 +149,7 @@ class InstructSuite:
             ),
             main_metric=f"{asked.split}/{main.main_metric.partition('/')[2]}",
             weight=_answered,
+            evaluation=largest_batch(asked),
             beside=lambda folder: tokenizer.save_pretrained(str(folder)),
         )
 
@@ -156,6 +159,17 @@ def _questions(plan: Plan, runtime: Runtime) -> Questions:
     if plan.data.digest not in (None, found.digest):
         raise ValueError(f"data of task {plan.task!r}: it changed since the plan was made; plan again")
     return found
+
+
+def _check_room(plan: Plan, runtime: Runtime) -> None:
+    """Raise ValueError where a question and its generated answer may be longer than the model's positions."""
+    length, new = plan.data.max_length, plan.data.new_tokens or 0
+    longest = models.positions(models.configuration(plan.model, runtime))
+    if longest is not None and length + new > longest:
+        raise ValueError(
+            f"max_length {length} with new_tokens {new}: model {plan.model.name!r} has {longest} positions for a "
+            f"question and its generated answer (nearest allowed: together {longest}); a decoder with more: --model"
+        )
 
 
 def _rows(plan: Plan, questions: Questions, tokenizer: object) -> tuple[list[encode.Row], Asked]:

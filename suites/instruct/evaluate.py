@@ -17,6 +17,8 @@ from suites.generated.problems import Problem
 from suites.instruct.encode import Row, collate, left_padded
 
 ROWS_AT_ONCE = 64
+TOKENS_AT_ONCE = 4096
+"""Of rows whose logits are formed together: each token's are as many as the vocabulary has entries."""
 NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 MARK = "####"
 ENTRIES = [
@@ -84,14 +86,30 @@ def exact(model: Any, asked: Asked) -> dict[str, float | None]:
     return {"exact": right / len(order), "finished": ended / len(order)}
 
 
+def parts(rows: Sequence[Row]) -> list[Sequence[Row]]:
+    """Return the rows in parts whose logits are formed together: few of them where one is long."""
+    size = max(1, min(ROWS_AT_ONCE, TOKENS_AT_ONCE // max(map(len, rows), default=1)))
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
+
+
+def _without_end(rows: Sequence[Row]) -> list[Row]:
+    return [Row(row.prompt, row.answer[:-1]) for row in rows]
+
+
+def largest_batch(asked: Asked) -> dict[str, Tensor]:
+    """Return the largest batch whose logits `measured` has the model form."""
+    choices = _without_end([row for rows in asked.choices for row in rows])
+    largest = max([*parts(asked.rows), *parts(choices)], key=lambda part: len(part) * max(map(len, part)))
+    return collate(largest, asked.tokenizer.pad_token_id)
+
+
 @torch.no_grad()
 def likelihoods(model: nn.Module, rows: Sequence[Row], pad: int) -> Tensor:
     """Return (N,) log p of each row's answer after its prompt, the end token left out."""
     device = next(model.parameters()).device
     found = []
-    for first in range(0, len(rows), ROWS_AT_ONCE):
-        batch = collate([Row(row.prompt, row.answer[:-1]) for row in rows[first : first + ROWS_AT_ONCE]], pad)
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    for part in parts(_without_end(rows)):
+        batch = {name: tensor.to(device) for name, tensor in collate(part, pad).items()}
         labels = batch.pop("labels")[:, 1:]
         logits = model(**batch, use_cache=False).logits[:, :-1].float()
         losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
@@ -118,9 +136,8 @@ def answer_loss(model: nn.Module, asked: Asked) -> float | None:
     """Return the mean loss of an answer's tokens, end token included; None where it is not finite."""
     device, pad = next(model.parameters()).device, asked.tokenizer.pad_token_id
     total, count = 0.0, 0
-    for first in range(0, len(asked.rows), ROWS_AT_ONCE):
-        batch = collate(asked.rows[first : first + ROWS_AT_ONCE], pad)
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+    for part in parts(asked.rows):
+        batch = {name: tensor.to(device) for name, tensor in collate(part, pad).items()}
         labels = batch.pop("labels")[:, 1:]
         logits = model(**batch, use_cache=False).logits[:, :-1].float()
         losses = functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")

@@ -95,20 +95,24 @@ def _row(network: Network, method: str, asked: Asked, limit_bytes: int, shared: 
 
 
 def fits(composed: Composed, rows: int, limit_bytes: int) -> dict[Estimate, Fit]:
-    """Return what every estimate says of a step of `rows` rows, and of the largest that is within the limit."""
+    """Return what every estimate says of a step of `rows` rows a micro-batch, and of the largest within the limit.
+
+    The largest batch is in rows a step, all its micro-batches together, as the batch that is asked about.
+    """
     found: dict[Estimate, Fit] = {}
+    parts = composed.setting.accumulation
     for estimate in ESTIMATES:
         peak = _peak(composed, estimate)
         share = peak(rows) / max(1, estimated(Held(*[composed.tensor_bytes(rows)] * 3), "low"))
         guess, slope = composed.rows_within(int(limit_bytes / share))
         if estimate == "high":
             # The allocator has been asked about the largest that is expected to fit: it costs nothing to begin there.
-            guess = found["expected"].largest_batch or guess
+            guess = found["expected"].largest_batch // parts or guess
         largest, takes, after = largest_near(peak, limit_bytes, guess, slope * share)
         found[estimate] = Fit(
             asked_bytes=peak(rows),
             fits=peak(rows) <= limit_bytes,
-            largest_batch=largest,
+            largest_batch=largest * parts,
             takes_bytes=takes if largest else None,
             next_bytes=after,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -97,9 +97,16 @@ def lab_of(network: Network, method: str, asked: Asked) -> tuple[Lab, Setting]:
     return lab, setting
 
 
+def one_row(asked: Asked) -> Asked:
+    """Return what was asked for with one row a micro-batch; where nothing is said of those, one a process."""
+    parts, gpus = asked.rest["accumulation"], asked.rest["processes"]
+    parts = gpus if parts == 1 else parts
+    return replace(asked, rest={**asked.rest, "batch": parts, "accumulation": parts})
+
+
 def _batch(asked: Asked) -> tuple[int, int]:
     rows, parts = asked.rest["batch"], asked.rest["accumulation"]
-    for what in ("batch", "accumulation"):
+    for what in ("accumulation", "batch"):
         if asked.rest[what] < 1:
             raise ValueError(f"{what} {asked.rest[what]}: must be at least 1 (nearest allowed value: 1)")
     if rows % parts:

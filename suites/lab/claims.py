@@ -6,9 +6,8 @@ import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
-from results.lab import Attempt, Claim, Recomputed, RecomputedClaims, Rule, Setting, read_claims, write_verdicts
+from results.lab import Attempt, Claim, Recomputed, RecomputedClaims, Rule, Setting, read_claims
 from suites.lab.conventions import Convention, Values, conventions, shapes_of, values_of
 from suites.lab.fits import largest
 from suites.lab.lab import Lab
@@ -41,11 +40,6 @@ def recompute(traces: bool = True) -> RecomputedClaims:
     return RecomputedClaims(verdicts=found, rules=_rules(claims))
 
 
-def write_claims(path: Path, found: RecomputedClaims) -> Path:
-    """Write the verdicts and return the path."""
-    return write_verdicts(path, found)
-
-
 def lines_of(found: RecomputedClaims) -> Iterator[str]:
     """Yield one line a claim, then one a published table."""
     for verdict in found.verdicts:
@@ -69,12 +63,18 @@ def prints_as(value: float, claim: Claim) -> bool:
 
 
 def _tries(claim: Claim) -> Iterator[tuple[Convention, int, float]]:
+    options = list(conventions(claim.state_bits, *_has(claim)))
     for rank in claim.ranks:
         values = values_of(claim.method, claim.model, rank)
-        options = conventions(claim.state_bits, values.bases > 0, values.added > 0 and not values.replaces)
         for convention in options:
             size = size_of(claim.quantity, convention, values)
             yield convention, rank, size / UNIT[claim.unit][convention.gibi]
+
+
+def _has(claim: Claim) -> tuple[bool, bool]:
+    """Return whether a claim's method has bases, and whether it has adapters beside its weights."""
+    values = values_of(claim.method, claim.model, claim.ranks[0])
+    return values.bases > 0, values.added > 0 and not values.replaces
 
 
 def _estimate(claim: Claim) -> Recomputed:
@@ -215,20 +215,22 @@ def _rules(claims: Sequence[Claim]) -> list[Rule]:
     for claim in claims:
         if claim.quantity in ("weights+state", "weights", "state") and "-table" in claim.id:
             tables[claim.source].append(claim)
-    found = []
-    for table, cells in tables.items():
-        held: dict[str, int] = defaultdict(int)
-        for claim in cells:
-            for words in {_general(convention) for convention, _, value in _tries(claim) if prints_as(value, claim)}:
-                held[words] += 1
-        best = max(sorted(held), key=lambda words: held[words])
-        found.append(Rule(table=table, convention=best, cells=len(cells), holding=held[best]))
-    return found
+    return [_rule(table, cells) for table, cells in tables.items()]
 
 
-def _general(convention: Convention) -> str:
-    # Methods without bases say nothing of them; a rule for a whole table leaves that to the method.
-    unit = "GiB" if convention.gibi else "GB"
-    kind = {1: "8 bit", 2: "bf16", 4: "fp32"}
-    widths = f"{kind[convention.weight_bytes]} weights, {kind[convention.moment_bytes]} moments"
-    return f"{widths}, rest {convention.rest}, {unit}"
+def _rule(table: str, cells: Sequence[Claim]) -> Rule:
+    """Return the best of all conventions that say everything that any method of the table has, and every open rank."""
+    prints = [{(rank, each) for each, rank, value in _tries(claim) if prints_as(value, claim)} for claim in cells]
+    has = [_has(claim) for claim in cells]
+    open_ranks = {claim.model: claim.ranks for claim in cells if len(claim.ranks) > 1}
+    tries: dict[str, int] = {}
+    for convention in conventions(cells[0].state_bits, *map(any, zip(*has, strict=True))):
+        for ranks in itertools.product(*open_ranks.values()):
+            said = dict(zip(open_ranks, ranks, strict=True))
+            words = ", ".join([convention.words(), *(f"rank {rank} on {model}" for model, rank in said.items())])
+            tries[words] = sum(
+                (said.get(claim.model, claim.ranks[0]), convention.seen(*traits)) in printing
+                for claim, traits, printing in zip(cells, has, prints, strict=True)
+            )
+    best = max(tries, key=lambda words: tries[words])
+    return Rule(table=table, convention=best, cells=len(cells), holding=tries[best])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,10 +14,8 @@ from rich.table import Table
 if TYPE_CHECKING:
     from results.lab import MemoryCell, Setting
     from suites.lab.asked import Asked
-    from suites.lab.lab import Lab
 
 RUNS = Path("results") / "runs" / "memory"
-FAMILY = "llama"
 MODEL_HELP = (
     "a name that needs no hub (`llama-3.1-8b`, `qwen3-4b`, `roberta-large`, ...; a wrong one lists all), a LLaMA size "
     "of C4 (`60m` to `7b`), a folder with config.json, a hub name; with --fits several, comma-joined, or `llama`: the "
@@ -39,7 +36,9 @@ Variant = Annotated[str, typer.Option(help="of the method, as the tables call it
 PRECISION_HELP = "`fp32`, `bf16` or `bf16-autocast`; default: bf16 for language models"
 TARGETS_HELP = "`attention+mlp`, `attention`, `mlp`, or endings such as `q_proj,v_proj`"
 BASE_HELP = "4: frozen weights as QLoRA keeps them (NF4 of bitsandbytes, or the method's own)"
-Methods = Annotated[list[str] | None, typer.Argument(help="methods; default: a comparison's; `all`: every one")]
+Methods = Annotated[
+    list[str] | None, typer.Argument(help="methods; default: a comparison's; `all`: every one but controls")
+]
 Whole = Annotated[bool, typer.Option("--keep-trained-whole", help="with --shard: the frozen weights alone are sharded")]
 Train = Annotated[
     str,
@@ -104,6 +103,7 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
         with one_line_errors():
             _before_torch(model.split(","), offline)
             from suites.lab.asked import Asked
+            from suites.lab.fits_command import FAMILY, print_answers, print_estimates, print_fits
             from suites.recompute import parts
 
             rules = _device(device, "cuda" if fits else "cpu")
@@ -117,10 +117,12 @@ def _register_memory(app: typer.Typer, console: Console, one_line_errors: OneLin
             asked = Asked(rank, precision, train, targets, base_bits, rest)
             if as_json and not (whole and gpus == 1):
                 raise ValueError("--json: only with --fits, for one `cuda` device and without --overhead")
-            if whole:
-                _answer(console, model, method, asked, fits, offline, as_json)
+            if whole and gpus == 1:
+                print_answers(console, model, _methods(method), asked, fits, offline, as_json)
+            elif whole:
+                print_estimates(console, model, _methods(method), asked, fits, offline)
             elif fits:
-                _print_fits(console, model, _methods(method), asked, fits, overhead or "1GiB", offline)
+                print_fits(console, model, _methods(method), asked, fits, overhead or "1GiB", offline)
             else:
                 _print_ledgers(console, model, _methods(method), asked, offline)
 
@@ -131,17 +133,6 @@ def _before_torch(models: list[str], offline: bool) -> None:
 
     for each in models:
         check_hub(each.strip(), offline)
-
-
-def _answer(
-    console: Console, model: str, method: list[str] | None, asked: Asked, fits: str, offline: bool, as_json: bool
-) -> None:
-    if asked.rest["processes"] > 1:
-        _print_estimates(console, model, _methods(method), asked, fits, offline)
-        return
-    from suites.lab.fits_command import print_answers
-
-    print_answers(console, model, _methods(method), asked, fits, offline, as_json)
 
 
 def _register_matrix(app: typer.Typer, console: Console, one_line_errors: OneLineErrors) -> None:
@@ -167,7 +158,7 @@ def _register_matrix(app: typer.Typer, console: Console, one_line_errors: OneLin
                 console.print(f"{done}/{total} {words}: {cell.peak.total_bytes / 2**30:.2f} GiB, {cell.seconds} s")
 
             at_once = usable_cpus() if workers is None else workers
-            for path in run_matrix(split(model) or MODELS, _methods(split(method)), out, said, at_once):
+            for path in run_matrix(split(model) or MODELS, _methods(split(method), controls=True), out, said, at_once):
                 console.print(str(path))
 
 
@@ -179,12 +170,13 @@ def _register_claims(app: typer.Typer, console: Console, one_line_errors: OneLin
     ) -> None:
         """Recompute every published memory claim under every convention that its source could mean."""
         with one_line_errors():
-            from suites.lab.claims import lines_of, recompute, write_claims
+            from results.lab import write_verdicts
+            from suites.lab.claims import lines_of, recompute
 
             found = recompute(traces=not quick)
             for line in lines_of(found):
                 console.print(line, markup=False)
-            console.print(str(write_claims(out, found)))
+            console.print(str(write_verdicts(out, found)))
 
 
 def _shared(gpus: int, shard: bool, keep_trained_whole: bool) -> dict[str, Any]:
@@ -195,17 +187,11 @@ def _shared(gpus: int, shard: bool, keep_trained_whole: bool) -> dict[str, Any]:
     return {"processes": gpus, "shard": sharded_group(Group(0, gpus), shard, keep_trained_whole).shard}
 
 
-def _one_row(asked: Asked) -> Asked:
-    """Return what was asked for with one row a process."""
-    gpus = asked.rest["processes"]
-    return replace(asked, rest={**asked.rest, "batch": gpus, "accumulation": gpus})
-
-
-def _methods(names: list[str] | None) -> list[str]:
+def _methods(names: list[str] | None, controls: bool = False) -> list[str]:
     from baselines.registry import default_methods, get_method, methods
 
     if names == ["all"]:
-        return [name for name, each in methods().items() if not each.control]
+        return [name for name, each in methods().items() if controls or not each.control]
     return [get_method(name).name for name in names or default_methods()]
 
 
@@ -232,6 +218,7 @@ def _print_ledgers(console: Console, model: str, names: list[str], asked: Asked,
 
 
 def _print_ledger(console: Console, cell: MemoryCell) -> None:
+    from suites.lab.fits import gib
     from suites.measure.ledger import cell_ledger
 
     ledger = cell_ledger(cell)
@@ -250,11 +237,11 @@ def _print_ledger(console: Console, cell: MemoryCell) -> None:
         )
     if cell.reserved_bytes is not None and cell.allocated_bytes is not None:
         console.print(
-            f"  of a CUDA device, by its allocator's rules: allocated {_gib(cell.allocated_bytes)}, reserved "
-            f"{_gib(cell.reserved_bytes)}; predicted, not measured",
+            f"  of a CUDA device, by its allocator's rules: allocated {gib(cell.allocated_bytes)}, reserved "
+            f"{gib(cell.reserved_bytes)}; predicted, not measured",
             markup=False,
         )
-    phases = ", ".join(f"{name} {peak.total_bytes / 2**30:.3f} GiB" for name, peak in ledger.phases.items())
+    phases = ", ".join(f"{name} {gib(peak.total_bytes)}" for name, peak in ledger.phases.items())
     console.print(f"  peak by phase: {phases}")
     for rule, times in cell.by_rule.items():
         console.print(f"  by rule, {times} times: {rule}", markup=False)
@@ -264,79 +251,6 @@ def _device(name: str, default: str) -> str:
     from baselines.registry import checked_name
 
     return checked_name(name or default, ("cpu", "cuda"), "device")
-
-
-def _print_estimates(console: Console, model: str, names: list[str], asked: Asked, fits: str, offline: bool) -> None:
-    """Print what fits a process of several, traced as it is."""
-    from suites.lab.asked import lab_of
-    from suites.lab.fits import largest, parse_bytes
-    from suites.lab.networks import find_network
-    from suites.measure.estimate import ESTIMATE_WORDS, ESTIMATES, Estimate, estimated
-
-    limit, network = parse_bytes(fits, "limit"), find_network(model, offline)
-    console.print(f"limit {fits} of a CUDA device, largest batch by estimate ({ESTIMATE_WORDS}).", markup=False)
-    console.print("Peaks are of the whole step, one that refreshes bases included; no device was asked.")
-    table = Table("method", *(f"{estimate}: batch, takes, the next one" for estimate in ESTIMATES))
-    for name in names:
-        lab, setting = lab_of(network, name, _one_row(asked))
-
-        def peak(rows: int, estimate: Estimate, lab: Lab = lab, setting: Setting = setting) -> int:
-            return estimated(lab.held(setting.model_copy(update={"batch": rows})), estimate)
-
-        found = [largest(lambda rows, e=estimate, p=peak: p(rows, e), limit) for estimate in ESTIMATES]  # type: ignore[misc]
-        cells = (
-            f"{rows:,}, {_gib(now)}, {_gib(after)}" if rows else f"none fits, {_gib(after)}"
-            for rows, now, after in found
-        )
-        table.add_row(name, *cells)
-    console.print(table)
-
-
-def _print_fits(
-    console: Console, model: str, names: list[str], asked: Asked, fits: str, overhead: str, offline: bool
-) -> None:
-    from suites.lab.asked import lab_of
-    from suites.lab.fits import OVERHEAD_WORDS, largest, parse_bytes
-    from suites.lab.networks import find_network
-
-    limit, taken = parse_bytes(fits, "limit"), parse_bytes(overhead, "overhead")
-    if taken >= limit:
-        raise ValueError(f"overhead {overhead!r}: must be below the limit of {fits}")
-    family = model == FAMILY
-    what = "largest LLaMA" if family else "largest batch"
-    console.print(
-        f"limit {fits} less {overhead} for context and allocator ({OVERHEAD_WORDS}; --overhead): tensors have"
-    )
-    console.print(f"{(limit - taken) / 2**30:.2f} GiB. Peaks are of the whole step, one that refreshes bases included.")
-    table = Table("method", what, "its peak", "the next one's peak")
-    for name in names:
-        if family:
-            table.add_row(name, *_largest_size(name, asked, limit - taken, offline))
-            continue
-        lab, setting = lab_of(find_network(model, offline), name, _one_row(asked))
-
-        def peak(rows: int, lab: Lab = lab, setting: Setting = setting) -> int:
-            return lab.peak_bytes(setting.model_copy(update={"batch": rows}))
-
-        rows, now, after = largest(peak, limit - taken)
-        table.add_row(name, f"{rows:,}" if rows else "none fits", _gib(now or None), _gib(after))
-    console.print(table)
-
-
-def _largest_size(method: str, asked: Asked, limit: int, offline: bool) -> tuple[str, str, str]:
-    """Return (name, peak, peak of the next larger one), from the largest downwards."""
-    from suites.c4.sizes import SIZES
-    from suites.lab.asked import lab_of
-    from suites.lab.networks import find_network
-
-    after: int | None = None
-    for size in reversed(SIZES):
-        lab, setting = lab_of(find_network(size, offline), method, asked)
-        peak = lab.peak_bytes(setting)
-        if peak <= limit:
-            return size, _gib(peak), _gib(after)
-        after = peak
-    return "none fits", "-", _gib(after)
 
 
 def _title(setting: Setting, parameters: int) -> str:
@@ -370,7 +284,3 @@ def _moments(setting: Setting) -> str:
 
 def _number(value: int | None) -> str:
     return "-" if value is None else f"{value:,}"
-
-
-def _gib(value: int | None) -> str:
-    return "-" if value is None else f"{value / 2**30:.3f} GiB"

@@ -9,7 +9,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Literal
 
@@ -62,6 +62,12 @@ class Convention:
         moments = values.moments + (0 if self.rest == "frozen" else 2 * values.rest)
         bases = self.basis_bytes * values.bases if self.bases else 0
         return moments * (self.moment_bytes + (4 / BLOCK if self.maxima else 0)) + bases
+
+    def seen(self, bases: bool, adapters: bool) -> Convention:
+        """Return the convention as a method with or without bases, and with or without adapters, is counted by it."""
+        found = self if bases and self.bases else replace(self, bases=False, basis_bytes=2)
+        rest: Rest = "frozen" if found.rest == "frozen" else "trained"
+        return found if adapters else replace(found, rest=rest, added_bytes=None)
 
     def words(self) -> str:
         """Return the convention in words."""

@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable
+from functools import cache
 
 from baselines.registry import checked_name
 
@@ -39,6 +40,11 @@ def parse_bytes(text: str, what: str) -> int:
     return round(number * UNITS[unit])
 
 
+def gib(size: int | None) -> str:
+    """Return a size in GiB, a dash for none."""
+    return "-" if size is None else f"{size / 2**30:.3f} GiB"
+
+
 def largest(peak: Callable[[int], int], limit_bytes: int, most: int = MOST_ROWS) -> tuple[int, int, int | None]:
     """Return (n, peak of n, peak of n + 1) for the largest n from 1 to `most` whose peak is within the limit.
 
@@ -46,29 +52,10 @@ def largest(peak: Callable[[int], int], limit_bytes: int, most: int = MOST_ROWS)
     highest of many moments that each grow in proportion to n, so the search follows straight lines, but both ends of
     the answer are traced.
     """
-    low, low_peak = 1, peak(1)
-    if low_peak > limit_bytes:
-        return 0, 0, low_peak
-    high, high_peak = 2, peak(2)
-    while high_peak <= limit_bytes:
-        if high == most:
-            return high, high_peak, None
-        slope = max(1.0, (high_peak - low_peak) / (high - low))
-        low, low_peak = high, high_peak
-        # Peaks grow ever faster with n, never slower: the line overshoots, and so finds an upper end.
-        high = min(most, max(low + 1, low + int((limit_bytes - low_peak) / slope) + 1))
-        high_peak = peak(high)
-    while high - low > 1:
-        share = (limit_bytes - low_peak) / (high_peak - low_peak)
-        guess = min(high - 1, max(low + 1, low + int(share * (high - low))))
-        guess_peak = peak(guess)
-        if guess_peak <= limit_bytes:
-            low, low_peak = guess, guess_peak
-            if low + 1 < high and (after := peak(low + 1)) > limit_bytes:
-                high, high_peak = low + 1, after
-        else:
-            high, high_peak = guess, guess_peak
-    return low, low_peak, high_peak
+    looked = cache(peak)
+    if looked(1) > limit_bytes:
+        return 0, 0, looked(1)
+    return largest_near(looked, limit_bytes, 2, looked(2) - looked(1), most)
 
 
 def largest_near(

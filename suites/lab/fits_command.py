@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 from rich.console import Console
 from rich.table import Column, Table
 
-from results.lab import FitsAnswer, FitsRow
+from results.lab import FitsAnswer, FitsRow, Setting
+from suites.c4.sizes import SIZES
 from suites.lab.answer import answer
-from suites.lab.asked import Asked
-from suites.lab.fits import parse_bytes
+from suites.lab.asked import Asked, lab_of, one_row
+from suites.lab.fits import OVERHEAD_WORDS, gib, largest, parse_bytes
+from suites.lab.lab import Lab
 from suites.lab.named import check_name
-from suites.lab.networks import BUILT_IN
+from suites.lab.networks import BUILT_IN, find_network
 from suites.measure.environment import usable_cpus
-from suites.measure.estimate import ESTIMATE_WORDS, ESTIMATES
+from suites.measure.estimate import ESTIMATE_WORDS, ESTIMATES, Estimate, estimated
 from suites.options import split
 from suites.run.processes import in_processes
 
+FAMILY = "llama"
 SMALL_SHARE = 0.01
+ROWS_WORDS = "Batches are rows a step, of all its micro-batches and processes; the next one has a row more in each."
 
 
 def print_answers(
@@ -64,7 +69,7 @@ def overview(answers: Sequence[FitsAnswer], fits: str) -> Table:
     """Return one table of all models: a row a method, and whether it fits with which largest batch by the expected
     estimate."""
     table = Table(Column("method", no_wrap=True), *(each.model for each in answers))
-    table.title = f"within {fits}: whether it fits, largest batch (expected)"
+    table.title = f"within {fits}: whether it fits, largest batch in rows a step (expected)"
     table.title_justify = "left"
     for rows in zip(*(each.rows for each in answers), strict=True):
         table.add_row(rows[0].title, *("-" if row.refused is not None else brief(row) for row in rows))
@@ -92,21 +97,22 @@ def print_answer(console: Console, found: FitsAnswer, fits: str) -> None:
     """Print one answer: the question in words, a row a method, what accelerate says, what the words mean."""
     for line in question(found, fits):
         console.print(line, markup=False, soft_wrap=True)
-    heads = ("trains", "weights", "gradients", "state", f"a step of {found.batch}", "fits", "largest batch")
+    asked = f"a step of {found.batch} row{'' if found.batch == 1 else 's'}"
+    heads = ("trains", "weights", "gradients", "state", asked, "fits", "largest batch")
     table = Table(Column("method", no_wrap=True), *heads)
     for row in found.rows:
         table.add_row(*([row.title, *cells(row)] if row.refused is None else [row.title, "-", *["-"] * 4, "no", "-"]))
     beside = found.accelerate_bytes
     table.add_section()
-    table.add_row("accelerate estimate-memory", "everything", _gib(beside["weights"]), "-", "-",
-                  f"{_gib(beside['training'])} without activations", "-", "-")  # fmt: skip
+    table.add_row("accelerate estimate-memory", "everything", _figure(beside["weights"]), "-", "-",
+                  f"{_figure(beside['training'])} without activations", "-", "-")  # fmt: skip
     console.print(table)
     for row in found.rows:
         if row.refused is not None:
             console.print(f"{row.title}: {row.refused}", markup=False, soft_wrap=True)
     console.print(
-        f"GiB; a step: expected (low to high); largest batch: low / expected / high. {ESTIMATE_WORDS}. No device was "
-        f"asked. {found.seconds:.0f} s.",
+        f"GiB; a step: expected (low to high); largest batch, in rows a step: low / expected / high. {ESTIMATE_WORDS}. "
+        f"No device was asked. {found.seconds:.0f} s.",
         markup=False,
         soft_wrap=True,
     )
@@ -141,10 +147,10 @@ def cells(row: FitsRow) -> list[str]:
     batches = " / ".join(f"{each.largest_batch:,}" if each.largest_batch else "none" for each in (low, expected, high))
     return [
         f"{row.trains} ({_large(row.trained_parameters)})",
-        _gib(row.weight_bytes),
-        _gib(row.gradient_bytes),
-        f"{_gib(row.state_bytes)} {state_words(row)}",
-        f"{_gib(expected.asked_bytes)} ({_gib(low.asked_bytes)} to {_gib(high.asked_bytes)})",
+        _figure(row.weight_bytes),
+        _figure(row.gradient_bytes),
+        f"{_figure(row.state_bytes)} {state_words(row)}",
+        f"{_figure(expected.asked_bytes)} ({_figure(low.asked_bytes)} to {_figure(high.asked_bytes)})",
         verdict(row),
         batches,
     ]
@@ -157,7 +163,7 @@ def state_words(row: FitsRow) -> str:
     return " + ".join(name for name, size in named if size >= SMALL_SHARE * total)
 
 
-def _gib(size: int) -> str:
+def _figure(size: int) -> str:
     return f"{size / 2**30:.1f}" if size >= 0.05 * 2**30 else f"{size / 2**30:.3f}"
 
 
@@ -166,3 +172,65 @@ def _large(number: int) -> str:
         if number >= unit:
             return f"{number / unit:.2f}{name}"
     return str(number)
+
+
+def print_estimates(console: Console, model: str, names: Sequence[str], asked: Asked, fits: str, offline: bool) -> None:
+    """Print what fits a process of several, traced as it is."""
+    limit, network = parse_bytes(fits, "limit"), find_network(model, offline)
+    console.print(f"limit {fits} of a CUDA device, largest batch by estimate ({ESTIMATE_WORDS}).", markup=False)
+    console.print(f"{ROWS_WORDS} Peaks are of the whole step, one that refreshes bases included; no device was asked.")
+    table = Table("method", *(f"{estimate}: batch, takes, the next one" for estimate in ESTIMATES))
+    for name in names:
+        lab, setting = lab_of(network, name, one_row(asked))
+        found = [_most(setting, partial(_estimate, lab, each), limit) for each in ESTIMATES]
+        cells = (f"{rows:,}, {gib(now)}, {gib(after)}" if rows else f"none fits, {gib(after)}"
+                 for rows, now, after in found)  # fmt: skip
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+def print_fits(
+    console: Console, model: str, names: Sequence[str], asked: Asked, fits: str, overhead: str, offline: bool
+) -> None:
+    """Print which batch of a model, or which LLaMA, has tensors within a limit less an overhead."""
+    limit, taken = parse_bytes(fits, "limit"), parse_bytes(overhead, "overhead")
+    if taken >= limit:
+        raise ValueError(f"overhead {overhead!r}: must be below the limit of {fits}")
+    family = model == FAMILY
+    console.print(
+        f"limit {fits} less {overhead} for context and allocator ({OVERHEAD_WORDS}; --overhead): tensors have"
+    )
+    console.print(f"{gib(limit - taken)}. Peaks are of the whole step, one that refreshes bases included.")
+    if not family:
+        console.print(ROWS_WORDS)
+    table = Table("method", "largest LLaMA" if family else "largest batch", "its peak", "the next one's peak")
+    for name in names:
+        if family:
+            table.add_row(name, *_largest_size(name, asked, limit - taken, offline))
+            continue
+        lab, setting = lab_of(find_network(model, offline), name, one_row(asked))
+        rows, now, after = _most(setting, lab.peak_bytes, limit - taken)
+        table.add_row(name, f"{rows:,}" if rows else "none fits", gib(now or None), gib(after))
+    console.print(table)
+
+
+def _most(setting: Setting, takes: Callable[[Setting], int], limit: int) -> tuple[int, int, int | None]:
+    """Return (rows a step, what it takes, what a row more in each micro-batch takes) of the largest step that fits."""
+    found, now, after = largest(lambda rows: takes(setting.model_copy(update={"batch": rows})), limit)
+    return found * setting.accumulation * setting.processes, now, after
+
+
+def _estimate(lab: Lab, estimate: Estimate, setting: Setting) -> int:
+    return estimated(lab.held(setting), estimate)
+
+
+def _largest_size(method: str, asked: Asked, limit: int, offline: bool) -> tuple[str, str, str]:
+    """Return (name, peak, peak of the next larger one), from the largest downwards."""
+    after: int | None = None
+    for size in reversed(SIZES):
+        lab, setting = lab_of(find_network(size, offline), method, asked)
+        peak = lab.peak_bytes(setting)
+        if peak <= limit:
+            return size, gib(peak), gib(after)
+        after = peak
+    return "none fits", "-", gib(after)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import platform
 import subprocess
@@ -39,10 +40,14 @@ VARIABLES = ("ATEN_CPU_CAPABILITY", "MKL_CBWR", "MKL_ENABLE_INSTRUCTIONS", "ONED
 """Environment variables that choose the kernels of torch, MKL and oneDNN."""
 
 ROOT = Path(__file__).resolve().parents[2]
+CodeVersion = tuple[str | None, bool | None]
+"""Commit, and whether the code differs from it; None: not known."""
 
 
-def environment(device: torch.device, threads: int, workers: int) -> Environment:
+def environment(device: torch.device, threads: int, workers: int, code: CodeVersion | None = None) -> Environment:
     """Return the description of this machine and code for a run on `device`.
+
+    `code`: as the process that launched the runs has found it; None: as it is here.
 
     Raises:
         ValueError: `threads` or `workers` is below 1.
@@ -50,7 +55,7 @@ def environment(device: torch.device, threads: int, workers: int) -> Environment
     for name, value in (("threads", threads), ("workers", workers)):
         if value < 1:
             raise ValueError(f"{name} {value}: must be at least 1")
-    commit, dirty = code_version(ROOT)
+    commit, dirty = code or code_version(ROOT)
     return Environment(
         commit=commit,
         dirty=dirty,
@@ -69,7 +74,7 @@ def environment(device: torch.device, threads: int, workers: int) -> Environment
 
 
 @cache
-def code_version(root: Path) -> tuple[str | None, bool | None]:
+def code_version(root: Path) -> CodeVersion:
     """Return the commit of the checkout at `root`, and whether its code differs from it (untracked files count).
 
     (None, None) where `root` is not the top of a git checkout with a commit, or git is missing.
@@ -149,10 +154,40 @@ def _processor_name() -> str:
 
 
 def usable_cpus() -> int:
-    """Return how many processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    """Return how many processors this process may run on, where its control groups give it no less time than that."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return cpus if quota is None else max(1, min(cpus, math.ceil(quota)))
+
+
+def cpu_quota(groups: Path = Path("/proc/self/cgroup"), mounted: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """Return the processors' worth of time that control groups leave this process, as containers set it; None: all.
+
+    The least of its group's and of those above it: `cpu.max` of version 2, quota over period of version 1.
+    """
+    found = []
+    for line in groups.read_text().splitlines() if groups.exists() else ():
+        _, kinds, place = line.split(":", 2)
+        if kinds and "cpu" not in kinds.split(","):
+            continue
+        root = mounted / "cpu" if kinds else mounted
+        group = root / place.lstrip("/")
+        for each in (group, *group.parents):
+            if each.is_relative_to(root):
+                found += _quota_of(each)
+    return min(found, default=None)
+
+
+def _quota_of(group: Path) -> list[float]:
+    """Return the limit that one control group sets; nothing where it sets none, or cannot be read."""
+    try:
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()
+        else:
+            quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+        return [] if quota in ("max", "-1") else [int(quota) / int(period)]
+    except (OSError, ValueError):
+        return []
 
 
 def derived_seed(seed: int, purpose: str) -> int:

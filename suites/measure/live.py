@@ -5,7 +5,6 @@ Every storage counts once, whole: a view keeps its whole storage alive, tied wei
 
 from __future__ import annotations
 
-import resource
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,11 @@ from torch.optim import Optimizer
 
 from gnlorp.checks import is_sharded
 from results.schema import Engagement, Layer
+
+try:
+    import resource
+except ModuleNotFoundError:
+    raise OSError("the suites run on POSIX systems alone, such as Linux and macOS") from None
 
 MOMENT_BYTES = 8
 """Bytes per weight of the two fp32 moments of Adam."""
@@ -234,7 +238,7 @@ def rss_bytes() -> int:
 
 
 def rss_peak_bytes() -> int:
-    """Return the highest resident set of this process since its start or since `reset_rss_peak`.
+    """Return the highest resident set of this process since its start.
 
     On Linux from VmHWM: `getrusage` would also count what the parent held when it started this process. The kernel
     counts in batches, so two readings may differ by some 100 KiB.
@@ -246,15 +250,6 @@ def rss_peak_bytes() -> int:
             return int(fields["VmHWM"].split()[0]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def reset_rss_peak() -> bool:
-    """Let the peak resident set start anew from the present one; False where the system does not offer it."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
 
 
 class DevicePeaks:

@@ -81,6 +81,7 @@ class OwnSuite(Classification[OwnTask]):
             max_length=settings.max_length,
             train_rows=settings.train_rows,
             eval_rows=settings.eval_rows,
+            length_grouping=settings.length_grouping,
         )
 
     def train_rows(self, task: str, settings: OwnSettings, runtime: Runtime) -> int:

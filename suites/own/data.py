@@ -8,8 +8,10 @@ from __future__ import annotations
 import csv
 import difflib
 import hashlib
+import io
 import math
 import tempfile
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,12 +21,12 @@ from datasets import ClassLabel, Dataset, Features, Value
 from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library that the hub client uses
 
 from suites.own.tasks import OwnTask
-from suites.text.rows import Loaded, hold_out
+from suites.text.rows import Loaded, Stamp, hold_out, stamp
 
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".csv": ("csv", {"keep_default_na": False}),
     # Quotes are text in a TSV file, as in GLUE's.
-    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t", "quoting": 3}),
+    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t", "quoting": csv.QUOTE_NONE}),
     ".jsonl": ("json", {}),
     ".json": ("json", {}),
     ".parquet": ("parquet", {}),
@@ -32,15 +34,21 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
 HELD_OUT = 0.1
 HELD_OUT_SEED = 0
 MOST_CLASSES = 1000
+LONGEST_FIELD = 2**31 - 1
+"""Characters: a text may be longer than the csv module's 131,072."""
 
 
-@lru_cache(maxsize=4)
 def loaded(task: OwnTask) -> tuple[OwnTask, Loaded]:
     """Return the task with its classes, and its rows.
 
     Raises:
         ValueError: files missing or malformed, a label that is none, the hub not reachable.
     """
+    return _loaded_at(task, stamp(task.folder / name for name in _files(task).values()))
+
+
+@lru_cache(maxsize=4)
+def _loaded_at(task: OwnTask, versions: Stamp) -> tuple[OwnTask, Loaded]:
     raw, revision, content = _from_hub(task) if task.hub else _from_files(task)
     labels = None if task.regression else task.labels or _classes(task, raw["train"])
     task = task.with_labels(labels)
@@ -54,13 +62,16 @@ def loaded(task: OwnTask) -> tuple[OwnTask, Loaded]:
     return task, Loaded(splits, digest, revision, notes, official=False)
 
 
-def _from_files(task: OwnTask) -> tuple[dict[str, Dataset], None, str]:
+def _files(task: OwnTask) -> dict[str, str]:
+    """Return split -> name of its file; none for a task of the hub's."""
     named = {"train": task.file.train, "validation": task.file.validation}
+    return {split: name for split, name in named.items() if name is not None}
+
+
+def _from_files(task: OwnTask) -> tuple[dict[str, Dataset], None, str]:
     raw: dict[str, Dataset] = {}
     lines = []
-    for split, name in named.items():
-        if name is None:
-            continue
+    for split, name in _files(task).items():
         path = task.folder / name
         if not path.is_file():
             raise ValueError(f"task {task.name!r}: {split} file {path}: is not there")
@@ -74,7 +85,7 @@ def _read(path: Path) -> Dataset:
         raise ValueError(f"{path}: must end in {', '.join(READERS)}")
     reader, options = READERS[path.suffix]
     if reader == "csv":
-        options = {**options, "features": _as_text(path, options.get("sep", ","))}
+        options = {**options, "features": _as_text(path, options)}
     datasets.disable_progress_bars()
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -88,16 +99,39 @@ def _read(path: Path) -> Dataset:
     return found
 
 
-def _as_text(path: Path, separator: str) -> Features:
-    """Return all columns of a CSV file as text: a label "1.0", or a text of digits alone, stays as it stands there."""
+def _as_text(path: Path, options: Mapping[str, Any]) -> Features:
+    """Return all columns of a CSV file as text: a label "1.0", or a text of digits alone, stays as it stands there.
+
+    Raises:
+        ValueError: a header that names no column, or two alike; a row of another width, which the library would shift.
+    """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            header = next(csv.reader(stream, delimiter=separator), [])
+        text = path.read_bytes().decode().removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 at byte {error.start}") from error
-    if len(set(header)) != len(header) or not header:
-        raise ValueError(f"{path}, line 1: header {header}: must name every column, each by a name of its own")
-    return Features(dict.fromkeys(header, Value("string")))
+    quoting = options.get("quoting", csv.QUOTE_MINIMAL)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=options.get("sep", ","), quoting=quoting)
+    before = csv.field_size_limit(LONGEST_FIELD)
+    try:
+        return Features(dict.fromkeys(_header(path, lines), Value("string")))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {lines.line_num}: cannot be read as csv: {error}") from error
+    finally:
+        csv.field_size_limit(before)
+
+
+def _header(path: Path, lines: Any) -> list[str]:
+    """Return the columns, after every row was held against them; blank lines are left out, as the library does."""
+    header: list[str] = next(lines, [])
+    if len(set(header)) != len(header) or "" in header or not header:
+        index = "; pandas writes no index with to_csv(..., index=False)" if header[:1] == [""] else ""
+        raise ValueError(f"{path}, line 1: header {header}: must name every column, each by a name of its own{index}")
+    number = lines.line_num + 1
+    for row in lines:
+        if len(row) != len(header) and (len(row) > 1 or "".join(row).strip()):
+            raise ValueError(f"{path}, line {number}: {len(row)} fields, and the header has {len(header)}")
+        number = lines.line_num + 1
+    return header
 
 
 def _from_hub(task: OwnTask) -> tuple[dict[str, Dataset], str, str]:
@@ -170,7 +204,7 @@ def _rows(task: OwnTask, split: str, rows: Dataset) -> Dataset:
     feature = rows.features[task.label]
     values = rows[task.label][:]
     if isinstance(feature, ClassLabel):
-        values = [feature.int2str(value) if value >= 0 else None for value in values]
+        values = [None if value is None or value < 0 else feature.int2str(value) for value in values]
     where = f"task {task.name!r}, {split}"
     columns["label"] = [_label(task, value, f"{where}, row {index}") for index, value in enumerate(values, 1)]
     columns["idx"] = list(range(len(values)))
@@ -180,6 +214,8 @@ def _rows(task: OwnTask, split: str, rows: Dataset) -> Dataset:
 
 
 def _label(task: OwnTask, value: Any, where: str) -> int | float:
+    if value is None:
+        raise ValueError(f"{where}: has no label in column {task.label!r}")
     text = _text(value)
     if task.labels is None:
         try:

@@ -83,8 +83,13 @@ class OwnTask:
     regression: bool
     metrics: tuple[Metric, ...]
     file: TaskFile
-    folder: Path
+    path: Path
     digest: str
+
+    @property
+    def folder(self) -> Path:
+        """Where its file stands, and its rows beside it."""
+        return self.path.parent
 
     @property
     def hub(self) -> str | None:
@@ -160,12 +165,13 @@ def add_task(path: Path) -> str:
     """Make the task of a file known, and return its name.
 
     Raises:
-        ValueError: no such file, or it does not say what is needed; the text names file, field and rule.
+        ValueError: no such file, or it does not say what is needed; the text names file, field and rule. Another file
+            has brought a task of its name.
     """
     task = read_task(path)
     before = _known.get(task.name)
-    if before is not None and before.folder != task.folder:
-        raise ValueError(f"task {task.name!r}: stands in a file of {before.folder} and in one of {task.folder}")
+    if before is not None and before.path != task.path:
+        raise ValueError(f"task {task.name!r}: stands in {before.path} and in {task.path}: rename one of the two")
     _known[task.name] = task
     return task.name
 
@@ -193,7 +199,7 @@ def read_task(path: Path) -> OwnTask:
         regression=file.regression,
         metrics=metrics_of(given, file.regression, f"task {file.name!r}"),
         file=file,
-        folder=path.resolve().parent,
+        path=path.resolve(),
         digest=hashlib.sha256(path.read_bytes()).hexdigest(),
     )
 

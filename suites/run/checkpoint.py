@@ -27,6 +27,7 @@ FORMAT = 1
 KEPT = 2
 FOLDER = "checkpoints"
 LOCKS = ".locks"
+PARTIAL = ".partial"
 LOCK_WAIT_S = 15.0
 State = dict[str, Any]
 
@@ -49,6 +50,7 @@ def save(folder: Path, plan: Plan, step: int, state: Mapping[str, Any]) -> Path:
     scratch: str | None = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder, step)
         handle, scratch = tempfile.mkstemp(dir=folder, prefix=".", suffix=".tmp")
         with os.fdopen(handle, "wb") as stream:
             torch.save({"format": FORMAT, "plan": plan.model_dump_json(), "step": step, **state}, stream)
@@ -69,8 +71,18 @@ def save(folder: Path, plan: Plan, step: int, state: Mapping[str, Any]) -> Path:
             os.unlink(scratch)
     for old in _files(folder)[:-KEPT]:
         old.unlink()
-        shutil.rmtree(parts_folder(folder, int(old.stem.split("-")[1])), ignore_errors=True)
+        shutil.rmtree(parts_folder(folder, _step_of(old)), ignore_errors=True)
     return target
+
+
+def _sweep(folder: Path, step: int) -> None:
+    """Remove what a killed writer left of other steps than the one in hand: whole checkpoints stay."""
+    whole = {parts_folder(folder, each) for each in (step, *map(_step_of, _files(folder)))}
+    for path in folder.iterdir():
+        if path.suffix == ".tmp":
+            path.unlink(missing_ok=True)
+        elif path.suffix in (".parts", PARTIAL) and path not in whole:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def parts_folder(folder: Path, step: int) -> Path:
@@ -155,7 +167,7 @@ def is_held(store: Path, plan: Plan) -> bool:
 def newest_step(store: Path, plan: Plan) -> int | None:
     """Return the step of a run's newest checkpoint by its name; None where there is none."""
     files = _files(folder_of(store, plan))
-    return int(files[-1].stem.split("-")[1]) if files else None
+    return _step_of(files[-1]) if files else None
 
 
 def unfinished(store: Path, plans: Sequence[Plan]) -> int:
@@ -228,6 +240,10 @@ def _check_plan(path: Path, found: Plan, plan: Plan) -> None:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*.pt"))
+
+
+def _step_of(path: Path) -> int:
+    return int(path.stem.split("-")[1])
 
 
 def _digest(path: Path) -> str:

@@ -12,38 +12,59 @@ from torch import Tensor
 
 
 class Clock:
-    """Sums seconds by phase; on a CUDA device by events of its own, so that timing never waits for it."""
+    """Sums seconds by phase; on a CUDA device by events of its own, so that timing never waits for it.
+
+    A phase inside another takes its own time out of it.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._marks: list[tuple[str, Any, Any]] = []
+        self._open: list[tuple[str, Any]] = []
+        self._spans: list[tuple[str, str | None, Any, Any]] = []
         self._seconds: dict[str, float] = {}
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time what runs inside the context under `name`."""
-        if self._device.type == "cuda":
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
+        self.begin(name)
+        try:
             yield
-            end.record()
-            self._marks.append((name, start, end))
-            return
-        begun = time.perf_counter()
-        yield
-        self._add(name, time.perf_counter() - begun)
+        finally:
+            self.end()
+
+    def begin(self, name: str) -> None:
+        """Begin a phase; for hooks, which have no context."""
+        self._open.append((name, self._mark()))
+
+    def end(self) -> None:
+        """End the phase that began last."""
+        name, start = self._open.pop()
+        self._spans.append((name, self._open[-1][0] if self._open else None, start, self._mark()))
 
     @property
     def seconds(self) -> dict[str, float]:
         """Seconds by phase; waits for the device to reach the end of the last one."""
-        for name, start, end in self._marks:
-            end.synchronize()
-            self._add(name, start.elapsed_time(end) / 1e3)
-        self._marks = []
-        return self._seconds
+        for name, outer, start, end in self._spans:
+            spent = self._between(start, end)
+            self._seconds[name] = self._seconds.get(name, 0.0) + spent
+            if outer is not None:
+                self._seconds[outer] = self._seconds.get(outer, 0.0) - spent
+        self._spans = []
+        # Parts that a device does on several streams at once may add up to more than the whole.
+        return {name: max(0.0, found) for name, found in self._seconds.items()}
 
-    def _add(self, name: str, seconds: float) -> None:
-        self._seconds[name] = self._seconds.get(name, 0.0) + seconds
+    def _mark(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _between(self, start: Any, end: Any) -> float:
+        if self._device.type != "cuda":
+            return float(end - start)
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
 
 
 Timed = tuple[Clock, bool, int]

@@ -33,9 +33,9 @@ def _note(number: int, frame: FrameType | None) -> None:
 
 
 def ask(why: str) -> None:
-    """Have the run of this process save its state after the step in hand and end."""
+    """Have the run of this process save its state after the step in hand and end; the first reason counts."""
     global _why
-    _why = why
+    _why = _why or why
 
 
 def asked() -> str | None:

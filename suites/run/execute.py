@@ -16,7 +16,7 @@ from gnlorp import Diverged
 from results.schema import INSTRUMENTATION, Engagement, Memory, Peak, Plan, Record, Status
 from suites.catalogue import catalogue_for
 from suites.measure import live, tracker
-from suites.measure.environment import derived_seed, environment
+from suites.measure.environment import CodeVersion, derived_seed, environment
 from suites.measure.ledger import with_ledger
 from suites.resolved import Resolved, resolved
 from suites.run import resume, saved
@@ -30,6 +30,8 @@ from suites.run.tracked import Tracked, tracked_pass
 from suites.suite import Beside, Job, Runtime
 
 COMPILE_BACKEND = "inductor"
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "error: out of memory", "_STATUS_ALLOC_FAILED")
+"""Of torch's allocator on the CPU; of CUDA ("CUDA error: out of memory"); of cuBLAS, cuDNN and cuSOLVER."""
 
 
 def execute(
@@ -39,15 +41,17 @@ def execute(
     report: Progress,
     checkpoints: Path | None = None,
     predicted_reserved_bytes: int | None = None,
+    code: CodeVersion | None = None,
 ) -> Record:
     """Run `plan` and return its record, whatever happens: a failure is a status with its text.
 
     Goes on from the newest whole checkpoint in the folder `checkpoints`, and writes its own there; they go away once
-    the run has a final record.
+    the run has a final record. `code`: see `environment`.
     """
     started = _now()
-    start = time.perf_counter()
     run = _Run(predicted_peak_bytes, report, checkpoints, predicted_reserved_bytes)
+    # Before the run: what is committed or edited while it goes on is not what ran.
+    where = environment(runtime.device, runtime.threads, runtime.workers, code)
     status: Status = "ok"
     error: str | None = None
     try:
@@ -63,8 +67,8 @@ def execute(
         error = "".join(traceback.format_exception_only(problem)).strip()
         if status == "failed" and not isinstance(problem, ValueError):
             error += "\n" + "".join(traceback.format_tb(problem.__traceback__)[-3:])
-    wall = time.perf_counter() - start
     out = run.out
+    wall = out.wall_s + run.seconds()
     return Record(
         plan=plan,
         plan_hash=plan.hash(),
@@ -72,7 +76,7 @@ def execute(
         error=error,
         started_at=started,
         finished_at=_now(),
-        environment=environment(runtime.device, runtime.threads, runtime.workers),
+        environment=where,
         catalogue=catalogue_for(plan),
         timing=timing(out, wall) if out.timed_steps else None,
         evaluations=out.evaluations,
@@ -84,10 +88,10 @@ def execute(
 
 
 def is_out_of_memory(problem: BaseException) -> bool:
-    """Whether an exception says that memory ran out (the device's, or the allocator's on the CPU)."""
+    """Whether an exception says that memory ran out: the device's, for tensors or a library, or the CPU allocator's."""
     if isinstance(problem, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(problem, RuntimeError) and "DefaultCPUAllocator" in str(problem)
+    return isinstance(problem, RuntimeError) and any(words in str(problem) for words in OUT_OF_MEMORY)
 
 
 def measured(job: Job, case: Resolved) -> tuple[Peak | None, Tracked | None, str | None]:
@@ -120,9 +124,14 @@ class _Run:
 
     def __init__(self, predicted: int | None, report: Progress, checkpoints: Path | None, reserved: int | None) -> None:
         self._predicted, self._report, self._checkpoints, self._reserved = predicted, report, checkpoints, reserved
+        self._start = time.perf_counter()
         self._rss_start = live.rss_bytes()
         self.out = Outcome()
         self.parts: dict[str, Any] = {}
+
+    def seconds(self) -> float:
+        """Return the seconds since this process began with the run."""
+        return time.perf_counter() - self._start
 
     def go(self, case: Resolved) -> None:
         """Do all of it; whatever is raised ends the run."""
@@ -140,13 +149,13 @@ class _Run:
         with devices.phase("load"):
             built = build(job.model(), job.placement, case)
         torch.manual_seed(derived_seed(case.plan.seed, "dropout") + case.runtime.group.rank)
-        saver = resume.Saver(self._checkpoints, case, built, self.out)
+        saver = resume.Saver(self._checkpoints, case, built, self.out, self.seconds)
         saver.load()
 
         # 3. Training, with the certificate early in it.
         if case.training.compile:
             built.model.compile(backend=COMPILE_BACKEND)
-        followed = Followed(case.plan, case.runtime.beside if case.runtime.group.leads else Beside())
+        followed = Followed(case.plan, case.runtime.beside if case.runtime.group.leads else Beside(), self.out)
         try:
             with devices.phase("train"), products(case.training):
                 hooks = self._hooks(built, case, saver, devices, followed)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import multiprocessing.forkserver
 from multiprocessing.context import ForkServerContext
 
 PRELOAD = ["suites.run.preload"]
@@ -14,9 +13,3 @@ def server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
     return context
-
-
-def start_early() -> None:
-    """Let the server load its libraries while the command loads its own."""
-    server()
-    multiprocessing.forkserver.ensure_running()

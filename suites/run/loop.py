@@ -65,7 +65,10 @@ def in_curve(step: int, steps: int) -> bool:
 
 @dataclass
 class Outcome:
-    """What a run has reached so far; whole also when the run ends early, and what a resumed run starts from."""
+    """What a run has reached so far; whole also when the run ends early, and what a resumed run starts from.
+
+    `wall_s`: of the processes before this one, up to the checkpoint that it goes on from.
+    """
 
     steps_done: int = 0
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -78,6 +81,7 @@ class Outcome:
     refresh_steps: int = 0
     tokens: int = 0
     evaluation_s: float = 0.0
+    wall_s: float = 0.0
     resumed_at: list[int] = field(default_factory=list)
 
 
@@ -122,6 +126,8 @@ def train_step(
     """
     weights = weights or [job.weight(batch) for batch in micro_batches]
     device = next(model.parameters()).device
+    if per_layer is not None:
+        per_layer.clock = clock
     mine = slice(group.rank, None, group.size)
     losses: list[float | Tensor] = []
     shares = [weight / sum(weights) for weight in weights[mine]]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.optim import Optimizer
 
 from baselines.method import UpdatesInBackward
 from gnlorp.checks import is_sharded
+from suites.run.clock import Clock
 from suites.run.distributed import ALONE, Group
 from suites.run.rounding import rule_of, say_refreshed, step_part
 from suites.run.shard import clip_, total_norm
@@ -69,7 +71,7 @@ class PerLayer:
 
     Call `finish` once after the backward passes of a step, in place of `optimizer.step`. An optimizer with a mode of
     its own (`UpdatesInBackward`) is switched to that. State, parameter groups and learning rates stay the optimizer's:
-    its `state_dict` is the same with and without.
+    its `state_dict` is the same with and without. `clock`: times what is done inside backward as the optimizer's.
 
     Raises:
         ValueError: from `check_per_layer`.
@@ -86,6 +88,7 @@ class PerLayer:
         check_per_layer(accumulation, clip_norm, clip_scope, group.size, group.shard is not None)
         self._group = group
         self._optimizer = optimizer
+        self.clock: Clock | None = None
         self._accumulation, self._clip_norm = accumulation, clip_norm
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._start()
@@ -94,14 +97,14 @@ class PerLayer:
         able = isinstance(optimizer, UpdatesInBackward) and (optimizer.supports_per_layer or group.shard is not None)
         if isinstance(optimizer, UpdatesInBackward) and able and self._rule is None:
             self._own = optimizer
+        self._hook_all(PerLayer._begin)
         if self._own is None or clip_norm:
-            for index, each in enumerate(optimizer.param_groups):
-                for parameter in each["params"]:
-                    self._hook(index, parameter)
+            self._hook_all(PerLayer._arrived)
         if self._own is not None:
             # After the hooks above: what they clip is used.
             options: dict[str, Any] = {} if group.shard is None else {"reduce": lambda grad: group.sum_([grad])}
             self._own.per_layer(True, accumulation=accumulation, **options)
+        self._hook_all(PerLayer._end)
 
     def finish(self) -> tuple[float | None, bool]:
         """Close the step; return (norm over all its gradients, whether every one of them was finite and used).
@@ -138,16 +141,32 @@ class PerLayer:
         self._norm = 0.0
         self._skipped = self._refreshed = False
 
-    def _hook(self, index: int, parameter: nn.Parameter) -> None:
+    def _hook_all(self, act: Callable[[PerLayer, dict[str, Any], Tensor], None]) -> None:
+        """Have `act` called with each parameter's group and the parameter once its gradient is there."""
+        for index, each in enumerate(self._optimizer.param_groups):
+            for parameter in each["params"]:
+                self._hook(index, parameter, act)
+
+    def _hook(
+        self, index: int, parameter: nn.Parameter, act: Callable[[PerLayer, dict[str, Any], Tensor], None]
+    ) -> None:
         # Through a weak reference: parameter -> hook -> optimizer -> parameter would be a cycle that nothing collects.
         me = weakref.ref(self)
 
         def run(grown: Tensor) -> None:
             switch = me()
             if switch is not None:
-                switch._arrived(switch._optimizer.param_groups[index], grown)
+                act(switch, switch._optimizer.param_groups[index], grown)
 
         self._handles.append(parameter.register_post_accumulate_grad_hook(run))
+
+    def _begin(self, group: dict[str, Any], parameter: Tensor) -> None:
+        if self.clock is not None:
+            self.clock.begin("optimizer")
+
+    def _end(self, group: dict[str, Any], parameter: Tensor) -> None:
+        if self.clock is not None:
+            self.clock.end()
 
     @torch.no_grad()
     def _arrived(self, group: dict[str, Any], parameter: Tensor) -> None:

@@ -34,9 +34,26 @@ def check(plans: Sequence[Plan], runtime: Runtime) -> list[str]:
         notes += get_suite(plan.suite).verify(plan, runtime)
     for plan in {(plan.model, plan.targets): plan for plan in plans}.values():
         notes += _left_out(plan, runtime)
-    for plan in {(plan.model, plan.targets, plan.method, str(plan.method_config)): plan for plan in plans}.values():
+    for plan in {_fit_key(plan): plan for plan in plans}.values():
         check_fit(resolved(plan, runtime))
     return list(dict.fromkeys(notes))
+
+
+def _fit_key(plan: Plan) -> object:
+    """Return what `check_fit` looks at: all but task, data, seed, and the training's numbers."""
+    training = plan.training
+    return (
+        plan.suite,
+        plan.model,
+        plan.targets,
+        plan.method,
+        str(plan.method_config),
+        training.state_bits,
+        training.per_layer,
+        training.recompute,
+        training.bf16_updates,
+        training.compile,
+    )
 
 
 def _left_out(plan: Plan, runtime: Runtime) -> list[str]:

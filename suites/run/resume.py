@@ -7,7 +7,7 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,14 @@ class Saver:
 
     State: weights and buffers, optimizer state, the random states of every process, and what the run has reached. The
     position in the data and the learning rate follow from the step. Without a folder nothing is written or read.
+    `seconds`: () -> those that this process has spent on the run.
     """
 
-    def __init__(self, folder: Path | None, case: Resolved, built: Built, out: Outcome) -> None:
+    def __init__(
+        self, folder: Path | None, case: Resolved, built: Built, out: Outcome, seconds: Callable[[], float]
+    ) -> None:
         self._folder, self._plan, self._runtime = folder, case.plan, case.runtime
-        self._model, self._optimizer, self._out = built.model, built.optimizer, out
+        self._model, self._optimizer, self._out, self._seconds = built.model, built.optimizer, out, seconds
         self._last = time.monotonic()
 
     def load(self) -> None:
@@ -115,7 +118,8 @@ class Saver:
     def _write(self, folder: Path, step: int) -> None:
         group, device = self._runtime.group, self._runtime.device
         random = group.gathered(random_state(device), device)
-        common: dict[str, Any] = {"random": random, "outcome": outcome_text(self._out)}
+        reached = dataclasses.replace(self._out, wall_s=self._out.wall_s + self._seconds())
+        common: dict[str, Any] = {"random": random, "outcome": outcome_text(reached)}
         if group.shard is not None:
             parts = shard_files.write(folder, step, self._model, self._optimizer, group)
             common |= {**parts, "optimizer": shard_files.counts_of(self._optimizer)}

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from suites.run.checkpoint import CheckpointError, digests, parts_folder
+from suites.run.checkpoint import PARTIAL, CheckpointError, digests, parts_folder
 from suites.run.distributed import Group
 
 State = dict[str, Any]
@@ -33,7 +33,7 @@ def write(folder: Path, step: int, model: nn.Module, optimizer: Optimizer, group
     dcp: Any = importlib.import_module("torch.distributed.checkpoint")
 
     target = parts_folder(folder, step)
-    partial = target.with_name(f".{target.name}.partial")
+    partial = target.with_name(f".{target.name}{PARTIAL}")
     problem = ""
     try:
         if group.leads:

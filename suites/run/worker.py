@@ -20,7 +20,7 @@ import torch
 from results.schema import Plan, Record, Status
 from results.store import FINAL, StoreError, read_record, write_record
 from suites.catalogue import catalogue_for
-from suites.measure.environment import environment, short_device_name
+from suites.measure.environment import ROOT, CodeVersion, code_version, environment, short_device_name
 from suites.run import checkpoint, eviction, saved
 from suites.suite import Runtime
 
@@ -50,6 +50,7 @@ class Launch:
     """What the runs of one launch share.
 
     `predicted`, `reserved`: plan hash -> bytes said before the run, of tensors and of a device's allocator.
+    `code`: what the fork server has loaded, whatever becomes of the files while runs go on.
     """
 
     runtime: Runtime
@@ -57,11 +58,15 @@ class Launch:
     predicted: Mapping[str, int | None]
     listen: Listener
     reserved: Mapping[str, int] = field(default_factory=dict)
+    code: CodeVersion = field(default_factory=lambda: code_version(ROOT))
 
 
 @dataclass
 class Worker:
-    """A run in a process of its own; `earlier` and `oom_kills` are as they were before it started."""
+    """A run in a process of its own; `earlier` and `oom_kills` are as they were before it started.
+
+    `crowded`: other runs of the launch went on beside it. `ended`: it had a final record already.
+    """
 
     plan: Plan
     process: BaseProcess
@@ -70,13 +75,15 @@ class Worker:
     oom_kills: int | None
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     failure: str | None = None
+    crowded: bool = False
+    ended: bool = False
 
 
 def start(context: ForkServerContext, plan: Plan, launch: Launch) -> Worker:
     """Start a run and return its worker."""
     ours, theirs = context.Pipe(duplex=False)
     said = (launch.predicted.get(plan.hash()), launch.reserved.get(plan.hash()))
-    given = (plan, launch.runtime, launch.store, said, theirs)
+    given = (plan, launch.runtime, launch.store, said, launch.code, theirs)
     process = context.Process(target=_work, args=given, name=plan.label, daemon=True)
     worker = Worker(plan, process, ours, stamp(record_path(launch.store, plan)), oom_kills())
     process.start()
@@ -85,18 +92,31 @@ def start(context: ForkServerContext, plan: Plan, launch: Launch) -> Worker:
     return worker
 
 
-def _work(plan: Plan, runtime: Runtime, store: Path, said: tuple[int | None, int | None], pipe: Connection) -> None:
+def _work(
+    plan: Plan,
+    runtime: Runtime,
+    store: Path,
+    said: tuple[int | None, int | None],
+    code: CodeVersion,
+    pipe: Connection,
+) -> None:
     """Body of a worker process: run, write the record, say what went wrong with the writing if anything did."""
     from suites.run.execute import execute
 
     eviction.heed()
     signal.signal(signal.SIGINT, _interrupt_once)
+    begun = False
     torch.set_num_threads(runtime.threads)
     if runtime.visible_devices is not None:
         # A process keeps the fork server's environment, not that of whoever asked for it; no device was touched yet.
         os.environ["CUDA_VISIBLE_DEVICES"] = runtime.visible_devices
 
     def tell(step: int, loss: float) -> None:
+        nonlocal begun
+        if not begun:
+            # Before the first step there was nothing to save.
+            signal.signal(signal.SIGINT, _save_first)
+            begun = True
         try:
             pipe.send(("step", step, loss, short_device_name(runtime.device)))
         except BrokenPipeError:
@@ -105,13 +125,18 @@ def _work(plan: Plan, runtime: Runtime, store: Path, said: tuple[int | None, int
 
     try:
         with checkpoint.held(store, plan, runtime.lock_wait_s):
+            if has_ended(store, plan):
+                # Another command has finished it since this one looked at what is missing.
+                pipe.send(("ended",))
+                return
             report = now_and_then(plan, tell)
-            record = execute(plan, runtime, said[0], report, checkpoint.folder_of(store, plan), said[1])
+            record = execute(plan, runtime, said[0], report, checkpoint.folder_of(store, plan), said[1], code)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             keep(store, record)
     except (StoreError, checkpoint.CheckpointError) as problem:
         pipe.send(("store", str(problem)))
-    pipe.close()
+    finally:
+        pipe.close()
 
 
 def now_and_then(plan: Plan, tell: Callable[[int, float], None]) -> Callable[[int, float], None]:
@@ -136,6 +161,13 @@ def keep(store: Path, record: Record) -> None:
         checkpoint.remove(checkpoint.folder_of(store, record.plan))
 
 
+def _save_first(number: int, frame: FrameType | None) -> None:
+    """Have the run save its state after the step in hand; one that was asked to already ends at once."""
+    if eviction.asked() is not None:
+        _interrupt_once(number, frame)
+    eviction.ask("interrupted by the user")
+
+
 def _interrupt_once(number: int, frame: FrameType | None) -> None:
     # The terminal and the launcher both signal; a second one must not tear the writing of the record.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -156,6 +188,8 @@ def drain(worker: Worker, listen: Listener) -> bool:
             message = worker.pipe.recv()
             if message[0] == "step":
                 listen(Event(worker.plan, step=message[1], loss=message[2], device=message[3]))
+            elif message[0] == "ended":
+                worker.ended = True
             else:
                 worker.failure = message[1]
     except (EOFError, OSError):
@@ -163,8 +197,10 @@ def drain(worker: Worker, listen: Listener) -> bool:
     return False
 
 
-def finish(worker: Worker, launch: Launch, interrupted: bool = False) -> Record:
+def finish(worker: Worker, launch: Launch, interrupted: bool = False) -> Record | None:
     """Return the record of a run whose process is at its end, writing one where it wrote none.
+
+    None, and no record: memory ran out beside other runs, which says nothing of this one.
 
     Raises:
         StoreError: the process could not write its record.
@@ -173,11 +209,14 @@ def finish(worker: Worker, launch: Launch, interrupted: bool = False) -> Record:
     if worker.failure is not None:
         raise StoreError(worker.failure)
     path = record_path(launch.store, worker.plan)
-    if stamp(path) in (None, worker.earlier):
-        record = obituary(worker, launch.runtime, interrupted)
+    written = worker.ended or stamp(path) not in (None, worker.earlier)
+    record = read_record(path) if written else obituary(worker, launch.runtime, interrupted)
+    if record.status == "out_of_memory" and worker.crowded and not worker.ended:
+        if written:
+            path.unlink()
+        return None
+    if not written:
         write_record(launch.store, record)
-    else:
-        record = read_record(path)
     launch.listen(Event(worker.plan, record=record))
     return record
 
@@ -194,6 +233,16 @@ def end(worker: Worker, grace_s: float = GRACE_S) -> None:
 def record_path(store: Path, plan: Plan) -> Path:
     """Return the file of a run's record."""
     return store / f"{plan.label}.json"
+
+
+def has_ended(store: Path, plan: Plan) -> bool:
+    """Whether the store holds a final record of a run.
+
+    Raises:
+        StoreError: a record that cannot be read.
+    """
+    path = record_path(store, plan)
+    return path.exists() and read_record(path).status in FINAL
 
 
 def stamp(path: Path) -> tuple[int, int] | None:

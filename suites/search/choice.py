@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from results.search import Choice, Search
-from results.store import write_atomically
+from results.store import FINAL, read_record, write_atomically
 from suites.config import tuned_path
 from suites.measure.environment import ROOT
 from suites.search.journal import FILE
@@ -62,10 +62,7 @@ def write_choice(search: Search, folder: Path) -> Path:
     methods = list(dict.fromkeys(space.method for space in search.spaces))
     lost = [method for method in methods if method not in chosen]
     if lost:
-        raise ValueError(
-            f"no choice for {', '.join(lost)}: not all trials have a result, or none has a number; look at the "
-            f"records in {folder}, and give the same command again"
-        )
+        raise ValueError("; ".join(_why_none(search, method, folder) for method in lost))
     lengths = {method: sum(space.method == method for space in search.spaces) for method in methods}
     rounds = max(lengths.values())
     if behind := [method for method in methods if lengths[method] < rounds]:
@@ -92,6 +89,20 @@ def write_choice(search: Search, folder: Path) -> Path:
     for method, settings in sorted(table.items()):
         lines += ["", f"[method.{method}]", *(f"{name} = {_toml(value)}" for name, value in settings.items())]
     return write_atomically(path, ("\n".join(lines) + "\n").encode())
+
+
+def _why_none(search: Search, method: str, folder: Path) -> str:
+    """Return why a method has no choice, and what to do: the same command leaves alone what has a final record."""
+    own = [trial for trial in search.results if trial.method == method]
+    if all(trial.status in RESULT for trial in own):
+        return (
+            f"no choice for {method}: none of its trials has a number; begin anew with another range, such as "
+            f"--set method.{method}.range=[1e-5,1e-3], in another --out folder"
+        )
+    paths = [path for trial in own for key in trial.plans.values() for path in folder.glob(f"*-{key}.json")]
+    final = [path.name for path in paths if read_record(path).status in FINAL - RESULT]
+    first = f"make room, such as by --workers 1, remove {', '.join(final)} from {folder}, and " if final else ""
+    return f"no choice for {method}: not all of its trials have a result: {first}give the same command again"
 
 
 def _toml(value: Any) -> str:

@@ -18,6 +18,7 @@ from filelock import FileLock, Timeout
 from results.schema import Plan, Record
 from results.search import Search, Space, read_search, with_others, write_search
 from results.store import FINAL
+from suites.run import checkpoint
 from suites.run.checkpoint import LOCKS
 from suites.run.launch import launch
 from suites.run.worker import Event, Listener
@@ -158,7 +159,7 @@ class Hunt:
             with suppress(Timeout):
                 lock.acquire()
                 # A killed process may have left a run behind that has not noticed it yet.
-                orphaned = _is_held(FileLock(folder / plan.hash(), timeout=0))
+                orphaned = checkpoint.is_held(self.trials.folder, plan)
                 if orphaned or self.trials.done(plan):
                     lock.release()
                     continue
@@ -171,14 +172,6 @@ class Hunt:
         else:
             self._failed.add(plan.hash())
         self._claims.pop(plan.hash()).release()
-
-
-def _is_held(lock: FileLock) -> bool:
-    try:
-        with lock:
-            return False
-    except Timeout:
-        return True
 
 
 def check_others(found: Search, earlier: Search | None) -> None:

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from baselines.method import REST_RATES
 from baselines.registry import get_method
@@ -18,6 +19,7 @@ from suites.run.worker import record_path
 from suites.search.space import SAMPLER, Point, check_widths, checked_range, edges, points, rates_at
 from suites.suite import HELD_OUT, Runtime
 
+T = TypeVar("T")
 ANY_SHAPE = (64, 64)
 WORST: tuple[Status, ...] = ("ok", "diverged", "out_of_memory", "interrupted", "failed")
 RESULT = frozenset({"ok", "diverged"})
@@ -171,11 +173,15 @@ def trials_of(asked: Comparison, runtime: Runtime, folder: Path, trials: int | N
 
     Raises:
         ValueError: fewer than two, or none said; a method without a range; ranges upside down or of unequal width;
-            tasks whose scores go different ways.
+            tasks whose scores go different ways; what all runs share, given for some alone; batches by memory.
     """
     cells = asked.cells()
     tasks, methods = dict.fromkeys(task for task, _ in cells), dict.fromkeys(method for _, method in cells)
-    count = trials if trials is not None else asked.settings(*cells[0]).trials
+    settings = [asked.settings(*cell) for cell in cells]
+    if any(each.equal != "tokens" for each in settings):
+        raise ValueError("equal 'memory': a search gives every method the same batch (nearest allowed value: tokens)")
+    _shared("rounds", [each.rounds for each in settings])
+    count = trials if trials is not None else _shared("trials", [each.trials for each in settings])
     if count is None:
         raise ValueError(
             f"trials: profile {asked.request.profile!r} does not say how many points suite {asked.suite.name!r} tries "
@@ -186,10 +192,19 @@ def trials_of(asked: Comparison, runtime: Runtime, folder: Path, trials: int | N
     better = {_main_metric(asked, task).better for task in tasks}
     if len(better) > 1:
         raise ValueError(f"tasks {', '.join(tasks)}: their scores have no mean, lower is better in some of them alone")
-    spaces = {method: first_space(asked, next(iter(tasks)), method) for method in methods}
+    spaces = {
+        method: _shared(f"range of {method}", [first_space(asked, task, method) for task in tasks])
+        for method in methods
+    }
     check_widths(list(spaces.values()))
     templates = {method: {task: _template(asked, task, method, runtime) for task in tasks} for method in methods}
     return Trials(asked, folder, templates, count, better.pop(), [spaces])
+
+
+def _shared(what: str, found: Sequence[T]) -> T:
+    if any(each != found[0] for each in found):
+        raise ValueError(f"{what}: is not the same for all runs that share it: take it out of the table of one of them")
+    return found[0]
 
 
 def first_space(asked: Comparison, task: str, method: str) -> Space:

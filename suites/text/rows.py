@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from datasets import Dataset
+
+Stamp = tuple[tuple[Path, int, int], ...]
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,12 @@ class Loaded:
     revision: str | None
     notes: list[str]
     official: bool
+
+
+def stamp(paths: Iterable[Path]) -> Stamp:
+    """Return what tells one version of files from the next: what was read of them is kept by it, also in a notebook."""
+    found = [(path, path.stat()) for path in paths if path.is_file()]
+    return tuple((path, stat.st_mtime_ns, stat.st_size) for path, stat in found)
 
 
 def hold_out(train: Dataset, size: float | int, seed: int) -> tuple[Dataset, Dataset]:

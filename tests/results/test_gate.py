@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from results.gate import Refusal, Tolerances, check, compare, derive, load, observe
-from results.gate.accept import add_to_changelog, changelog_entry, replace_reference
+from results.gate.accept import changelog_entry, changelog_with, replace_reference
 from results.gate.observed import NoReference, differences
 from results.gate.quantities import quantities, window_name, windows
 from results.gate.tolerances import EVERY, ROUNDING, Replicate, log_normal_bound, of_mean
@@ -274,13 +274,20 @@ def test_the_same_clean_commit_cannot_be_the_cause(tolerances: Tolerances, make_
     assert {each.cause for each in compare([old], [new], tolerances).findings} == {"noise"}
 
 
-def test_time_is_said_and_only_judged_when_asked(tolerances: Tolerances, make_record: Make) -> None:
-    def timed(method: str, seconds: float) -> Record:
+@pytest.fixture
+def timed(make_record: Make) -> Make:
+    """Return a builder of runs that took so many seconds."""
+
+    def make(method: str, seconds: float, **changes: Any) -> Record:
         config = {"rank": 8} if method == "lora" else {}
-        record = make_run(make_record, 0, method=method, method_config=config)
+        record = make_run(make_record, 0, method=method, method_config=config, **changes)
         assert record.timing is not None
         return record.model_copy(update={"timing": record.timing.model_copy(update={"train_s": seconds})})
 
+    return make
+
+
+def test_time_is_said_and_only_judged_when_asked(tolerances: Tolerances, timed: Make) -> None:
     old, new = [timed("full", 10.0), timed("lora", 11.0)], [timed("full", 20.0), timed("lora", 44.0)]
     verdict = compare(old, new, tolerances)
     assert verdict.passed
@@ -289,6 +296,18 @@ def test_time_is_said_and_only_judged_when_asked(tolerances: Tolerances, make_re
     ]
     assert not compare(old, new, tolerances, time_factor=1.9).passed
     assert compare(old, new, tolerances, time_factor=2.1).passed
+
+
+def test_times_are_over_the_runs_that_every_method_has(tolerances: Tolerances, timed: Make) -> None:
+    both = [timed("full", 10.0), timed("lora", 11.0)]
+    alone = [timed("full", 90.0, task="cola"), timed("full", 50.0, variant="accumulation")]
+    (found,) = compare([*both, *alone], [*both, *alone], tolerances).times
+    assert (found.before, found.after) == (pytest.approx(1.1), pytest.approx(1.1))
+    # A run that brought no time now is no run of any method, on either side.
+    cola = [timed(method, 500.0, task="cola") for method in ("full", "lora")]
+    broken = [cola[0], cola[1].model_copy(update={"timing": None})]
+    (found,) = compare([*both, *cola], [*both, *broken], tolerances, time_factor=1.5).times
+    assert (found.before, found.after) == (pytest.approx(1.1), pytest.approx(1.1))
 
 
 def test_bands_are_per_method_and_pooled_for_a_method_without_its_own(
@@ -360,7 +379,7 @@ def test_the_changelog_gets_one_line(
     path.write_text(f"# Changelog\n\n## Unreleased\n\n### Added\n- New.\n{rest}")
     findings = compare(reference, [make_run(make_record, 0, 1e-2), *reference[1:]], tolerances).findings
     for _ in range(2):
-        add_to_changelog(path, changelog_entry(findings, "c" * 40))
+        path.write_text(changelog_with(path, changelog_entry(findings, "c" * 40)))
     text = path.read_text()
     unreleased = text.partition("## 1.0")[0]
     assert unreleased.count("### Changes that alter numbers\n- Gate reference renewed (code at cccccccccccc)") == 1
@@ -368,7 +387,7 @@ def test_the_changelog_gets_one_line(
     assert text.endswith(rest.removeprefix("\n"))
     path.write_text("nothing")
     with pytest.raises(ValueError, match="Unreleased"):
-        add_to_changelog(path, "- x")
+        changelog_with(path, "- x")
 
 
 def _numbers(shift: float = 0.0, state: int = 100) -> dict[str, Any]:

@@ -225,6 +225,9 @@ def test_what_other_commands_leave_in_the_folder_is_not_in_the_way(tmp_path: Pat
     assert read_records([tmp_path]) == [record]
     assert list(record_paths([tmp_path])) == [path]
     assert list(record_paths([runs[0].parent])) == runs[:1]
+    # What W&B keeps of a run that it follows.
+    write_atomically(tmp_path / "trackers" / "wandb" / "run-1" / "files" / "wandb-summary.json", b'{"_step": 3}\n')
+    assert read_records([tmp_path]) == [record]
     path.unlink()
     reference = write_record(tmp_path / "gate", record)
     assert list(record_paths([tmp_path])) == [reference]

@@ -55,6 +55,22 @@ def test_a_plan_is_a_typed_frame_with_its_settings(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(("asked", "fresh"), [({}, False), ({"fresh": True}, True)])
+def test_to_begin_anew_is_handed_on(
+    asked: dict[str, Any], fresh: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Started(Exception):
+        pass
+
+    def start(plans: Any, runtime: Any, out: Path, given: bool = False) -> int:
+        assert given is fresh
+        raise Started
+
+    monkeypatch.setattr("suites.__main__.start", start)
+    with pytest.raises(Started):
+        api.run("glue", profile="micro", tasks=["rte"], methods=["full"], seeds=[0], out=tmp_path, **asked)
+
+
 @pytest.mark.slow
 def test_the_notebook_of_the_documents_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

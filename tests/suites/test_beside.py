@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,14 +19,15 @@ from safetensors.torch import save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from baselines.registry import get_method
-from results.schema import Plan, Record
+from results.schema import CurvePoint, Evaluation, Plan, Record
 from results.store import read_record
 from suites import console as view
 from suites import models
 from suites.registry import get_suite
 from suites.run import saved
 from suites.run.execute import execute
-from suites.run.follow import check_trackers
+from suites.run.follow import TRACKERS, Followed, arguments_of, check_trackers
+from suites.run.loop import Outcome
 from suites.run.worker import Event, keep, record_path
 from suites.suite import Beside, Runtime
 
@@ -142,6 +147,109 @@ def test_tensorboard_files_hold_the_curve_and_the_scores(make_plan: MakePlan, ru
     assert not (tmp_path / "off" / "trackers").exists()
 
 
+def stand_in(name: str, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Put a module in a tracker's place that takes what the real one does, and return what it is told."""
+    told: list[tuple[str, Any]] = []
+
+    def noted(what: str) -> Callable[..., None]:
+        return lambda *given, **options: told.append((what, (*given, options)))
+
+    def init(project: str, name: str | None = None, dir: str | None = None) -> Any:
+        told.append(("init", (project, name, dir)))
+        return SimpleNamespace(log=noted("log"), finish=noted("finish"))
+
+    def create_experiment(name: str, artifact_location: str | None = None, tags: object = None) -> str:
+        told.append(("create_experiment", (name, artifact_location)))
+        return "7"
+
+    def start_run(
+        run_id: str | None, experiment_id: str, run_name: str | None, nested: bool, tags: object, description: object
+    ) -> None:
+        told.append(("start_run", (experiment_id, run_name)))
+
+    made = {
+        "init": init,
+        "config": SimpleNamespace(update=noted("config")),
+        "search_experiments": lambda filter_string: [],
+        "create_experiment": create_experiment,
+        "start_run": start_run,
+        "log_params": noted("config"),
+        "log_metrics": noted("log"),
+        "end_run": noted("finish"),
+        "utils": SimpleNamespace(validation=SimpleNamespace(MAX_PARAM_VAL_LENGTH=6000, MAX_PARAMS_TAGS_PER_BATCH=100)),
+    }
+    monkeypatch.setitem(sys.modules, name, SimpleNamespace(**made))  # type: ignore[arg-type]
+    for variable in ("MLFLOW_TRACKING_URI", "TRACKIO_DIR", "WANDB_SILENT"):
+        # Set first, so that what the run sets is undone after the test.
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+    return told
+
+
+def reached(*steps: int, done: int, evaluated: tuple[int, ...] = ()) -> Outcome:
+    """What a run has reached: a point of the curve and an evaluation for each of these steps."""
+    return Outcome(
+        steps_done=done,
+        curve=[CurvePoint(step=step, loss=0.5, learning_rate=0.1, gradient_norm=None) for step in steps],
+        evaluations=[
+            Evaluation(step=step, epoch=None, rows={}, metrics={"validation/accuracy": step / 10}) for step in evaluated
+        ],
+    )
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio", "mlflow"])
+def test_each_tracker_is_made_as_it_takes_it_and_keeps_its_files_in_the_folder(
+    name: str, make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = stand_in(name, monkeypatch)
+    plan, folder = make_plan(), str(tmp_path / "trackers")
+    followed = Followed(plan, Beside(tmp_path, trackers=(name,)), Outcome())
+    followed.step(reached(1, done=1, evaluated=(1,)))
+    followed.finish()
+    said = dict(told)
+    if name == "mlflow":
+        assert said["create_experiment"] == ("gnlorp", f"{folder}/mlruns")
+        assert said["start_run"] == ("7", plan.label)
+        assert os.environ["MLFLOW_TRACKING_URI"] == f"sqlite:///{folder}/mlflow.db"
+    else:
+        assert said["init"] == ("gnlorp", plan.label, folder if name == "wandb" else None)
+        assert os.environ.get("TRACKIO_DIR") == (folder if name == "trackio" else None)
+    values = {"train/loss": 0.5, "train/learning_rate": 0.1, "validation/accuracy": 0.1}
+    assert said["log"] == (values, {"step": 1})
+    assert said["config"][0]["method"] == "full"
+    assert [what for what, _ in told][-1] == "finish"
+
+
+@pytest.mark.parametrize("name", TRACKERS)
+@pytest.mark.parametrize("steps_done", [0, 4])
+def test_accelerate_takes_what_a_tracker_is_made_with(
+    name: str, steps_done: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
+    stand_in("none", monkeypatch)
+    places, options = arguments_of(name, "label", tmp_path, steps_done)
+    inspect.signature(LOGGER_TYPE_TO_CLASS[name]).bind(*places, **options)
+
+
+def test_a_tracking_server_of_mlflow_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://example.org")
+    assert arguments_of("mlflow", "label", tmp_path, 0) == (("gnlorp",), {"run_name": "label"})
+    assert os.environ["MLFLOW_TRACKING_URI"] == "https://example.org"
+
+
+def test_a_tracker_is_told_nothing_twice(make_plan: MakePlan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = stand_in("trackio", monkeypatch)
+    # Gone on from step 4, with an evaluation at step 2; a long run's curve has step 5 and not step 6.
+    out = reached(2, 4, done=4, evaluated=(2,))
+    followed = Followed(make_plan(), Beside(tmp_path, trackers=("trackio",)), out)
+    followed.step(reached(2, 4, 5, done=5, evaluated=(2,)))
+    followed.step(reached(2, 4, 5, done=6, evaluated=(2,)))
+    followed.step(reached(2, 4, 5, done=7, evaluated=(2, 7)))
+    said = [(given[0], given[1]["step"]) for what, given in told if what == "log"]
+    assert said == [({"train/loss": 0.5, "train/learning_rate": 0.1}, 5), ({"validation/accuracy": 0.7}, 7)]
+
+
 @pytest.mark.parametrize(
     ("name", "words"), [("tensorbord", "nearest: tensorboard"), ("trackio", "its package is not installed")]
 )
@@ -163,6 +271,13 @@ def test_a_line_now_and_then_stands_for_the_bars_where_nobody_looks(
         listen(Event(plans[1], step=5, loss=0.25, device="H100"))
     assert "[  0/2] rte full seed 1 on H100: step 5 of 10, loss 0.25; 50% of all steps" in out.getvalue()
     assert "[  0/2] rte full seed 0: step 5 of 10, loss 0.25; 25% of all steps, about 0 s left" in out.getvalue()
+    # One step, behind the set-up, is no measure of hundreds.
+    plans = [make_plan(steps=200)]
+    with view.ProgressListener(Console(file=out, width=200), plans) as listen:
+        listen(Event(plans[0], step=1, loss=0.25))
+        listen(Event(plans[0], step=2, loss=0.25))
+    assert "step 1 of 200, loss 0.25; 0% of all steps\n" in out.getvalue()
+    assert "step 2 of 200, loss 0.25; 1% of all steps, about 0 s left\n" in out.getvalue()
     terminal = io.StringIO()
     with view.ProgressListener(Console(file=terminal, force_terminal=True, width=200), plans) as listen:
         listen(Event(plans[0], step=5, loss=0.25))

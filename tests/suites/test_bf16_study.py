@@ -57,7 +57,16 @@ def test_the_command_runs_every_arm(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.json"))) == len(ARMS)
 
 
-def test_what_the_study_sets_itself_is_refused(tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["bf16-study", *TINY, "--set", "precision=bf16", "--out", str(tmp_path)])
+@pytest.mark.parametrize("given", ["precision=bf16", "method.full.precision=bf16", "task.c4.bf16_updates=kahan"])
+def test_what_the_study_sets_itself_is_refused(given: str, tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, ["bf16-study", *TINY, "--set", given, "--out", str(tmp_path)])
     assert result.exit_code == 2
     assert "the study sets it in every arm" in result.stderr
+
+
+def test_a_sweep_is_not_offered_since_its_values_would_pass_for_seeds(tmp_path: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["bf16-study", *TINY, "--sweep", "learning_rate=1e-3,1e-4", "--out", str(tmp_path)]
+    )
+    assert result.exit_code == 2
+    assert list(tmp_path.iterdir()) == []

@@ -22,6 +22,7 @@ from suites.c4 import data
 from suites.c4.evaluate import Evaluated, evaluate, measures
 from suites.c4.sequences import IGNORED
 from suites.config import default_rank
+from suites.options import Options
 from suites.plan import Request, make_plans
 from suites.registry import get_suite
 from suites.run.execute import execute
@@ -189,12 +190,9 @@ def test_a_folder_is_packed_with_a_trained_tokenizer(folder: Path) -> None:
 
 
 def test_a_folder_that_changed_since_the_plan_is_refused(folder: Path) -> None:
-    from suites.c4.documents import directory_digest
-
     plan, runtime = directory_plan(folder)
     with (folder / "train.jsonl").open("a") as stream:
         stream.write('{"text": "one more"}\n')
-    directory_digest.cache_clear()
     with pytest.raises(ValueError, match=r"it changed since the plan was made|has \d+ entries"):
         get_suite("c4").job(plan, runtime)
 
@@ -232,6 +230,23 @@ def test_ranks_and_settings_follow_the_models_size() -> None:
     assert full.training.batch_size == 512
     assert full.model.vocabulary == 32_000
     assert (full.data.tokenizer, full.data.layout, full.data.eval_tokens) == ("t5-base", "padded", 10_000_000)
+
+
+@pytest.mark.parametrize(
+    ("asked", "ranks"),
+    [
+        ({"sweep": ["model=60m,130m,1b"]}, [128, 256, 512]),
+        ({"sweep": ["model=60m,130m"], "rank": 64}, [64, 64]),
+        ({"sweep": ["model=60m,130m", "rank=32,64"]}, [32, 64, 32, 64]),
+        ({"set_": ["model=130m"]}, [256]),
+        ({"model": "1b"}, [512]),
+    ],
+)
+def test_a_rank_that_nobody_asks_for_follows_the_models_size(asked: dict[str, Any], ranks: list[int]) -> None:
+    from suites.__main__ import prepare
+
+    options = Options("c4", profile="paper", device="cpu", method="lora", seeds="0", quiet=True, **asked)
+    assert [plan.method_config["rank"] for plan in prepare(options, dry=True).plans] == ranks
 
 
 @pytest.fixture

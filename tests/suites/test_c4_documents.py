@@ -144,11 +144,15 @@ def test_nothing_left_to_train_on_is_an_error(tmp_path: Path) -> None:
 
 def test_the_digest_names_the_content(folder: Path, tmp_path: Path) -> None:
     before = directory_digest(folder)
-    directory_digest.cache_clear()
     assert directory_digest(folder) == before
     write(folder / "validation.jsonl", ["kept apart", "third"])
-    directory_digest.cache_clear()
     assert directory_digest(folder) != before
+
+
+def test_a_file_that_changes_in_one_process_is_read_again(folder: Path) -> None:
+    assert "third" not in load("directory", folder, None, False).evaluated
+    write(folder / "validation.jsonl", ["kept apart", "third"])
+    assert "third" in load("directory", folder, None, False).evaluated
 
 
 def test_offline_forbids_the_hub() -> None:

@@ -73,6 +73,15 @@ def test_a_file_and_its_folder_are_the_same_tokenizer(tmp_path: Path) -> None:
     assert local(tmp_path).digest == local(tmp_path / "tokenizer.json").digest
 
 
+def test_a_file_that_changes_in_one_process_is_read_again(tmp_path: Path) -> None:
+    core = train().core
+    (tmp_path / "tokenizer.json").write_text(core.to_str())
+    before = local(tmp_path).size
+    core.add_tokens(["a word of its own"])
+    (tmp_path / "tokenizer.json").write_text(core.to_str())
+    assert local(tmp_path).size == before + 1
+
+
 def test_size_counts_what_a_text_can_hold_not_markers_that_it_cannot() -> None:
     core = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1, "</s>": 2, "<extra_0>": 3}, unk_token="a"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

@@ -89,6 +89,21 @@ def test_a_disk_that_is_full_leaves_the_earlier_ones(plan: Plan, tmp_path: Path)
     assert found["step"] == 1
 
 
+def test_what_a_killed_writer_left_goes_with_the_next_checkpoint(plan: Plan, tmp_path: Path) -> None:
+    for step in (1, 2):
+        checkpoint.parts_folder(tmp_path, step).mkdir()
+        checkpoint.save(tmp_path, plan, step, state())
+    before = sorted(tmp_path.iterdir())
+    # Step 3 was never whole; step 4's parts stand already when its file is written.
+    (tmp_path / ".abcdefgh.tmp").write_text("half")
+    for name in ("step-00000003.parts", ".step-00000004.parts.partial", "step-00000004.parts"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.distcp").write_text("half")
+    newest = checkpoint.save(tmp_path, plan, 4, state())
+    kept = [path for path in before if "00000002" in path.name]
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, newest, checkpoint.parts_folder(tmp_path, 4)])
+
+
 def test_nothing_but_tensors_numbers_and_text_is_loaded(plan: Plan, tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path, plan, 1, {"model": Path("x")})
     with pytest.raises(Exception, match="weights_only"):
@@ -115,7 +130,9 @@ def test_a_run_is_held_until_its_process_is_killed(
         pass
     with pytest.raises(CheckpointError, match="another process runs this plan"), checkpoint.held(tmp_path, plan):
         pass
+    assert checkpoint.is_held(tmp_path, plan)
     process.kill()
     process.join()
+    assert not checkpoint.is_held(tmp_path, plan)
     with checkpoint.held(tmp_path, plan):
         pass

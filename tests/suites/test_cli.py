@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,12 +26,14 @@ from results.schema import Record
 from results.store import read_records
 from suites import options
 from suites.__main__ import app
+from suites.generated import encoder_path
 from suites.measure.environment import environment
 from suites.registry import get_suite
 from suites.run.checkpoint import LOCKS
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = ("--seeds", "0", "--task", "cola", "--steps", "2", "--set", "train_rows=32", "--set", "eval_rows=32")
+ONE = (*FEW, "--method", "full")
 Invoke = Callable[..., Any]
 
 
@@ -80,6 +83,13 @@ def check_refused(result: Any, *parts: str) -> None:
         (("--set", "accumulation=3"), ("accumulation 3", "must divide batch_size 16", "nearest allowed value: 2")),
         (("--set", "epochs=1"), ("steps and epochs", "exactly one")),
         (("--set", "rank=4"), ("rank=4", "--rank")),
+        (("--set", "size.micro.default_rank=4"), ("size.micro.default_rank=4", "--rank")),
+        (("--sweep", "default_rank=4"), ("--sweep default_rank=4", "--rank")),
+        (("--set", "rank.8.batch_size=4"), ("--set rank", "--rank")),
+        (("--set", "method.lora.task.rte.learning_rate=1"), ("task inside method", "task.<task>.method.<method>")),
+        (("--sweep", "task.rte.methods=1"), ("--sweep: methods inside task",)),
+        (("--set", "steps=3"), ("--set steps=3", "--steps gives it too")),
+        (("--set", "state_bits=16"), ("state_bits = 16", "8 or 32", "nearest allowed value: 8")),
         (("--set", "task.colla.max_length=8"), ("unknown task in --set 'colla'", "nearest: cola")),
         (("--set", "method.laura.learning_rate=1"), ("unknown method in --set 'laura'", "nearest: lora")),
         (("--set", "method.lora=4"), ("method.lora=4", "method.lora.<setting>=value")),
@@ -224,6 +234,52 @@ def test_a_model_folder_without_weights_or_tokenizer_is_refused(invoke: Invoke, 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
 
 
+@pytest.fixture
+def encoders(tmp_path: Path) -> list[Path]:
+    """Two folders with the micro encoder."""
+    return [shutil.copytree(encoder_path(), tmp_path / name) for name in ("one", "two")]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--set", "model=./one"),
+        ("--model", "./two", "--set", "task.cola.model=./one"),
+        ("--model", "./one"),
+        ("--model", "./two", "--sweep", "model=./one"),
+        ("--sweep", "model=micro,./one"),
+    ],
+)
+@pytest.mark.usefixtures("encoders")
+def test_a_folder_of_a_model_is_named_in_any_way(arguments: tuple[str, ...], invoke: Invoke) -> None:
+    result = invoke("plan", "glue", *ONE, *arguments)
+    assert result.exit_code == 0, result.output
+    assert "model: one" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("--sweep", "model=./one,./two"), ("model './two'", "one folder at most", "'one'")),
+        (
+            ("--model", "./one", "--set", "task.rte.model=./two", "--task", "cola,rte"),
+            ("model './two'", "one folder at most", "'one'"),
+        ),
+        (("--model", "./one", "--set", "model=./two"), ("--set model='./two'", "--model gives it too")),
+    ],
+)
+@pytest.mark.usefixtures("encoders")
+def test_several_folders_of_models_are_refused(
+    arguments: tuple[str, ...], parts: tuple[str, ...], invoke: Invoke
+) -> None:
+    check_refused(invoke("run", "glue", *ONE, *arguments), *parts)
+
+
+def test_a_tokenizer_and_a_sweep_of_them_are_refused(invoke: Invoke) -> None:
+    few = ("plan", "c4", "--seeds", "0", "--method", "full", "--sweep", "tokenizer=a,b", "--tokenizer", "c")
+    check_refused(invoke(*few), "--sweep tokenizer", "--tokenizer gives it too")
+
+
 def record_text(make_plan: Any) -> str:
     """A valid record, made without a run."""
     plan = make_plan()
@@ -261,9 +317,6 @@ def test_a_corrupt_or_foreign_record_in_the_store_is_refused(
     assert (store / "some.json").read_text() == text
 
 
-ONE = (*FEW, "--method", "full")
-
-
 def test_a_file_in_the_place_of_the_folder_is_refused(invoke: Invoke, tmp_path: Path) -> None:
     (tmp_path / "store").write_text("mine")
     check_refused(invoke("run", "glue", *ONE, "--out", "store"), "store")
@@ -294,6 +347,17 @@ def test_plan_shows_everything_and_writes_nothing(invoke: Invoke, tmp_path: Path
     assert f"{count} runs (1 task), {count} missing" in result.stdout
     assert "checks pipeline and ordering, not the paper's numbers" in result.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_record_of_another_kind_leaves_the_reference_to_say_how_long(
+    make_plan: Any, invoke: Invoke, tmp_path: Path
+) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / f"{make_plan().label}.json").write_text(record_text(make_plan))
+    result = invoke("plan", "glue", *ONE, "--out", "store")
+    assert result.exit_code == 0, result.output
+    assert "expected time: " in result.stdout
+    assert "unknown" not in result.stdout
 
 
 def test_run_runs_what_is_missing_and_nothing_twice(invoke: Invoke, tmp_path: Path) -> None:
@@ -359,7 +423,8 @@ def test_ctrl_c_keeps_the_runs_apart_and_the_same_command_completes_them(tmp_pat
     records = read_records([store])
     assert {record.status for record in records} == {"interrupted"}
     # Hidden: what `status` reads, and locks.
-    assert {path.suffix for path in store.glob("[!.]*")} == {".json"}
+    # A checkpoint stands there where Ctrl-C came after the first step.
+    assert {path.suffix or path.name for path in store.glob("[!.]*")} <= {".json", "checkpoints"}
 
     again = subprocess_run(tmp_path, *arguments)
     assert (again.returncode, again.stderr) == (0, "")

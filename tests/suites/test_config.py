@@ -25,6 +25,7 @@ from suites.config import (
 )
 from suites.glue import GlueSettings
 from suites.registry import all_suites
+from suites.sweep import nested
 
 LEVELS = ("layer", "task", "method", "task.method")
 MODEL: dict[str, Any] = {"model": "toy"}
@@ -165,14 +166,58 @@ def test_lists_of_names_and_the_searchs_table_are_no_settings() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("method.lora.task.a.steps", r"task inside method is read by no run: .* as task\.<task>\.method\.<method>"),
+        ("size.9m.task.a.steps", "task inside size is read by no run"),
+        ("task.a.size.9m.steps", "size inside task is read by no run"),
+        ("task.a.task.a.steps", "task inside task is read by no run"),
+        ("task.a.method.lora.method.lora.steps", r"method inside task\.method is read by no run"),
+        ("task.a.search.steps", "search inside task is read by no run"),
+        ("search.search.steps", "search inside search is read by no run"),
+        ("search.rank.8.steps", "rank inside search is read by no run"),
+        ("task.a.rank.8.steps", "rank inside task is read by no run"),
+        ("task.a.methods", r"methods inside task is read by no run: .*\(nearest allowed: methods=\[\.\.\.\]\)"),
+        ("size.9m.tasks", "tasks inside size is read by no run"),
+        ("method.lora.default_rank", r"default_rank inside method is read by no run: .*\(nearest allowed: --rank\)"),
+        ("search.size.9m.default_rank", r"default_rank inside search\.size is read by no run"),
+    ],
+)
+def test_what_no_run_would_read_is_refused(name: str, text: str) -> None:
+    with pytest.raises(ValueError, match=f"^--set: {text}"):
+        check_table(nested(name, 1), Settings, ["a"], "--set")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "steps",
+        "method.lora.steps",
+        "task.a.method.lora.steps",
+        "size.9m.method.lora.steps",
+        "size.9m.default_rank",
+        "search.size.9m.method.lora.steps",
+        "rank.8.search.task.a.method.lora.steps",
+    ],
+)
+def test_what_a_run_reads_is_not(name: str) -> None:
+    check_table(nested(name, 1), Settings, ["a"], "profile")
+
+
+@pytest.mark.parametrize(
     ("values", "text"),
     [
         ({"batch_sise": 4}, r"^unknown setting 'batch_sise': known are model, .*; nearest: batch_size$"),
         ({"batch_size": 0}, r"^setting batch_size = 0: input should be greater than 0$"),
         ({"learning_rate": -1.0}, r"^setting learning_rate = -1.0: input should be greater than 0$"),
-        ({"precision": "fp16"}, r"^setting precision = 'fp16': input should be 'fp32', 'bf16' or 'bf16-autocast'$"),
+        (
+            {"precision": "bf16-autcast"},
+            r"^setting precision = 'bf16-autcast': input should be 'fp32', 'bf16' or 'bf16-autocast' "
+            r"\(nearest allowed value: bf16-autocast\)$",
+        ),
         ({"warmup_fraction": 1.0}, r"^setting warmup_fraction = 1.0: input should be less than 1$"),
-        ({"state_bits": 16}, r"^setting state_bits = 16: input should be 8 or 32$"),
+        ({"state_bits": 16}, r"^setting state_bits = 16: input should be 8 or 32 \(nearest allowed value: 8\)$"),
+        ({"state_bits": 31}, r"^setting state_bits = 31: input should be 8 or 32 \(nearest allowed value: 32\)$"),
         ({"steps": "many"}, r"^setting steps = 'many': input should be a valid integer"),
         ({"steps": 0}, r"^setting steps = 0: input should be greater than 0$"),
     ],
@@ -230,7 +275,12 @@ def test_method_config_puts_overrides_on_top_of_the_rank() -> None:
         ("lora", 8, {"alfa": 1.0}, r"^unknown lora setting 'alfa': known are .*alpha, dropout; nearest: alpha$"),
         ("lora", 8, {"alpha": 0}, r"^lora setting alpha = 0: input should be greater than 0$"),
         ("lora", 8, {"dropout": 1.0}, r"^lora setting dropout = 1.0: input should be less than 1$"),
-        ("galore", 8, {"side": "left"}, r"^galore setting side = 'left': input should be 'small', 'large' or 'both'$"),
+        (
+            "galore",
+            8,
+            {"side": "left"},
+            r"^galore setting side = 'left': input should be 'small', 'large' or 'both' \(nearest allowed .*: large\)$",
+        ),
         (
             "galore",
             8,

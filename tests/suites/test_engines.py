@@ -20,7 +20,7 @@ from results.store import StoreError, read_record, read_records, write_record
 from suites.__main__ import app
 from suites.engines import away, cluster, journal, node
 from suites.engines import follow as rules
-from suites.engines.engine import Gone, Resources, Running, State, Task
+from suites.engines.engine import Gone, NotTaken, Resources, Running, State, Task
 from suites.engines.follow import Clock, follow
 from suites.measure.environment import code_digest
 from suites.run import checkpoint, worker
@@ -218,10 +218,74 @@ def test_a_run_in_another_engines_hands_is_not_handed_over_again(tasks: list[Tas
         told.run(world, tasks)
 
 
+def taking(most: int) -> World:
+    """An engine that has at most so many runs in hand, and says so to the next one."""
+    world = World(usual, outlives=True)
+    submit = world.submit
+
+    def limited(task: Task) -> str:
+        in_hand = [each for each in world.begun if not isinstance(world.poll(each), Gone)]
+        if len(in_hand) >= most:
+            raise NotTaken("sbatch refuses the job: QOSMaxSubmitJobPerUserLimit")
+        return submit(task)
+
+    world.submit = limited  # type: ignore[method-assign]
+    return world
+
+
+def test_what_an_engine_does_not_take_waits_for_those_in_hand(tasks: list[Task], told: Told) -> None:
+    world = taking(2)
+    ended = told.run(world, tasks)
+    assert world.submitted == tasks
+    assert (len(ended.records), ended.lost, world.cancelled) == (3, {}, [])
+    assert told.lines == ["1 runs wait for those in hand to end: sbatch refuses the job: QOSMaxSubmitJobPerUserLimit"]
+
+
+def test_a_refusal_leaves_the_jobs_of_an_earlier_command_alone(tasks: list[Task], told: Told) -> None:
+    world = taking(1)
+    journal.note(tasks[0].store, tasks[0].plan, journal.Entry("fake", world.submit(tasks[0]), None))
+    ended = follow(tasks, world, told.events.append, 2, told.lines.append, world.clock, detach=True)
+    assert (ended.records, world.submitted, world.cancelled) == ([], tasks[:1], [])
+    assert told.lines[-1] == "2 runs are not handed over: give the same command again once others have ended"
+    assert len(told.run(world, tasks).records) == 3
+
+
+def test_an_engine_that_takes_no_run_ends_the_command(tasks: list[Task], told: Told) -> None:
+    with pytest.raises(NotTaken, match="sbatch refuses the job"):
+        told.run(taking(0), tasks)
+
+
 def test_two_commands_do_not_hand_out_the_runs_of_one_store(tasks: list[Task], told: Told) -> None:
     with journal.alone(tasks[0].store), pytest.raises(ValueError, match="another command hands out runs"):
         told.run(World(usual), tasks)
     assert len(told.run(World(usual), tasks).records) == 3
+
+
+@pytest.mark.parametrize("outlives", [False, True])
+def test_a_command_that_is_refused_leaves_the_others_nonce(
+    outlives: bool, tasks: list[Task], told: Told, runtime: Runtime
+) -> None:
+    store = tasks[0].store
+    (store / node.NONCE).write_text("the other's")
+    second = away.Away(World(usual, outlives=outlives), Resources(), 0, 1, told.lines.append)
+    with journal.alone(store), pytest.raises(ValueError, match="another command hands out runs"):
+        second([tasks[0].plan], runtime, store, {}, told.events.append)
+    assert (store / node.NONCE).read_text() == "the other's"
+
+
+def test_a_nonce_that_jobs_still_look_for_stays(tasks: list[Task], told: Told, runtime: Runtime) -> None:
+    store = tasks[0].store
+    world = World(lambda world, task, second: usual(world, task, 9))
+    command = away.Away(world, Resources(), 0, 1, told.lines.append)
+    (store / node.NONCE).write_text("of a command that was killed")
+    command([tasks[0].plan], runtime, store, {}, told.events.append)
+    assert world.submitted[0].nonce != "of a command that was killed"
+    assert not (store / node.NONCE).exists()
+    (store / node.NONCE).write_text("of jobs")
+    journal.note(store, tasks[2].plan, journal.Entry("slurm", "17", None))
+    command([tasks[1].plan], runtime, store, {}, told.events.append)
+    assert world.submitted[1].nonce == "of jobs"
+    assert (store / node.NONCE).read_text() == "of jobs"
 
 
 # The node side, without its launcher
@@ -281,6 +345,13 @@ def test_memory_that_runs_out_on_a_shared_device_leaves_no_record(tasks: list[Ta
     alone = replace(packed, resources=Resources(1, 1.0))
     assert node.run_task(alone, lambda *step: None).cause == "ended"
     assert read_record(record_path(packed.store, packed.plan)).status == "out_of_memory"
+
+
+def test_memory_that_runs_out_beside_other_runs_of_a_node_is_a_loss(tasks: list[Task], launched: list[Any]) -> None:
+    (tasks[1].store / node.NONCE).write_text("abc")
+    beside = replace(tasks[1], runtime=replace(tasks[1].runtime, workers=2), nonce="abc")
+    assert node.run_task(beside, lambda *step: None) == Gone("beside other runs: as asked", "lost")
+    assert not record_path(beside.store, beside.plan).exists()
 
 
 def test_a_store_that_fails_there_is_a_refusal(make_plan: Any, tasks: list[Task], launched: list[Any]) -> None:
@@ -347,9 +418,10 @@ def test_a_run_has_the_devices_that_its_launcher_was_given(
 
     def execute(plan: Plan, *given: Any) -> Record:
         seen.append(os.environ.get("CUDA_VISIBLE_DEVICES"))
-        report = given[2]
+        report, code = given[2], given[-1]
         report(3, 0.5)
-        return record_of(plan)
+        assert code == ("c" * 40, False)
+        return record_of(plan, "failed")
 
     monkeypatch.setattr("suites.run.execute.execute", execute)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3")
@@ -359,7 +431,7 @@ def test_a_run_has_the_devices_that_its_launcher_was_given(
     try:
         for given in (None, "2"):
             asked = replace(runtime, visible_devices=given)
-            worker._work(make_plan(), asked, tmp_path, (None, None), pipe)  # type: ignore[arg-type]
+            worker._work(make_plan(), asked, tmp_path, (None, None), ("c" * 40, False), pipe)  # type: ignore[arg-type]
     finally:
         signal.signal(signal.SIGINT, before)
     assert seen == ["0,1,2,3", "2"]

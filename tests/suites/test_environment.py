@@ -67,6 +67,39 @@ def test_environment_of_this_process() -> None:
     assert found.ram_bytes > 2**28
 
 
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, None),
+        ("0::/\n", {}, None),
+        ("0::/a/b\n", {"a/cpu.max": "50000 100000\n", "a/b/cpu.max": "max 100000\n"}, 0.5),
+        # A container of version 1 sees its own group at the root, under the host's name.
+        ("4:memory:/\n3:cpu,cpuacct:/c\n", {"cpu/cpu.cfs_quota_us": "200000", "cpu/cpu.cfs_period_us": "100000"}, 2),
+        ("1:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ("3:cpuset:/\n", {"cpu/cpu.cfs_quota_us": "100000", "cpu/cpu.cfs_period_us": "100000"}, None),
+    ],
+)  # fmt: skip
+def test_a_containers_share_of_the_processors_is_read(
+    groups: str, files: dict[str, str], quota: float | None, tmp_path: Path
+) -> None:
+    (tmp_path / "cgroup").write_text(groups)
+    for name, text in files.items():
+        (tmp_path / "sys" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "sys" / name).write_text(text)
+    assert env.cpu_quota(tmp_path / "cgroup", tmp_path / "sys") == quota
+    assert env.cpu_quota(tmp_path / "none", tmp_path / "sys") is None
+
+
+@pytest.mark.parametrize(("quota", "cpus"), [(None, 6), (0.5, 1), (2.5, 3), (64.0, 6)])
+def test_no_more_processors_are_used_than_there_is_time_for(
+    quota: float | None, cpus: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.setattr(env, "cpu_quota", lambda: quota)
+    assert env.usable_cpus() == cpus
+
+
 def test_missing_packages_are_left_out_and_the_answer_is_a_copy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(env, "PACKAGES", ("torch", "no-such-package-of-ours"))
     env._installed_versions.cache_clear()

@@ -339,6 +339,15 @@ def _answer_at(network: Network, methods: list[str], question: Asked) -> list[Fi
         return answer("tiny", methods, question, GIB, True).rows
 
 
+def test_the_largest_batch_is_in_the_unit_of_the_batch_asked_about() -> None:
+    (row,) = _answer_at(tiny("llama"), ["full"], asked(precision="bf16", batch=8, accumulation=4))
+    for name, fit in row.estimates.items():
+        assert fit.largest_batch > 8
+        question = asked(precision="bf16", batch=fit.largest_batch, accumulation=4)
+        (again,) = _answer_at(tiny("llama"), ["full"], question)
+        assert again.estimates[name].asked_bytes == fit.takes_bytes
+
+
 @pytest.mark.parametrize("method", ["full", "galore", "lora"])
 def test_few_batches_are_looked_at_where_the_optimizer_is_highest_at_small_ones(
     method: str, monkeypatch: pytest.MonkeyPatch
@@ -469,6 +478,8 @@ def test_the_answer_is_a_table_and_json() -> None:
         "adapters alone",
         "accelerate estimate-memory",
         "bfloat16",
+        "a step of 1 row",
+        "largest batch, in rows a step",
     ):
         assert words in table.stdout.replace("\n", " "), words
     said = CliRunner().invoke(app, [*arguments, "--json"])

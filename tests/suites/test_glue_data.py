@@ -11,12 +11,14 @@ from typing import Any
 
 import datasets
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 import suites.generated
-from suites.glue import data
+from suites.glue import SUITE, data
 from suites.glue.data import digest_of, load
 from suites.glue.tasks import TASKS, GlueTask
+from suites.suite import Runtime
 from suites.text.rows import Loaded
 
 MNLI_HEAD = [
@@ -119,6 +121,23 @@ def test_digest_follows_content_and_nothing_else(tmp_path: Path) -> None:
     assert first == second
     edit(tmp_path / "b" / "RTE" / "dev.tsv", 2, b"0\tx\ty\tentailment")
     assert digest_of("rte", "directory", tmp_path / "b") != first
+
+
+def test_a_file_that_changes_in_one_process_is_read_again(tmp_path: Path) -> None:
+    write(tmp_path, TASKS["rte"])
+    runtime = Runtime(torch.device("cpu"), data_dir=tmp_path)
+    settings = SUITE.settings(model="micro", source="directory")
+
+    def found() -> tuple[str | None, int]:
+        plan = SUITE.data("rte", settings, runtime)
+        return plan.digest, len(SUITE.load("rte", plan, runtime).splits["validation"])
+
+    before = found()
+    with (tmp_path / "RTE" / "dev.tsv").open("a") as stream:
+        stream.write("3\ta\tb\tentailment\n")
+    after = found()
+    assert (before[1], after[1]) == (3, 4)
+    assert before[0] != after[0]
 
 
 def test_official_only_with_all_row_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +337,7 @@ def test_micro_is_labelled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unknown_source_and_task() -> None:
-    assert "known are directory, hub, micro; nearest is 'directory'" in failure("rte", "dir")
+    assert "known are directory, hub, micro; nearest: directory" in failure("rte", "folder directory")
     assert "nearest is 'stsb'" in failure("sts-b", "micro")
     with pytest.raises(ValueError, match="unknown data source 'web'"):
         digest_of("rte", "web")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,6 +107,14 @@ def test_metric_gathers_and_scores_once() -> None:
         metric.compute()
     metric.add_batch(predictions=[0], references=[1])
     assert metric.compute(predictions=[1], references=[1]) == {"accuracy": 1.0}
+
+
+def test_nothing_is_left_that_another_user_could_not_write_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    metric = GlueMetric("rte")
+    assert list(tmp_path.iterdir()) == []
+    assert metric.compute(predictions=[0, 1], references=[0, 1]) == {"accuracy": 1.0}
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_compute_does_not_touch_numpy_seed() -> None:

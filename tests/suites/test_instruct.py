@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from suites import models
 from suites.generated import problems
-from suites.instruct import KINDS, SUITE, encode
+from suites.instruct import KINDS, SUITE, encode, evaluate
 from suites.instruct.data import load, problem, read
-from suites.instruct.evaluate import Asked, constant, exact, final, likelihoods
+from suites.instruct.evaluate import Asked, constant, exact, final, likelihoods, parts
 from suites.plan import Request, make_plans
 from suites.run.execute import execute
 from suites.suite import Runtime
@@ -158,6 +158,39 @@ def test_generation_with_padding_is_that_of_each_question_alone() -> None:
     answers = [row._replace(answer=f"#### {final(text)}") for row, text in zip(asked, texts, strict=True)]
     whole = Asked("validation", answers, rows, tokenizer, 8, [])
     assert exact(model, whole)["exact"] == 1.0
+
+
+def test_few_long_rows_are_evaluated_together() -> None:
+    short, long = encode.Row((1,), (2, 3)), encode.Row((1,) * 1500, (2,) * 500)
+    assert [len(part) for part in parts([short] * 130)] == [64, 64, 2]
+    assert [len(part) for part in parts([short] * 4 + [long])] == [2, 2, 1]
+    assert [len(part) for part in parts([encode.Row((1,) * 9000, (2,))] * 2)] == [1, 1]
+
+
+@pytest.mark.parametrize("task", KINDS)
+def test_no_forward_of_an_evaluation_is_larger_than_the_job_says(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluate, "TOKENS_AT_ONCE", 100)
+    job = SUITE.job(plan_of(task, eval_rows=9), CPU)
+    model, shapes = job.model(), []  # type: Any, list[Any]
+    model.register_forward_pre_hook(
+        lambda module, given, named: shapes.append(named["input_ids"].shape), with_kwargs=True
+    )
+    monkeypatch.setattr(evaluate, "exact", lambda model, asked: {})
+    job.evaluate(model)
+    assert job.evaluation is not None
+    assert job.evaluation["input_ids"].shape in shapes
+    assert max(shape.numel() for shape in shapes) == job.evaluation["input_ids"].numel() <= 100
+    assert len(shapes) > 2
+
+
+def test_an_answer_needs_positions_beside_its_question() -> None:
+    SUITE.verify(plan_of("solve", new_tokens=32), CPU)
+    with pytest.raises(
+        ValueError, match=r"max_length 96 with new_tokens 33: .* has 128 positions .*together 128.*--model"
+    ):
+        SUITE.verify(plan_of("solve", new_tokens=33), CPU)
+    # Nothing is generated there.
+    SUITE.verify(plan_of("choose", new_tokens=33), CPU)
 
 
 @pytest.mark.parametrize("task", KINDS)

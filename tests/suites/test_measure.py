@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import OrderedDict
 from typing import Any
 
@@ -12,6 +14,7 @@ from torch.optim import Optimizer
 
 from results.schema import Layer
 from suites.measure import live
+from suites.measure.environment import ROOT
 
 
 class Tied(nn.Module):
@@ -217,8 +220,17 @@ def test_peak_resident_set_follows_touched_memory() -> None:
     assert peak >= before + 32 * 2**20
     del block
     assert live.rss_peak_bytes() >= peak - 2**20
-    if live.reset_rss_peak():
-        assert live.rss_peak_bytes() < peak - 32 * 2**20
+
+
+def test_a_system_without_posix_is_refused_in_one_line() -> None:
+    # Of psutil's modules only those of the system that it is on need it.
+    code = "import psutil, sys; from results.ending import one_line_errors; sys.modules['resource'] = None\n"
+    code += "with one_line_errors(): import suites.measure.live"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: the suites run on POSIX systems alone, such as Linux and macOS\n",
+    )
 
 
 def test_device_peaks_are_unknown_on_a_cpu() -> None:

@@ -18,7 +18,7 @@ from results.lab import (
     write_verdicts,
 )
 from results.store import StoreError
-from suites.lab.claims import lines_of, prints_as, recompute
+from suites.lab.claims import UNIT, _rules, lines_of, prints_as, recompute
 from suites.lab.conventions import Convention, conventions, shapes_of, values_of
 
 REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference" / "memory"
@@ -81,6 +81,31 @@ def test_every_claim_gets_a_verdict_without_traces() -> None:
     for verdict in found.verdicts:
         assert verdict.attempts
         assert (verdict.holding > 0) == verdict.attempts[0].holds or verdict.claim.quantity == "order by estimate"
+
+
+def test_the_best_convention_of_a_table_is_a_single_one() -> None:
+    values = {method: values_of(method, "60m", 128) for method in ("galore", "lora", "full")}
+    counted, left_out = (Convention(2, 4, basis, bases, "trained", False) for basis, bases in ((4, True), (2, False)))
+    narrow, wide = (Convention(2, 4, 2, False, "trained", False, added_bytes=added) for added in (None, 4))
+
+    def printed(name: str, method: str, convention: Convention, **changes: object) -> Claim:
+        size = convention.weights(values[method]) + convention.state(values[method])
+        fields = {"quantity": "weights+state", "digits": 6, "value": round(size / UNIT["G"][False], 6), **changes}
+        return claim(id=f"a-table-{name}", method=method, **fields)
+
+    bases = [printed("counted", "galore", counted), printed("left-out", "galore", left_out)]
+    adapters = [printed("narrow", "lora", narrow), printed("wide", "lora", wide)]
+    full = printed("full", "full", left_out)
+    (rule,) = _rules([*bases, *adapters, full])
+    # One of each pair, and the method that has neither bases nor adapters.
+    assert (rule.cells, rule.holding) == (5, 3)
+    assert "rank" not in rule.convention
+    either = [each.model_copy(update={"ranks": [64, 128]}) for each in (bases[0], full)]
+    other = values_of("galore", "60m", 64)
+    size = (counted.weights(other) + counted.state(other)) / UNIT["G"][False]
+    (rule,) = _rules([*either, bases[0].model_copy(update={"ranks": [64, 128], "value": round(size, 6)})])
+    assert rule.holding == 2
+    assert rule.convention.endswith("fp32 bases counted, rest trained, GB, rank 64 on 60m")
 
 
 def test_the_committed_verdicts_are_those_of_the_code() -> None:

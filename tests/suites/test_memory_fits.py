@@ -17,6 +17,7 @@ from suites.c4.sizes import SIZES, llama_config
 from suites.lab.fits import largest, parse_bytes
 from suites.lab.lab import Lab
 from suites.lab.networks import Network, find_network
+from suites.measure.allocator import Held
 
 Refused = Callable[..., str]
 
@@ -97,6 +98,8 @@ def test_sizes_have_the_published_numbers_of_parameters() -> None:
         (("70m", "full"), "nearest: 60m"),
         (("20m", "full", "--fits", "24"), "limit '24': has no unit"),
         (("20m", "full", "--fits", "1GiB", "--overhead", "1GiB"), "overhead '1GiB': must be below the limit"),
+        (("20m", "full", "--fits", "1GiB", "--overhead", "1MiB", "--accumulation", "0"), "accumulation 0: must be at"),
+        (("20m", "full", "--fits", "1GiB", "--gpus", "4", "--accumulation", "6"), "a multiple of the 4 GPUs"),
         (("20m", "full", "--batch", "10", "--accumulation", "3"), "accumulation 3: must divide the batch of 10"),
         (("20m", "full", "--precision", "fp8"), "unknown precision 'fp8'"),
         (("20m", "full", "--state-bits", "4"), "state_bits 4: must be 32 or 8"),
@@ -141,3 +144,30 @@ def test_a_folder_with_a_configuration_is_enough(write_config: Callable[..., str
     assert result.exit_code == 0, result.output
     assert "explained to the byte" in result.stdout
     assert "unexplained" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [(("--overhead", "1KB"), 1), (("--overhead", "1KB", "--accumulation", "4"), 4),
+     (("--gpus", "2"), 1), (("--gpus", "2", "--accumulation", "4"), 2)],
+)  # fmt: skip
+def test_the_largest_batch_is_of_the_micro_batches_asked_for(
+    words: tuple[str, ...], parts: int, write_config: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Setting] = []
+    gpus = 2 if "--gpus" in words else 1
+
+    def step(_: Lab, setting: Setting) -> int:
+        asked.append(setting)
+        return setting.batch * 2**20
+
+    monkeypatch.setattr(Lab, "peak_bytes", step)
+    monkeypatch.setattr(Lab, "held", lambda lab, setting: Held(*[step(lab, setting)] * 3))
+    limit = "3001KiB" if gpus == 1 else f"{300 + 3}MiB"
+    result = CliRunner().invoke(app, ["memory", write_config(), "full", "--sequence", "8", "--fits", limit, *words])
+    assert result.exit_code == 0, result.output
+    assert {(setting.accumulation, setting.processes) for setting in asked} == {(parts, gpus)}
+    assert "Batches are rows a step" in result.stdout
+    # Two rows a micro-batch beside an overhead, three beside the context of the lowest estimate.
+    rows = (2 if gpus == 1 else 3) * parts * gpus
+    assert f" {rows} " in result.stdout or f" {rows}, 0.296 GiB" in result.stdout

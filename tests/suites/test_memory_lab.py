@@ -255,6 +255,8 @@ def test_the_process_grows_by_about_the_peak() -> None:
 
 
 GROWTH = """
+from contextlib import suppress
+from pathlib import Path
 import torch
 from suites.measure import live
 from suites.lab import step
@@ -278,7 +280,9 @@ def one(name, rows, length):
 
 one("9m", 1, 4)[2]()
 before = live.rss_bytes()
-live.reset_rss_peak()
+with suppress(OSError):
+    # The peak starts anew from here.
+    Path("/proc/self/clear_refs").write_text("5")
 model, optimizer, run = one("20m", 4, 64)
 run()
 run()

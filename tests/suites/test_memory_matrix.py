@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from baselines.registry import methods
 from results.lab import MemoryCell, Setting, read_cell_file, read_cells, write_cells
+from suites.__main__ import app
 from suites.lab import matrix
 from suites.lab.networks import Network
 
@@ -62,6 +65,14 @@ def test_only_missing_cells_are_made_and_others_stay(alone: tuple[Path, Any], tm
     known = read_cell_file(path).catalogue
     assert known is not None
     assert [method.title for method in known.methods] == ["Full fine-tuning", "LoRA"]
+
+
+def test_all_methods_are_every_one_controls_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(matrix, "run_matrix", lambda *given: asked.append(given[1]) or [])
+    assert CliRunner().invoke(app, ["memory-matrix", "--model", "micro", "--method", "all"]).exit_code == 0
+    assert asked == [list(methods())]
+    assert any(each.control for each in methods().values())
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,26 @@ def test_weights_that_changed_since_the_plan_are_refused(runtime: Runtime, tmp_p
         models.location(plan, here)
 
 
+def test_one_folder_a_command_and_it_must_be_given(runtime: Runtime, tmp_path: Path) -> None:
+    one, other = (shutil.copytree(models.micro_folder(), tmp_path / name) for name in ("one", "other"))
+    plan = models.resolve_model(str(one), runtime)
+    with pytest.raises(ValueError, match="model 'one': was planned from a folder: give it with --model"):
+        models.location(plan, runtime)
+    here = Runtime(CPU, model_dir=other)
+    with pytest.raises(ValueError, match=r"model '.*one': .* one folder at most, and '.*other' is named too"):
+        models.resolve_model(str(one), here)
+    assert models.resolve_model(str(other), here).name == "other"
+    assert models.resolve_model("micro", here).source == "micro"
+
+
+def test_a_name_that_is_known_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("enc", "micro"):
+        (tmp_path / name).mkdir()
+    assert models.first_folder(["micro", "roberta-base"]) is None
+    assert models.first_folder(["micro", "roberta-base", "./enc"]) == Path("enc")
+
+
 def test_roberta_base_is_pinned_and_needs_no_network_to_be_planned(runtime: Runtime) -> None:
     plan = models.resolve_model("roberta-base", Runtime(CPU, offline=True))
     assert (plan.name, plan.source) == ("FacebookAI/roberta-base", "hub")

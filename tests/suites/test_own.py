@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,8 @@ TASK = Task(
 
 
 @pytest.fixture(autouse=True)
-def forgotten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "_known", {})
-    loaded.cache_clear()
-    yield
-    loaded.cache_clear()
 
 
 def rows_of(count: int) -> list[dict[str, str]]:
@@ -178,11 +175,68 @@ def test_a_row_without_text_is_named(folder: Path) -> None:
         loaded(read_task(folder / "reviews.toml"))
 
 
-def planned(folder: Path, path: Path, method: str = "full") -> tuple[Any, Runtime]:
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (
+            "train.csv",
+            ",review,stars\n0,a,bad\n",
+            r"line 1: header \['', 'review', 'stars'\]: must name every .*index=False",
+        ),
+        (
+            "train.csv",
+            "review,stars,\na,bad,\n",
+            r"line 1: header \['review', 'stars', ''\]: must name every column, [^;]*$",
+        ),
+        ("train.csv", "review,stars\na,bad\nb, c,odd\n", "line 3: 3 fields, and the header has 2"),
+        ("train.csv", "review,stars\na,b,bad\nc,d,odd\n", "line 2: 3 fields, and the header has 2"),
+        ("train.csv", 'id,review,stars\n0,"a\nb",bad\n\n1,odd\n', "line 5: 2 fields, and the header has 3"),
+        ("train.tsv", "review\tstars\na\tbad\nb\tc\todd\n", "line 3: 3 fields, and the header has 2"),
+        ("train.csv", b"review,stars\na,bad\n\xe9,odd\n", "not UTF-8 at byte 19"),
+    ],
+)
+def test_a_table_that_would_be_read_askew_is_refused(name: str, content: str | bytes, words: str, folder: Path) -> None:
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(ValueError, match=rf"{name}(, |: ){words}") as caught:
+        task_of(folder, TOML.replace("train.csv", name))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_the_csv_module_cannot_read_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "LONGEST_FIELD", 20)
+    with pytest.raises(ValueError, match=r"train\.csv, line \d+: cannot be read as csv: field larger than field limit"):
+        loaded(read_task(folder / "reviews.toml"))
+    assert csv.field_size_limit() > 20
+
+
+def test_long_texts_blank_lines_and_quotes_in_a_header_are_read(folder: Path) -> None:
+    text = "word " * 50_000
+    (folder / "train.csv").write_text(f'\ufeffreview,stars\n"{text}",bad\n\nb,odd\n"c ""d""",good\n   \n')
+    _, found = loaded(read_task(folder / "reviews.toml"))
+    assert found.splits["train"]["text"][:] == [text, "b", 'c "d"']
+    (folder / "train.tsv").write_text('"review"\tstars\n"a\tbad\nb"\todd\n')
+    quoted = "name = 'quoted'\ntext = '\"review\"'\nlabel = 'stars'\ntrain = 'train.tsv'\nvalidation = 'train.tsv'\n"
+    _, found = task_of(folder, quoted)
+    assert found.splits["train"]["text"][:] == ['"a', 'b"']
+
+
+@pytest.mark.parametrize("missing", [None, -1])
+def test_a_label_that_the_hub_does_not_have_is_named(
+    missing: int | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    features = Features({"review": Value("string"), "stars": ClassLabel(names=["no", "yes"])})
+    made = Dataset.from_dict({"review": ["a", "b"], "stars": [0, missing]}, features=features)
+    monkeypatch.setattr(data.datasets, "load_dataset", lambda *given, **named: made)
+    text = 'name = "hubbed"\ntext = "review"\nlabel = "stars"\nhub = "owner/name"\nrevision = "abc"\n'
+    with pytest.raises(ValueError, match="^task 'hubbed', train, row 2: has no label in column 'stars'$"):
+        task_of(folder, text)
+
+
+def planned(folder: Path, path: Path, method: str = "full", **more: Any) -> tuple[Any, Runtime]:
     add_task(path)
     name = read_task(path).name
     runtime = Runtime(torch.device("cpu"), outside=Outside(tasks=(path,)), offline=True)
-    overrides = (("steps", 2), ("batch_size", 8), ("evaluations", 1))
+    overrides = (("steps", 2), ("batch_size", 8), ("evaluations", 1), *more.items())
     (plan,) = make_plans(Request("own", "micro", 4, (name,), (method,), (0,), overrides), runtime)
     return plan, runtime
 
@@ -208,9 +262,27 @@ def test_data_or_description_that_change_are_another_plan(folder: Path) -> None:
     plan, _ = planned(folder, folder / "reviews.toml")
     rows = rows_of(60)
     write(folder / "train.csv", rows[:-1])
-    loaded.cache_clear()
     other, _ = planned(folder, folder / "reviews.toml")
     assert other.hash() != plan.hash()
+    (folder / "reviews.toml").write_text(TOML.replace("of mine", "of others"))
+    third, _ = planned(folder, folder / "reviews.toml")
+    assert third.hash() not in {plan.hash(), other.hash()}
+
+
+def test_two_files_of_one_name_are_refused(folder: Path) -> None:
+    add_task(folder / "reviews.toml")
+    (folder / "again.toml").write_text(TOML)
+    with pytest.raises(ValueError, match=r"task 'reviews': stands in .*reviews\.toml and in .*again\.toml: rename"):
+        add_task(folder / "again.toml")
+    assert get_task("reviews").path == folder / "reviews.toml"
+
+
+def test_rows_of_like_length_come_together_where_it_is_asked_for(folder: Path) -> None:
+    plain, _ = planned(folder, folder / "reviews.toml")
+    grouped, _ = planned(folder, folder / "reviews.toml", length_grouping=5)
+    assert (plain.data.length_grouping, grouped.data.length_grouping) == (0, 5)
+    assert grouped.hash() != plain.hash()
+    assert "length_grouping" not in plain.data.model_dump(exclude_defaults=True)
 
 
 def test_the_suite_says_how_it_is_given_a_task(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 
 from gnlorp import GradNormLoRPAdamW
 from suites.measure.tracker import track_step
+from suites.run.clock import Clock
 from suites.run.distributed import Group
 from suites.run.loop import apply_gradients
 from suites.run.per_layer import PerLayer
@@ -173,6 +175,43 @@ def test_each_gradient_clipped_by_its_own_norm_is_the_ordinary_step_with_that_ru
         assert norm is not None
         assert norm > 1e-3
     assert all(torch.equal(left, right) for left, right in zip(one.parameters(), other.parameters(), strict=True))
+
+
+class Slow(torch.optim.SGD):
+    """Takes its time for each parameter."""
+
+    def step(self, closure: object = None) -> None:
+        time.sleep(0.01 * sum(len(group["params"]) for group in self.param_groups))
+        super().step()
+
+
+class SlowInBackward(Slow):
+    """The same with a mode of its own."""
+
+    skipped_steps = 0
+    last_gradient_norm = 1.0
+    supports_per_layer = True
+
+    def per_layer(self, enable: bool = True, *, accumulation: int = 1) -> None:
+        for parameter in self.param_groups[0]["params"]:
+            parameter.register_post_accumulate_grad_hook(lambda grown: time.sleep(0.01))
+
+    def step(self, closure: object = None) -> None:
+        self.zero_grad()
+
+
+@pytest.mark.parametrize("kind", [Slow, SlowInBackward])
+def test_what_is_done_inside_backward_is_timed_as_the_optimizers(kind: type[Slow]) -> None:
+    model = network()
+    optimizer, clock = kind(model.parameters(), lr=0.0), Clock(torch.device("cpu"))
+    updates = PerLayer(optimizer)
+    updates.clock = clock
+    with clock.phase("backward"):
+        model(data(0)).square().mean().backward()
+    with clock.phase("optimizer"):
+        updates.finish()
+    assert clock.seconds["optimizer"] >= 0.06
+    assert clock.seconds["backward"] < 0.05
 
 
 @pytest.mark.parametrize("make", [plain, own_mode])

@@ -147,6 +147,13 @@ def test_a_profile_is_held_against_the_suites_own_settings(tmp_path: Path, line:
         make_plans(request(), RUNTIME)
 
 
+def test_equal_memory_may_be_said_for_each_of_the_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suites.equal.with_equal_memory", lambda plans, runtime: plans[:1])
+    asked = request(tasks=("b",), methods=("full", "lora"), seeds=(0,))
+    assert len(make_plans(asked, RUNTIME)) == 2
+    assert len(make_plans(replace(asked, overrides=(("task", {"b": {"equal": "memory"}}),)), RUNTIME)) == 1
+
+
 def test_a_plan_holds_the_resolved_numbers() -> None:
     run = make_plans(request(tasks=("b",), methods=("lora",), seeds=(3,), overrides=(("clip_norm", 0),)), RUNTIME)[0]
     assert (run.suite, run.profile, run.task, run.method, run.seed) == ("toy", "micro", "b", "lora", 3)
@@ -193,6 +200,12 @@ def test_an_override_beats_the_profile() -> None:
         ({"overrides": (("stepz", 3),)}, r"^unknown setting 'stepz': .*; nearest: steps$"),
         ({"overrides": (("batch_size", -1),)}, r"^setting batch_size = -1: "),
         ({"overrides": (("config", {"alfa": 1}),), "methods": ("lora",)}, r"^unknown lora setting 'alfa'"),
+        (
+            {"overrides": (("task", {"b": {"equal": "memory"}}),)},
+            r"^equal: is tokens for some runs and memory for others; it is of the whole comparison",
+        ),
+        ({"overrides": (("method", {"lora": {"equal": "memory"}}),)}, r"^equal: is tokens for some runs and memory"),
+        ({"sweep": (("equal", ("memory", "tokens")),)}, r"^equal: is memory for some runs and tokens"),
     ],
 )
 def test_what_is_refused(changes: dict[str, Any], text: str) -> None:
@@ -201,7 +214,12 @@ def test_what_is_refused(changes: dict[str, Any], text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch", "epochs", "steps"), [(100, 16, 3, 21), (96, 16, 3, 18), (100, 16, 0.5, 4), (3, 16, 2, 2)]
+    ("rows", "batch", "epochs", "steps"),
+    [
+        *[(100, 16, 3, 21), (96, 16, 3, 18), (100, 16, 0.5, 4), (3, 16, 2, 2), (3, 16, 1e-9, 1)],
+        # Products that floats round to just above the whole number, and one that is above it.
+        *[(100, 1, 1.1, 110), (1000, 1, 1.001, 1001), (10, 1, 0.1 * 3, 3), (100, 1, 1.1001, 111)],
+    ],
 )
 def test_epochs_become_steps(rows: int, batch: int, epochs: float, steps: int) -> None:
     found = training(rows, batch_size=batch, epochs=epochs)

@@ -43,6 +43,26 @@ def test_each_different_case_is_checked_once(make_plan: Any, runtime: Runtime, m
     assert sorted(seen) == ["full", "lora"]
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"state_bits": 8},
+        {"recompute": ["mlp"]},
+        {"per_layer": True, "clip_norm": 0},
+        {"compile": True},
+        {"precision": "bf16", "bf16_updates": "kahan"},
+    ],
+)
+def test_what_a_check_looks_at_is_checked_in_every_case(
+    settings: dict[str, Any], make_plan: Any, runtime: Runtime, monkeypatch: Any
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(preflight, "check_fit", lambda case: seen.append(case.plan))
+    plans = [make_plan(**settings), make_plan()]
+    check(plans, runtime)
+    assert seen == plans
+
+
 def test_every_plan_gets_its_peak_and_like_steps_share_a_trace(
     make_plan: Any, runtime: Runtime, monkeypatch: Any
 ) -> None:

@@ -102,6 +102,25 @@ def test_per_layer_and_checkpointing_runs_resume_too(
     same(execute(plan, runtime, None, quiet), resumed)
 
 
+def test_the_seconds_of_earlier_processes_count(make_plan: Any, runtime: Runtime, tmp_path: Path) -> None:
+    plan = make_plan(steps=6)
+    runtime = replace(runtime, checkpoint_steps=1)
+
+    def slow(step: int, loss: float) -> None:
+        if step == 3:
+            time.sleep(0.5)
+        if step == 5:
+            raise KeyboardInterrupt
+
+    cut = execute(plan, runtime, None, slow, tmp_path)
+    whole = execute(plan, runtime, None, quiet, tmp_path)
+    assert whole.resumed_at == [4]
+    assert cut.timing is not None
+    assert whole.timing is not None
+    assert whole.timing.wall_s > cut.timing.wall_s > 0.5
+    assert whole.timing.wall_s > whole.timing.train_s + whole.timing.evaluation_s
+
+
 def test_checkpoints_come_by_time_where_no_number_of_steps_is_given(
     make_plan: Any, runtime: Runtime, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from baselines.registry import get_method, methods
 from results.schema import Memory, Plan, Record
 from results.store import read_record, write_record
+from suites.measure import environment
 from suites.registry import get_suite
 from suites.run import execute as run
 from suites.run.execute import execute, is_out_of_memory
@@ -246,6 +247,8 @@ def test_galore_at_the_size_of_the_layer_is_refused(make_plan: Any, runtime: Run
             "out_of_memory",
             1,
         ),
+        (RuntimeError("CUDA error: out of memory"), "out_of_memory", 1),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(h)`"), "out_of_memory", 1),
         (KeyboardInterrupt(), "interrupted", 1),
     ],
 )
@@ -270,6 +273,18 @@ def test_a_failure_is_a_record_with_its_status(
     assert len(text) == lines or lines > 1
     assert (record.memory, record.timing, record.curve) == (None, None, [])
     assert record.data is not None
+
+
+def test_the_code_is_that_of_the_beginning(make_plan: Any, runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "code_version", lambda root: ("a" * 40, False))
+
+    def commit_meanwhile(step: int, loss: float) -> None:
+        monkeypatch.setattr(environment, "code_version", lambda root: ("b" * 40, True))
+
+    record = execute(make_plan(), runtime, None, commit_meanwhile)
+    assert (record.environment.commit, record.environment.dirty) == ("a" * 40, False)
+    told = execute(make_plan(), runtime, None, quiet, code=("c" * 40, False))
+    assert (told.environment.commit, told.environment.dirty) == ("c" * 40, False)
 
 
 def test_other_runtime_errors_are_no_lack_of_memory() -> None:

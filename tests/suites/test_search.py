@@ -357,9 +357,28 @@ def test_a_method_without_a_range_is_refused_with_the_line_to_add(
         ({"method": {"lora": {"range": [1e-4, 1e-3]}}}, r"ranges of learning_rate: must be equally wide .*lora 1\.00"),
         ({"method": {"full": {"rest_range": [1e-4, 1e-3]}}}, r"ranges of rest_learning_rate: must be equally wide"),
         ({"range": [1e-4]}, r"setting range.* = "),
+        (
+            {"task": {"a": {"method": {"lora": {"range": [1e-5, 1e-3]}}}}},
+            r"^range of lora: is not the same for all runs",
+        ),
+        ({"task": {"b": {"rest_range": [1e-4, 1e-2]}}}, r"^range of full: is not the same for all runs that share it"),
     ],
 )
 def test_ranges_that_are_none_or_unequal_are_refused(settings: dict[str, Any], text: str, folder: Path) -> None:
+    with pytest.raises(ValueError, match=text):
+        made(folder, overrides=tuple(settings.items()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"equal": "memory"}, r"^equal 'memory': a search gives every method the same batch \(nearest .*: tokens\)$"),
+        ({"method": {"lora": {"equal": "memory"}}}, r"^equal 'memory'"),
+        ({"method": {"lora": {"trials": 8}}}, r"^trials: is not the same for all runs that share it"),
+        ({"task": {"b": {"rounds": 1}}}, r"^rounds: is not the same for all runs that share it"),
+    ],
+)
+def test_what_all_runs_share_is_given_for_all(settings: dict[str, Any], text: str, folder: Path) -> None:
     with pytest.raises(ValueError, match=text):
         made(folder, overrides=tuple(settings.items()))
 
@@ -418,9 +437,22 @@ def test_a_run_that_says_nothing_of_its_rates_leaves_no_choice(status: Status, f
         write_record(folder, record_of(run, 1.0, how))
     found = trials.search()
     assert found.choices == []
-    with pytest.raises(ValueError, match="no choice for lora: not all trials have a result"):
+    # What ran out of memory is not run again while its record is there.
+    final = status == "out_of_memory"
+    assert len(trials.undone(0)) == (0 if final else 1)
+    with pytest.raises(ValueError, match="^no choice for lora: not all of its trials have a result: ") as raised:
         write_choice(found, folder)
+    assert str(raised.value).endswith("give the same command again")
+    assert (f"remove {trials.plans(0)[1].label}.json from {folder}" in str(raised.value)) is final
     assert [path.name for path in profiles.iterdir()] == ["small.toml"]
+
+
+def test_a_method_whose_trials_all_diverge_needs_another_range(folder: Path) -> None:
+    found = search(made(folder, methods=("lora",)), pretender(lambda run: None))
+    with pytest.raises(
+        ValueError, match=r"^no choice for lora: none .* a number; .*--set method\.lora\.range=.* --out"
+    ):
+        write_choice(found, folder)
 
 
 def test_ranges_are_widened_and_tried_again_until_no_best_lies_at_an_edge(folder: Path) -> None:
@@ -850,6 +882,25 @@ def test_a_folder_with_validation_alone_is_refused(tmp_path: Path) -> None:
     found = CliRunner().invoke(app, arguments)
     assert found.exit_code == 2
     assert "has no file for train" in found.stderr
+
+
+@pytest.mark.usefixtures("real_profiles")
+@pytest.mark.parametrize("profile", ["paper", "fair"])
+def test_the_hubs_stream_is_refused_before_anything_is_run(profile: str, tmp_path: Path) -> None:
+    arguments = ["tune", "c4", "--profile", profile, "--trials", "2", "--device", "cpu", "--out", str(tmp_path / "out")]
+    found = CliRunner().invoke(app, arguments)
+    assert found.exit_code == 2
+    assert "tune on a folder given with --data-dir" in found.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("real_profiles")
+@pytest.mark.parametrize("rank", [4, 8])
+def test_the_fair_profile_says_what_is_searched(rank: int, tmp_path: Path) -> None:
+    asked = searched(Request("glue", "fair", rank, seeds=(0,)))
+    trials = trials_of(asked, Runtime(torch.device("cpu"), dry=True), tmp_path, None)
+    assert (trials.trials, trials.tasks, trials.better) == (16, ["cola", "mrpc", "stsb", "rte"], "higher")
+    assert {round(run.training.epochs or 0) for run in trials.plans(0)} == {30}
 
 
 @pytest.mark.slow

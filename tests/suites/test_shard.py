@@ -72,7 +72,7 @@ def run_case(case: Case, group: Group, folder: Path) -> dict[str, Any]:
     job = this.job()
     built = build(job.model(), job.placement, this)
     out = Outcome()
-    saver = resume.Saver(None if case.checkpoints is None else Path(case.checkpoints), this, built, out)
+    saver = resume.Saver(None if case.checkpoints is None else Path(case.checkpoints), this, built, out, lambda: 0.0)
     saver.load()
 
     def save(step: int) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reports.averages.convention import Convention
-from reports.figures.front_and_curves import FORMATS, Plot, curve_plot, front_plot
+from reports.figures.front_and_curves import FORMATS, Plot, curve_plot, front_plot, front_points
 from reports.figures.parts_and_scores import dots_plot, parts_plot
 from reports.figures.tuning import budget_plot, sensitivity_plot
 from reports.figures.validation import validation_plot
@@ -20,7 +20,7 @@ from reports.tables.ablation import ablation_table
 from reports.tables.bench import bench_plot, claims_table, measurements_table, targets_table
 from reports.tables.capabilities import capabilities_table
 from reports.tables.cost import estimate_table, memory_table, peak_by_task_table, process_table, time_table
-from reports.tables.findings import findings_table
+from reports.tables.findings import findings_of, findings_table, unordered
 from reports.tables.scores import difference_table, score_table, status_table
 from reports.tables.table import FORMS, Table, latex_document, to_markdown
 from reports.tables.tuning import trials_table, tuned_table
@@ -64,11 +64,9 @@ class Report:
 
     @property
     def undrawn(self) -> str:
-        """Why the average is not drawn, where there is one: no two methods are told apart by it."""
-        has_average = any(found.scores for found in self.context.averages.values())
-        if not has_average or any(plot.name == "front" for plot in self.plots):
-            return ""
-        return "The average is not drawn against memory: it tells no two methods apart (findings)."
+        """Why the average is not drawn, where it and peaks are known: the findings are no order of the methods."""
+        why = unordered(findings_of(self.context)) if front_points(self.context) else ""
+        return f"The average is not drawn against memory: {why} (findings)." if why else ""
 
     @property
     def absent(self) -> list[str]:

@@ -23,8 +23,8 @@ from reports.figures.style import Look, byte_unit, seed_words
 from reports.records.provenance import listed
 from reports.records.report_runs import MICRO, Context
 from reports.stats.over_seeds import pareto_front
-from reports.tables.cost import byte_range, finished
-from reports.tables.findings import findings_of
+from reports.tables.cost import peaks_of
+from reports.tables.findings import findings_of, unordered
 
 DPI = 150
 SMOOTHED = 0.05
@@ -97,13 +97,18 @@ def framed(width: float, height: float, title: str, under: str, footer: str) -> 
     return figure, ((0.14 + 0.15 * len(lines)) / height, 1 - 0.72 / height)
 
 
+def not_shown(why: str, titles: Sequence[str]) -> str:
+    """Return the sentence of a footer on what a figure leaves out; empty for nothing."""
+    return f"Not shown, {why}: {listed(titles)}. " if titles else ""
+
+
 def front_plot(context: Context) -> Plot | None:
-    """Draw the average score against the highest tracked peak of any task.
+    """Draw the average score against the highest tracked peak over the tasks.
 
     None if no method has both, and where the average orders nothing: a figure would show an order.
     """
-    points, found = front_points(context), findings_of(context)
-    if not points or found is None or not found.order:
+    points = front_points(context)
+    if not points or unordered(findings_of(context)):
         return None
     what = "average score against measured peak memory (highest over the tasks)"
     caption = context.caption(what + ", error bars ± standard deviation over seeds, front of the means", scores=True)
@@ -124,15 +129,14 @@ class FrontPoint:
 
 def front_points(context: Context) -> list[FrontPoint]:
     """Return the methods that have both an average and a measured peak, cheapest first."""
-    runs = finished(context)
+    averages = {method: mean.summary for method, mean in context.averages.items() if mean.scores}
+    peaks = peaks_of(context, averages, context.counted).of
     scale = context.averaged_metric.scale if context.averages else 1.0
     found = []
-    for method, mean in context.averages.items():
-        mine = runs[(runs["method"] == method) & runs["task"].isin(list(context.convention.names))]
-        peak = byte_range(mine, "tracked_peak_bytes")
-        summary = mean.summary
-        if peak is not None and summary.mean is not None:
-            found.append((peak[1], scale * summary.mean, None if summary.sd is None else scale * summary.sd, method))
+    for method, summary in averages.items():
+        if method in peaks and summary.mean is not None:
+            sd = None if summary.sd is None else scale * summary.sd
+            found.append((peaks[method], scale * summary.mean, sd, method))
     on_front = pareto_front([peak for peak, *_ in found], [score for _, score, *_ in found])
     points = [FrontPoint(m, p, s, sd, front) for (p, s, sd, m), front in zip(found, on_front, strict=True)]
     return sorted(points, key=lambda point: (point.peak_bytes, point.method))
@@ -142,7 +146,9 @@ def _front(context: Context, points: list[FrontPoint], title: str) -> Figure:
     left_out = [context.title(m) for m in context.methods if m not in {p.method for p in points}]
     footer = f"Average: {context.convention.words()}; error bars: ± standard deviation over seeds. "
     footer += "Dashed: Pareto front of the means; filled: on it (nothing that needs no more memory scores as well). "
-    footer += f"Not shown, no average or no measured peak: {listed(left_out)}. " if left_out else ""
+    note = peaks_of(context, [point.method for point in points], context.counted).note
+    footer += f"{note}. " if note else ""
+    footer += not_shown("no average or no measured peak", left_out)
     figure, (bottom, top) = framed(8, 5.4, title, subtitle(context), footer)
     axes = figure.add_axes((0.085, bottom + 0.105, 0.885, top - bottom - 0.12))
     unit, size = byte_unit(max(point.peak_bytes for point in points))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from reports.figures.front_and_curves import FAINT, INK, Plot, draw, framed, panels, strip, subtitle
+from reports.figures.front_and_curves import FAINT, INK, Plot, draw, framed, not_shown, panels, strip, subtitle
 from reports.figures.style import GIB, PART_COLOURS, byte_unit, in_unit
 from reports.records.frames import PEAKS, in_order
 from reports.records.report_runs import Column, Context
@@ -125,6 +125,8 @@ def _parts(context: Context, bars: list[Bar], task: str) -> Figure:
     )
     hidden = [part for part in PART_COLOURS if part not in used_parts(bars) and any(bar.parts[part] for bar in bars)]
     footer += f" Too small to see (under {100 * VISIBLE:.1f} % of every bar): {', '.join(hidden)}." if hidden else ""
+    drawn = {bar.method for bar in bars}
+    footer += " " + not_shown("no measured peak", [context.title(m) for m in context.methods if m not in drawn])
     return stacked(bars, PARTS_TITLE, subtitle(context), footer)
 
 

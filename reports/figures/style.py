@@ -8,7 +8,7 @@ from itertools import cycle
 from typing import Any
 
 from reports.records.frames import ROW
-from results.catalogue import Catalogue, SuiteEntry
+from results.catalogue import Catalogue, SuiteEntry, committed
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,12 @@ SLOTS = (
     ("#0072B2", "P", True),
 )  # fmt: skip
 CONTROL = ("#9A9A9A", "X", True)
-FREE_COLOURS = ("#D55E00", "#56B4E9", "#8C6D1F", "#6F6F6F")
+# No two of these counts share a divisor: a look repeats only after their product.
+FREE_COLOURS = ("#D55E00", "#56B4E9", "#8C6D1F", "#6F6F6F", "#8B5CD6")
 FREE_MARKERS = ("v", "X", "<", "p", ">", "h", "d")
 FREE_DASHES = (True, False)
+Drawn = tuple[str, str, bool]
+"""Colour, marker, dashed."""
 
 PART_COLOURS: dict[str, str] = {
     "Weights": "#9A9A9A",
@@ -51,22 +54,39 @@ KIB, MIB, GIB = 1024, 1024**2, 1024**3
 
 
 def looks(names: Iterable[str], catalogue: Catalogue, suite: SuiteEntry | None = None) -> dict[str, Look]:
-    """Return every method's look, in the order of rows; one without a slot gets the next free colour and marker.
-
-    Neighbours differ in both; a pair repeats only after 28 methods without a slot. Of two that claim one slot the
-    first keeps it. A control is grey, and its title says what it is.
-    """
-    free = zip(cycle(FREE_COLOURS), cycle(FREE_MARKERS), cycle(FREE_DASHES), strict=False)
+    """Return every method's look, in the order of rows. A control is grey, and its title says what it is."""
+    shown = catalogue.ordered(names)
+    drawn = _drawn(shown, catalogue)
     found: dict[str, Look] = {}
-    taken: set[int] = set()
-    for name in catalogue.ordered(names):
+    for name in shown:
         method = catalogue.method(name)
-        slot = method.slot if method.slot is not None and method.slot < len(SLOTS) else None
-        look = CONTROL if method.control else next(free) if slot is None or slot in taken else SLOTS[slot]
-        taken |= set() if slot is None else {slot}
         whole = method.yardstick and ROW not in name
         renamed = suite.yardstick_title if suite is not None and whole else None
-        found[name] = Look((renamed or method.title) + (" (control)" if method.control else ""), *look)
+        found[name] = Look((renamed or method.title) + (" (control)" if method.control else ""), *drawn[name])
+    return found
+
+
+def _drawn(names: Sequence[str], catalogue: Catalogue) -> dict[str, Drawn]:
+    """Return how the named methods are drawn, and all that the committed catalogue knows.
+
+    Looks are given out to those first, named or not, then to unknown methods and to rows: what stands beside a known
+    method does not change it. One without a slot gets the next free look, so that neighbours differ in all of it. Of
+    two that claim one slot the first keeps it. The row that has its method's slot is drawn as the method.
+    """
+    free = zip(cycle(FREE_COLOURS), cycle(FREE_MARKERS), cycle(FREE_DASHES), strict=False)
+    known = committed().ordered(method.name for method in committed().methods)
+    found: dict[str, Drawn] = {}
+    taken: set[int] = set()
+    for name in dict.fromkeys([*known, *(name.partition(ROW)[0] for name in names), *names]):
+        method, base = catalogue.method(name), name.partition(ROW)[0]
+        slot = method.slot if method.slot is not None and method.slot < len(SLOTS) else None
+        if method.control:
+            found[name] = CONTROL
+        elif slot is not None and base in found:
+            found[name] = found[base]
+        else:
+            found[name] = next(free) if slot is None or slot in taken else SLOTS[slot]
+            taken |= set() if slot is None else {slot}
     return found
 
 

@@ -10,9 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 
-from reports.figures.front_and_curves import FAINT, INK, Plot, draw, framed, panels, strip
+from reports.figures.front_and_curves import FAINT, INK, Plot, draw, framed, legend_line, not_shown, panels, strip
 from reports.figures.style import Look, looks
 from reports.records.report_runs import Context
 from reports.records.tuning import Trial, Tuning
@@ -60,6 +59,12 @@ def shades(tuning: Tuning) -> dict[str, list[Shade]]:
     return found
 
 
+def looks_of(context: Context, tuning: Tuning) -> dict[str, Look]:
+    """Return the look of every method that was searched: as in the report's other figures where it stands there."""
+    found = looks(tuning.trials, tuning.catalogue, tuning.entry)
+    return {method: context.looks.get(method, look) for method, look in found.items()}
+
+
 def sensitivity_plot(context: Context) -> Plot | None:
     """Draw every trial over both learning rates, a panel a method, one colour scale; None without trials."""
     tuning = context.tuning
@@ -79,7 +84,7 @@ def _under(context: Context, tuning: Tuning) -> str:
 def _sensitivity(context: Context, tuning: Tuning) -> Figure:
     metric = tuning.metric
     assert metric is not None
-    found, titles = shades(tuning), looks(tuning.trials, tuning.catalogue, tuning.entry)
+    found, styles = shades(tuning), looks_of(context, tuning)
     rows = -(-len(found) // min(3, len(found)))
     height = 1.95 + 2.55 * rows
     footer = (
@@ -94,7 +99,7 @@ def _sensitivity(context: Context, tuning: Tuning) -> Figure:
     low, high = scale_of(tuning)
     x_ends, y_ends = _ends(tuning, "learning_rate"), _ends(tuning, "rest_learning_rate")
     for index, (ax, (method, marks)) in enumerate(zip(axes, found.items(), strict=True)):
-        _panel(ax, marks, titles[method], x_ends, y_ends)
+        _panel(ax, marks, styles[method], x_ends, y_ends)
         if index % 3 == 0:
             ax.set_ylabel(REST)
         if index + 3 >= len(found) and any(mark.trial.learning_rate is not None for mark in marks):
@@ -170,24 +175,23 @@ def budget_plot(context: Context) -> Plot | None:
 def _budget(context: Context, tuning: Tuning, curves: dict[str, list[ExpectedBest]]) -> Figure:
     metric = tuning.metric
     assert metric is not None
-    height, styles = 4.4, looks(tuning.trials, tuning.catalogue, tuning.entry)
+    height, styles = 4.4, looks_of(context, tuning)
     footer = (
         "Expectation of the best of n draws, with replacement, from the trials that were made (Dodge et al. 2019, "
-        "arXiv 1909.03004); band: ± its standard deviation. A trial without a score counts as the worst of any trial."
+        "arXiv 1909.03004); band: ± its standard deviation. A trial without a score counts as the worst of any trial. "
     )
+    footer += not_shown("no trial with a score", [styles[method].title for method in styles if method not in curves])
     figure, (bottom, top) = framed(9.2, height, BUDGET_TITLE, _under(context, tuning), footer)
     (ax,) = panels(figure, 1, bottom + 0.5 / height, top - 0.57 / height, 0.085, 0.2, 0.42)
     for method, points in curves.items():
         look, counts = styles[method], [point.trials for point in points]
         means = [metric.scale * metric.gain(point.mean) for point in points]
         spread = [metric.scale * point.sd for point in points]
-        ax.plot(counts, means, color=look.colour, marker=look.marker, markersize=5, linewidth=1.5)
+        ax.plot(counts, means, color=look.colour, marker=look.marker, markersize=5, linewidth=1.5, linestyle=look.line)
         low, high = ([m + sign * s for m, s in zip(means, spread, strict=True)] for sign in (-1, 1))
         ax.fill_between(counts, low, high, color=look.colour, alpha=0.1, linewidth=0)
     ax.set_xlabel("Trials")
     ax.set_ylabel(metric.head)
     ax.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
-    shown = [styles[method] for method in curves]
-    handles = [Line2D([], [], color=k.colour, marker=k.marker, markersize=5, linewidth=2, label=k.title) for k in shown]
-    strip(figure, handles, top)
+    strip(figure, [legend_line(styles[method]) for method in curves], top)
     return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.figure import Figure
 
-from reports.figures.front_and_curves import Plot, draw, framed, legend_line, panels, strip, subtitle
+from reports.figures.front_and_curves import Plot, draw, framed, legend_line, not_shown, panels, strip, subtitle
 from reports.records.report_runs import Column, Context
 from reports.stats.over_seeds import Summary, summarise
 from reports.tables.scores import floors
@@ -46,6 +46,9 @@ def _validation(context: Context, column: Column, points: Points, title: str) ->
     footer = "Marker: an evaluation; line: mean over seeds of the runs that finished; bar: ± standard deviation. "
     footer += "Methods stand beside each other at each step. "
     footer += "Dashed grey: floor of the source. " if known else ""
+    places = {context.title(method): column.place(method) for method in context.methods}
+    broken = [f"{title} ({place.trouble(context.seeds)})" for title, place in places.items() if place.broken]
+    footer += not_shown("runs without a score", broken)
     figure, (bottom, top) = framed(9.2, height, title, subtitle(context), f"{footer}The scale is logarithmic.")
     (axes,) = panels(figure, 1, bottom + 0.5 / height, top - 0.57 / height, 0.085, 0.2, 0.42)
     present = [method for method in context.methods if method in points]

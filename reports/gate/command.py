@@ -12,7 +12,7 @@ import typer
 
 from reports.gate.texts import REFERENCE, to_annotations, to_junit, to_markdown, to_text
 from results.ending import BAD_INPUT, one_line_errors
-from results.gate.accept import add_to_changelog, changelog_entry, replace_reference
+from results.gate.accept import changelog_entry, changelog_with, replace_reference
 from results.gate.comparable import Refusal, load
 from results.gate.compare import compare
 from results.gate.quantities import cell_of, names
@@ -129,8 +129,10 @@ def derive_tolerances(
         made = derive(known, sides, false_alarm)
         if add:
             made = joined(_tolerances(reference), made)
+        # A replicate that cannot be compared is refused before the bands are replaced.
+        lines = list(_left_out(known, sides, false_alarm))
         path = write_tolerances(reference / FILE, made)
-        for line in _left_out(known, sides, false_alarm):
+        for line in lines:
             sys.stdout.write(f"{line}\n")
         sys.stdout.write(f"{len(made.bands)} bands from {sum(each.runs for each in made.replicates)} runs: {path}\n")
 
@@ -163,9 +165,11 @@ def _update(reference: Path, current: Sequence[Record], changelog: Path) -> None
             findings = verdict.findings
         except (Refusal, StoreError) as problem:
             sys.stdout.write(f"the old reference cannot be compared: {problem}\n")
-    replace_reference(reference, current)
     entry = changelog_entry(findings, current[0].environment.commit)
-    add_to_changelog(changelog, entry)
+    # A changelog that cannot take the entry is refused before anything is replaced.
+    log = changelog_with(changelog, entry)
+    replace_reference(reference, current)
+    write_atomically(changelog, log.encode())
     sys.stdout.write(f"{len(current)} records are the reference now: {reference}\n{changelog}: {entry}\n")
     if not (reference / FILE).exists():
         sys.stdout.write("derive its bands: python -m suites gate replicate && python -m reports gate-tolerances\n")

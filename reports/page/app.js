@@ -44,7 +44,7 @@ function drawFilters() {
       "aria-pressed": String(!state.off.has(method)), onclick: () => {
         if (state.off.has(method)) state.off.delete(method); else state.off.add(method);
         redraw();
-        $(`.toggle[data-method="${method}"]`).focus();
+        $(`.toggle[data-method="${CSS.escape(method)}"]`).focus();
       } }, badge(method))))));
 }
 

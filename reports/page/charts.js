@@ -71,11 +71,11 @@ function frontPoint(point, { px, py, high, low, box, taken, digits, budget, holl
   const filled = onFront(point) && !hollow;
   const node = svg("g", { class: `point${point.peak > budget ? " dim" : ""}`, "data-method": point.method });
   if (point.sd !== null) node.append(svg("path", { class: "error", d: `M${px},${high}V${low}M${px - 5},${high}h10M${px - 5},${low}h10`, style: `stroke:${paint}` }));
-  node.append(marker(LOOKS.get(point.method).marker, px, py, 7, { style: `stroke:${paint};fill:${filled ? paint : "var(--card)"}`, "stroke-width": 2 }),
+  node.append(marker(lookOf(point.method).marker, px, py, 7, { style: `stroke:${paint};fill:${filled ? paint : "var(--card)"}`, "stroke-width": 2 }),
     svg("circle", { cx: px, cy: py, r: 18, fill: "transparent" }), pointLabel(title(point.method), px, py, box, taken));
   const text = [title(point.method), `score ${spread(point.mean, point.sd, digits + 1)} (n = ${point.n})`, `peak ${bytes(point.peak)}`,
     onFront(point) ? `on the front of ${hollow ? "these single seeds" : "the means"}` : `not on the front: ${names(point.over)} needs no more memory and scores as well`,
-    point.chance === null ? "chance unknown: fewer than two shared seeds" : `chance of being on it: ${point.chance} %`];
+    point.chance === null ? "chance unknown: fewer than two shared seeds" : `chance of being on it: ${percent(point.chance)}`];
   return pressable(hint(node, () => text), () => press(point.method), text.join(", "));
 }
 
@@ -95,6 +95,8 @@ function pointLabel(text, px, py, box, taken) {
   return svg("text", { class: "label", x: px + best[0], y: py + best[1] }, text);
 }
 
+const MARKS = 4;
+
 /** Lines of loss by step: {method, steps, mean, sd}; `broken` are runs that did not finish, dotted. */
 function curveChart(width, name, lines, broken = [], { xLabel = "Optimizer step", yLabel = "Loss", label = `Training loss, ${name}`, unit = "step", first = 0 } = {}) {
   const known = (values) => values.filter((value) => value !== null);
@@ -104,12 +106,17 @@ function curveChart(width, name, lines, broken = [], { xLabel = "Optimizer step"
   const last = Math.max(...lines.map((line) => Math.max(0, ...line.steps)), ...broken.map((run) => Math.max(0, ...run.steps)));
   const { root, x, y, box } = frame(width, 210, [first, last], padded(Math.min(...ends), Math.max(...ends), 0.04),
     { left: 52, top: 8, right: 8, xTicks: 4, yTicks: 4, xLabel, yLabel, label });
-  for (const line of lines) {
+  lines.forEach((line, place) => {
     const at = line.steps.map((step, index) => [step, line.mean[index], line.sd[index] || 0]).filter((point) => point[1] !== null);
     const trace = (sign) => at.map(([step, mean, sd]) => `${x(step).toFixed(1)},${y(mean + sign * sd).toFixed(1)}`);
     if (line.n > 1) root.append(svg("polygon", { class: "band", points: [...trace(1), ...trace(-1).reverse()].join(" "), style: `fill:${colour(line.method)}` }));
     root.append(svg("polyline", { class: "line", "data-method": line.method, points: trace(0).join(" "), style: `stroke:${colour(line.method)}`, "stroke-dasharray": dashes(line.method) }));
-  }
+    // A few marks a line, away from those of the others: as in the figures.
+    for (let mark = 0; mark < Math.min(MARKS, at.length); mark += 1) {
+      const [step, mean] = at[Math.floor(((mark + place / lines.length) * at.length) / Math.min(MARKS, at.length))];
+      root.append(marker(lookOf(line.method).marker, x(step), y(mean), 3.2, { class: "spot", style: `fill:${colour(line.method)}` }));
+    }
+  });
   for (const run of broken) {
     const at = run.steps.map((step, index) => [step, run.losses[index]]).filter(([, loss]) => loss !== null);
     root.append(svg("polyline", { class: "line broken", points: at.map(([step, loss]) => `${x(step)},${y(loss)}`).join(" "), style: `stroke:${colour(run.method)}` }));
@@ -119,7 +126,7 @@ function curveChart(width, name, lines, broken = [], { xLabel = "Optimizer step"
 }
 
 /** A dashed line leaves a solid one below it in sight: methods that agree do not hide each other. */
-const dashes = (method) => (LOOKS.has(method) && LOOKS.get(method).dashed ? "7 3" : null);
+const dashes = (method) => (lookOf(method).dashed ? "7 3" : null);
 
 /** A strip over the whole panel that tells the values at the step under the pointer. */
 function crosshair(lines, x, box, first, last, unit) {

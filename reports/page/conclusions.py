@@ -2,39 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from reports.figures.style import byte_unit, in_unit, seed_words
 from reports.records.frames import ROW
+from reports.records.provenance import listed
 from reports.records.report_runs import MICRO, Context
-from reports.stats.over_seeds import LEAST_SEEDS
-from reports.stats.significance import front_probability
-from reports.tables.findings import Findings, Line, findings_of, joined, lines
-from reports.tables.standing import averages_of, peaks_of
+from reports.stats.over_seeds import LEVEL_WORDS
+from reports.tables.cost import peaks_of
+from reports.tables.findings import Findings, Line, findings_of, lines, unordered
+from reports.tables.standing import averages_of
 
-SURE = 0.95
-NOTHING: Line = ("open", "Scores: one method alone, or tasks in different units: there is no difference to take.")
-NO_FRONT: Line = (
+NOTHING: Line = (
     "open",
-    "Score against memory: no two methods are told apart by the score, so memory alone orders them.",
+    "Scores: one method alone, tasks in different units, or no score at all: there is no difference to take.",
 )
 
 
 def conclusions(context: Context) -> list[Line]:
     """Return what may be concluded of scores, memory and both, and first of all about what."""
-    found, peaks = findings_of(context), peaks_of(context.records)
+    found = findings_of(context)
     scores = [NOTHING] if found is None else [*lines(found), *_compared_by(found)]
-    front = _front_lines(context, averages_of(context), peaks) if found is not None and found.order else [NO_FRONT]
-    return [("limits", _about(context)), *scores, *_memory_lines(context, peaks), *front]
+    return [("limits", _about(context)), *scores, *_memory_lines(context), *_front_lines(context, found)]
 
 
 def _compared_by(found: Findings) -> list[Line]:
     """Return how the differences above were taken; nothing where there is none to take."""
-    count = sum(pair.low is not None for pair in found.pairs)
+    count = sum(pair.p is not None for pair in found.pairs)
     if not count:
         return []
-    text = f"Differences: paired by seed and task, 95 % intervals that hold all at once for {count} comparisons (Holm)."
-    return [("limits", text)]
+    text = f"Differences: paired by seed and task, decided by Holm's method for {count} comparisons; {LEVEL_WORDS} "
+    return [("limits", f"{text}intervals that hold all at once (Bonferroni).")]
 
 
 def _about(context: Context) -> str:
@@ -45,13 +41,16 @@ def _about(context: Context) -> str:
     return f"{words}. {MICRO}." if context.is_micro else f"{words}."
 
 
-def _memory_lines(context: Context, peaks: Mapping[str, int]) -> list[Line]:
+def _memory_lines(context: Context) -> list[Line]:
     """Return what the tracked peaks say: they are counted, so that one run is enough."""
+    measured = peaks_of(context, context.methods, context.tasks)
+    peaks = measured.of
     if not peaks:
-        return [("open", "Memory: no peak was measured here.")]
+        why = "no task was measured for every method" if measured.words else "no peak was measured here"
+        return [("open", f"Memory: {why}.")]
     unit, size = byte_unit(max(peaks.values()))
     least = min(peaks, key=lambda method: peaks[method])
-    amount = f"{in_unit(peaks[least], size)} {unit} at the highest step"
+    amount = f"{in_unit(peaks[least], size)} {unit} at the highest step{measured.words}"
     text = f"Least memory: {context.title(least)}, {amount}, counted from live tensors"
     base = context.yardstick
     if base in peaks and base != least and base is not None:
@@ -59,27 +58,25 @@ def _memory_lines(context: Context, peaks: Mapping[str, int]) -> list[Line]:
     return [("holds", f"{text}.")]
 
 
-def _front_lines(context: Context, gains: Mapping[str, Mapping[int, float]], peaks: Mapping[str, int]) -> list[Line]:
-    """Return which methods are on the front of score against memory whichever seeds are drawn, and which may be."""
+def _front_lines(context: Context, found: Findings | None) -> list[Line]:
+    """Return which methods are on the front of score against memory, and which may be.
+
+    Sure is what the findings decide: how often a method is on the front of drawn seeds is no test of it, since of few
+    seeds every draw agrees by chance now and then.
+    """
+    if found is None or not found.order:
+        return [("open", f"Score against memory: no front, since {unordered(found)}.")]
+    gains = averages_of(context)
+    peaks = peaks_of(context, gains, context.counted).of
     placed = [method for method in context.methods if method in gains and method in peaks]
     if len(placed) < 2:
         return []
-    chance = front_probability({m: float(peaks[m]) for m in placed}, {m: gains[m] for m in placed})
-    if not chance:
-        return [
-            (
-                "open",
-                "Score against memory: fewer than two seeds are shared, so that nobody's place on the front is known.",
-            )
-        ]
-    sure = [m for m in placed if chance[m] >= SURE]
-    never = [m for m in placed if chance[m] <= 1 - SURE]
-    perhaps = [m for m in placed if m not in sure and m not in never]
-    enough = min(len(gains[m]) for m in placed) >= LEAST_SEEDS
-    made: list[Line] = []
-    if sure:
-        words = f"On the front of score against memory in at least 95 % of draws of the seeds: {joined(context, sure)}."
-        made.append(("holds" if enough else "open", words + ("" if enough else " Too few seeds to conclude it.")))
-    if perhaps:
-        made.append(("open", f"Perhaps on it: {joined(context, perhaps)}."))
-    return made
+    better = {(pair.first, pair.second) for pair in found.pairs if pair.decided}
+    rivals = {m: [other for other in placed if other != m and peaks[other] <= peaks[m]] for m in placed}
+    sure = [m for m in placed if all((m, other) in better for other in rivals[m])]
+    perhaps = [m for m in placed if m not in sure and not any((other, m) in better for other in rivals[m])]
+    texts = {
+        "holds": (sure, "On the front of score against memory, with least of it or better than all that needs no more"),
+        "open": (perhaps, "Perhaps on the front, not shown to be better than all that needs no more memory"),
+    }
+    return [(kind, f"{text}: {listed(list(map(context.title, of)))}.") for kind, (of, text) in texts.items() if of]

@@ -26,9 +26,12 @@ function fill(node, attributes, children) {
   return node;
 }
 
+/** How a method is drawn: as in the figures of the group that is shown, where it stands there. */
+const lookOf = (method) => (group() && group().looks[method]) || LOOKS.get(method) || { colour: "#6F6F6F", marker: "o", dashed: false };
+
 /** The yardstick is drawn in ink, black on white and white on black; every other colour is the same in both themes. */
 const colour = (method) => {
-  const found = LOOKS.has(method) ? LOOKS.get(method).colour : "#6F6F6F";
+  const found = lookOf(method).colour;
   return found === "#000000" ? "var(--ink)" : found;
 };
 
@@ -59,6 +62,12 @@ function milliseconds(value) {
 /** Mean ± sd as text. */
 function spread(mean, sd, digits = 1) {
   return number(mean, digits) + (sd === null || sd === undefined ? "" : ` ± ${number(sd, digits)}`);
+}
+
+/** A share in percent; only what is wholly so is 0 or 100. */
+function percent(value) {
+  if (value > 0 && value < 0.5) return "<1 %";
+  return value >= 99.5 && value < 100 ? ">99 %" : `${value.toFixed(0)} %`;
 }
 
 const sections = [];

@@ -14,12 +14,11 @@ from reports.page.views import group_view, ordered, run_scores, scaled, suite_vi
 from reports.paper.agreement import MEANINGS
 from reports.paper.comparison import ComparedCell, PaperTable, elsewhere
 from reports.paper.tables import INEQUALITY, difference_text, ours_text, printed, published_fields, ratio
-from reports.records.frames import described, main_entry, main_values
+from reports.records.frames import described, main_entry, tracked_peak
 from reports.records.groups import Group
 from reports.records.peft_results import Foreign
 from reports.records.reading import Found, Gathered
 from reports.records.selection import table_rank
-from reports.tables.standing import peaks_of
 from results.catalogue import Catalogue
 from results.published import Cell, conflicts
 from results.schema import Memory, Peak, Record, Strict, Timing
@@ -109,9 +108,10 @@ def _published_line(papers: Sequence[PaperTable]) -> list[str]:
 
 
 def _main_score(record: Record, catalogue: Catalogue) -> Json:
-    """Return the score of a run that stands in no table: its main metric at the last evaluation where it has one."""
-    values = main_values(record) if record.status == "ok" else []
-    return {"main": scaled(main_entry(record, catalogue), values[-1][1])} if values else {}
+    """Return the score of a run that stands in no table: its main metric at the last evaluation, if that has one."""
+    last = max(record.evaluations, key=lambda evaluation: evaluation.step, default=None)
+    value = None if last is None or record.status != "ok" else last.metrics.get(record.main_metric or "")
+    return {} if value is None else {"main": scaled(main_entry(record, catalogue), value)}
 
 
 def _run(found: Found, pools: dict[str, Pool], scores: Mapping[str, Json], catalogue: Catalogue) -> Json:
@@ -129,7 +129,8 @@ def _run(found: Found, pools: dict[str, Pool], scores: Mapping[str, Json], catal
         "config": pools["config"].add(plan.method_config), "training": pools["training"].add(plan.training),
         "facts": None if record.data is None else pools["facts"].add(record.data),
         "evaluations": [_evaluation(evaluation, pools["keys"]) for evaluation in record.evaluations],
-        "memory": _memory(record.memory), "timing": _timing(timing), "peak": peaks_of([record]).get(plan.method),
+        "memory": _memory(record.memory), "timing": _timing(timing),
+        "peak": tracked_peak(record) if record.status == "ok" else None, "outside": not found.inside,
         "step": short(timing.train_s / timing.timed_steps) if timing is not None and timing.timed_steps else None,
         "engagement": None if engagement is None else _engagement(record),
         "curve": [pools["steps"].add(found.trace.steps), [short(loss) for loss in found.trace.losses]],

@@ -4,7 +4,7 @@ const drawer = $("#drawer");
 let back = [];
 
 function open(heading, content, push = true) {
-  if (push && drawer.open) back.push([...drawer.childNodes]);
+  if (push && drawer.open) back.push({ nodes: [...drawer.childNodes], run: state.run });
   if (!drawer.open) back = [];
   state.run = null;
   const tools = el("div", { class: "tools" }, back.length ? el("button", { type: "button", class: "plain", onclick: goBack }, "← back") : null,
@@ -17,7 +17,10 @@ function open(heading, content, push = true) {
 }
 
 function goBack() {
-  drawer.replaceChildren(...back.pop());
+  const { nodes, run } = back.pop();
+  drawer.replaceChildren(...nodes);
+  state.run = run;
+  remember();
   $("#drawer-title", drawer).focus();
 }
 
@@ -50,8 +53,10 @@ function openFacts(heading, blocks) {
 
 const runName = (run) => `${title(run.method)}, ${taskTitle(run.task, run.suite)}, seed ${run.seed}`;
 
-function fileLink(path) {
-  return DATA.link === null ? el("code", {}, path) : el("a", { href: DATA.link + path }, path);
+/** The run's file; a file that does not lie where its path says from here is no link. */
+function fileLink({ path, outside }) {
+  if (DATA.link === null || outside) return el("code", {}, path);
+  return el("a", { href: DATA.link + path.split("/").map(encodeURIComponent).join("/") }, path);
 }
 
 function openRun(run) {
@@ -62,7 +67,7 @@ function openRun(run) {
     el("p", { class: "badges" }, el("span", { class: `status ${run.status}` }, run.status.replaceAll("_", " ")),
       el("span", {}, `${run.suite}, profile ${run.profile}${run.rank === null ? "" : `, rank ${run.rank}`}`), run.purpose === "result" ? null : el("span", {}, run.purpose)),
     run.error ? warn(run.error) : null,
-    el("p", { class: "file" }, "Record: ", fileLink(run.path)),
+    el("p", { class: "file" }, "Record: ", fileLink(run)),
     block("Scores", run.evaluations.length ? metrics : null, true),
     losses ? el("figure", {}, el("figcaption", {}, "Training loss"), losses) : null,
     block("Environment and code", POOLS.environment[run.environment], true),

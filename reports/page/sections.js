@@ -35,8 +35,8 @@ section("front", "Memory", "Score against memory", (body) => {
   const list = found ? points(found) : [];
   const shown = list.filter((point) => point.peak !== null && point.n);
   body.append(...groupWarnings());
-  if (found && state.task === "all" && !group().orders) {
-    body.append(note("The average is not drawn: it tells no two methods apart. What may be concluded says how large a difference could be; a task by itself can be chosen above."));
+  if (found && state.task === "all" && group().unordered) {
+    body.append(note(`The average is not drawn: ${group().unordered}. What may be concluded stands above, where a task by itself can be chosen too.`));
     return;
   }
   if (!shown.length) {
@@ -71,7 +71,7 @@ section("front", "Memory", "Score against memory", (body) => {
 
 function missingWords(list, shown) {
   const left = list.filter((point) => !shown.includes(point));
-  return left.length ? `Not shown: ${left.map((point) => `${title(point.method)} (${point.peak === null ? "memory not measured" : "no score for every task and seed"})`).join(", ")}.` : "";
+  return left.length ? `Not shown: ${left.map((point) => `${title(point.method)} (${point.peak === null ? "memory not measured on all of the tasks" : "no score for every task and seed"})`).join(", ")}.` : "";
 }
 
 function budgetAnswer(fitting, { lower, digits }) {
@@ -82,7 +82,7 @@ function budgetAnswer(fitting, { lower, digits }) {
   const chance = fitting.some((point) => point.chance !== null);
   return el("div", {}, el("p", { class: "best" }, badge(best.method), el("b", {}, spread(best.mean, best.sd, digits))),
     el("ol", { class: "fits" }, sorted.map((point) => el("li", {}, badge(point.method), el("span", {}, spread(point.mean, point.sd, digits)),
-      el("span", { class: "faint" }, bytes(point.peak)), point.chance === null ? null : el("span", { class: "faint", title: "chance of being on the front" }, `${point.chance} %`)))),
+      el("span", { class: "faint" }, bytes(point.peak)), point.chance === null ? null : el("span", { class: "faint", title: "chance of being on the front" }, percent(point.chance))))),
     alike.length ? el("p", { class: "faint" }, `The seeds do not tell it apart from ${names(alike.map((point) => point.method))} (paired 95 % interval; three seeds at least).`) : null,
     el("p", { class: "faint" }, chance ? "Percent: chance of being on the front of all methods here, 2,000 bootstrap draws over shared seeds."
       : "Fewer than two shared seeds: no chance of being on the front can be told."));
@@ -107,7 +107,7 @@ section("scores", "Scores", "Scores by task", (body) => {
   body.append(note(units.length === 1 && units[0] === "%" ? "Percent, mean" : "Mean", " ± standard deviation over seeds, on the evaluated split. ",
     columns.some((column) => column.lower) ? `Lower is better: ${columns.filter((column) => column.lower).map((column) => column.title).join(", ")}. ` : "",
     average ? `The average ${found.shared ? "takes the seeds that all tasks have" : "needs the same seeds on every task"}; a run that brought no score leaves none. ` : "", "Press a cell for its runs."));
-  if (average && average.range && found.orders) body.append(conventionStrip(average));
+  if (average && average.range && !found.unordered) body.append(conventionStrip(average));
 });
 
 function scoreColumn(column, cell) {

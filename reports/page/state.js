@@ -90,7 +90,7 @@ function remember() {
   const put = (name, value, usual) => { if (value !== null && value !== "" && value !== usual) query.set(name, String(value)); };
   if (first && group() !== first) for (const key of ["suite", "profile", "rank"]) put(key, state[key]);
   put("task", state.wanted, "all");
-  put("off", [...state.off].join(" "));
+  for (const method of state.off) query.append("off", method);
   if (group()) for (const name of Object.keys(suiteOf(state.suite).choices)) put(name, state.convention[name], group().convention[name]);
   put("budget", state.budget === null ? null : Math.round(state.budget));
   put("phase", state.phase, "step");
@@ -112,7 +112,7 @@ function recall() {
   const rank = get("rank");
   Object.assign(state, {
     suite: get("suite", first.suite), profile: get("profile", first.profile), rank: rank === null ? first.rank : Number(rank),
-    wanted: get("task", "all"), off: new Set(get("off", "").split(" ").filter((method) => LOOKS.has(method))),
+    wanted: get("task", "all"), off: new Set(query.getAll("off").filter((method) => LOOKS.has(method))),
     budget: Number(get("budget")) || null, phase: get("phase") === "refresh" ? "refresh" : "step",
     paper: DATA.papers.some((table) => table.name === get("paper")) ? get("paper") : null,
     everywhere: get("everywhere") === "true", run: get("run"), at: get("at"), convention: {}, sorts: {},

@@ -70,9 +70,8 @@ function compare(a, b, down) {
 
 /** A method's name with its mark and colour. */
 function badge(method, text = title(method)) {
-  const look = LOOKS.get(method);
   const mark = svg("svg", { class: "mark", viewBox: "-8 -8 16 16", width: 14, height: 14, "aria-hidden": "true" },
-    marker(look ? look.marker : "o", 0, 0, 5.5, { style: `fill:${colour(method)};stroke:${colour(method)}` }));
+    marker(lookOf(method).marker, 0, 0, 5.5, { style: `fill:${colour(method)};stroke:${colour(method)}` }));
   return el("span", { class: "method" }, mark, text);
 }
 

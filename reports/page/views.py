@@ -15,8 +15,9 @@ from reports.records.report_runs import Column, Context
 from reports.stats.outcomes import Outcomes
 from reports.stats.over_seeds import LEAST_SEEDS, dominators, paired_difference, summarise
 from reports.stats.significance import front_probability
-from reports.tables.findings import findings_of
-from reports.tables.standing import averages_of, peaks_of
+from reports.tables.cost import peaks_of
+from reports.tables.findings import findings_of, unordered
+from reports.tables.standing import averages_of
 from results.catalogue import MetricEntry
 
 Json = dict[str, Any]
@@ -50,22 +51,17 @@ def group_view(group: Group, gathered: Gathered, numbers: Mapping[str, int]) -> 
         "suite": group.suite, "profile": group.profile, "rank": group.rank, "title": group.title,
         "micro": context.is_micro, "shared": context.convention.seeds == "shared",
         "methods": context.methods, "names": {method: context.title(method) for method in context.methods},
+        "looks": {method: vars(look) for method, look in context.looks.items()},
         "runs": [numbers[record.plan_hash] for record in group.records],
         "tasks": [task for task in context.tasks if chosen[task]],
         "columns": [_column(context, column) for column in context.columns if chosen[column.task]],
-        "average": _average(context), "orders": orders(context),
+        "average": _average(context), "unordered": unordered(findings_of(context)),
         "convention": {name: str(value) for name, value in context.convention.choices().items()},
         "conclusions": conclusions(context),
         "curves": {task: curves(context, chosen[task], gathered) for task in context.tasks if chosen[task]},
         "parts": {name: parts(context, records, numbers) for name, records in chosen.items()},
         "refresh": {name: refreshes(context, records) for name, records in chosen.items()},
     }  # fmt: skip
-
-
-def orders(context: Context) -> bool:
-    """Whether the findings tell any two methods apart: an average that orders nothing is not drawn."""
-    found = findings_of(context)
-    return found is not None and found.order
 
 
 def suite_view(context: Context) -> Json:
@@ -138,7 +134,7 @@ def _column(context: Context, column: Column) -> Json:
             variant(epoch, reading): at for (epoch, task, reading), at in context.read.items() if task == column.task
         }
     main = context.by_task or column.metric == metric_for(context, column.task)
-    peaks = peaks_of([record for record in context.records if record.plan.task == column.task])
+    peaks = peaks_of(context, context.methods, [column.task]).of
     cells, fronts = {}, {}
     for way, places in ways.items():
         cells[way] = [_cell(context, column.metric, places.get(method)) for method in context.methods]
@@ -182,10 +178,11 @@ def _average(context: Context) -> Json | None:
     if board is None:
         return _plain_average(context)
     metric = context.averaged_metric
-    peaks = {
-        count: peaks_of([record for record in context.records if record.plan.task in names])
-        for count, names in {convention.tasks: convention.names for convention in board.conventions}.items()
-    }
+    names = {convention.tasks: convention.names for convention in board.conventions}
+    placed: dict[int, set[str]] = {count: set() for count in names}
+    for convention, found in zip(board.conventions, board.averages, strict=True):
+        placed[convention.tasks] |= {method for method, average in found.items() if average.scores}
+    peaks = {count: peaks_of(context, placed[count], names[count]).of for count in names}
     rows, span = [], dict.fromkeys(context.methods, (float("inf"), float("-inf")))
     for convention, found in zip(board.conventions, board.averages, strict=True):
         scores = {method: average.scores for method, average in found.items()}
@@ -210,7 +207,7 @@ def _plain_average(context: Context) -> Json | None:
         method: {seed: metric.gain(gain) for seed, gain in gains.items()}
         for method, gains in averages_of(context).items()
     }
-    peaks = peaks_of(context.records)
+    peaks = peaks_of(context, scores, context.counted).of
     rows = [standings(context.methods, scores, peaks, metric)]
     shown = {ONLY: [peaks.get(method) for method in context.methods]}
     return {**_metric(metric), "rows": rows, "range": None, "peaks": shown}
@@ -243,7 +240,7 @@ def standings(
         ]
         rows.append([
             scaled(metric, summary.mean), scaled(metric, summary.sd), summary.n,
-            round(100 * chance[method]) if method in chance else None,
+            round(100 * chance[method], 2) if method in chance else None,
             _places(methods, over.get(method, [])), _places(methods, alike),
         ])  # fmt: skip
     return rows

@@ -30,7 +30,7 @@ MEANINGS: dict[str, str] = {
     HOLDS: "the whole interval of the difference lies within the stated margin (bytes: within the rounding)",
     FAILS: "the whole interval of the difference lies outside the margin (bytes: outside the rounding)",
     ACCOUNTING: "the two numbers count different things, so no bound applies",
-    PROTOCOL: "our run departs from the published protocol, or the source does not state it",
+    PROTOCOL: "our run departs from the published protocol or brought no value, or the source does not state it",
     ABSENT: "no record of such a run",
     UNDECIDED: "the interval of the difference reaches over an end of the margin, or there are fewer than "
     f"{LEAST_SEEDS} seeds: more can tell",
@@ -45,7 +45,7 @@ class Ours:
     Attributes:
         values: seed -> value, in the unit of the published number.
         records: files of the runs behind them.
-        departures: where the runs leave the published protocol.
+        departures: where the runs leave the published protocol, and which of them brought no value.
         accounting: how our count differs from the published one; None: both count the same.
         exact: no seed moves the value.
         chosen: what the runs chose where the source states nothing.
@@ -98,26 +98,26 @@ def judge(
 ) -> Agreement:
     """Return the verdict on one cell.
 
-    In this order: nothing published, nothing run, another protocol, another accounting, too few seeds, the
-    inequalities. An exact value that agrees in spite of another accounting holds: agreement to the last digit is no
-    accident.
+    In this order: nothing published, another protocol or no value of what was run, nothing run, another accounting, too
+    few seeds, the inequalities. An exact value that agrees in spite of another accounting holds: agreement to the last
+    digit is no accident.
     """
     mean = ours.summary.mean if ours else None
     difference = mean - published if mean is not None and published is not None else None
     if published is None:
         return Agreement(UNPUBLISHED)
-    if ours is None or mean is None or difference is None:
-        return Agreement(ABSENT)
-    if ours.departures:
+    if ours and ours.departures:
         return Agreement(PROTOCOL, difference, reasons=ours.departures)
+    if ours is None or difference is None:
+        return Agreement(ABSENT)
     bound = agreement_bound(ours.summary, published_seeds, rounding, ours.exact)
+    # A difference on an edge must not depend on the last bit of a float.
+    agrees = ours.exact and bound is not None and abs(difference) <= bound * (1 + 1e-9)
+    if ours.accounting and not agrees:
+        return Agreement(ACCOUNTING, difference, reasons=(ours.accounting,))
     if bound is None:
         return Agreement(UNDECIDED, difference, reasons=(f"n = {ours.summary.n}",))
-    # A difference on an edge must not depend on the last bit of a float.
     if ours.exact:
-        agrees = abs(difference) <= bound * (1 + 1e-9)
-        if ours.accounting and not agrees:
-            return Agreement(ACCOUNTING, difference, reasons=(ours.accounting,))
         return Agreement(HOLDS if agrees else FAILS, difference, bound, reasons=ours.chosen)
     word = UNDECIDED
     if abs(difference) + bound <= margin * (1 + 1e-9):

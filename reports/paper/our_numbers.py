@@ -96,7 +96,7 @@ def glue_score(cell: Cell, paper_runs: PaperRuns, rank: int) -> Ours | None:
 
 
 def glue_memory(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
-    """Answer a GLUE memory cell with the highest count over tasks."""
+    """Answer a GLUE memory cell with the highest count over the tasks that every seed has."""
     runs = [r for r in paper_runs.of("glue") if r.plan.method == cell.row.method]
     runs = [r for r in runs if table_rank(r) in (cell.row.rank, None) and r.plan.training.state_bits == 32]
     return _memory(cell, paper_runs, *nearest_row(runs))
@@ -127,10 +127,10 @@ def state_reduction(cell: Cell, paper_runs: PaperRuns) -> Ours | None:
     """Answer "up to X %" with the largest reduction of any paper-profile run of the method and state width."""
     bits = BITS.get(cell.row.setting)
     runs = [r for r in paper_runs.gathered.results if r.plan.profile == PROFILE and r.plan.method == cell.row.method]
-    runs = [r for r in runs if r.plan.training.state_bits == bits and r.engagement is not None]
+    runs = [r for r in runs if r.plan.training.state_bits == bits]
     values = {r.plan_hash: reduction for r in runs if (reduction := reduction_of(r)) is not None}
     if not values:
-        return None
+        return _without_values(runs, paper_runs)
     best = max(runs, key=lambda r: values.get(r.plan_hash, float("-inf")))
     why = "ours is against AdamW in fp32 on every weight; the abstract does not state its baseline"
     return Ours({best.plan.seed: values[best.plan_hash]}, paper_runs.paths([best]), accounting=why, exact=True)
@@ -172,20 +172,24 @@ def _main(record: Record, step: int | None) -> float | None:
 def _by_seed(
     runs: list[Record], known: tuple[str, ...], paper_runs: PaperRuns, value: Callable[[Record], float | None]
 ) -> Ours | None:
-    if not runs:
-        return None
-    values: dict[int, float] = {}
-    trouble: list[str] = []
-    for record in runs:
-        found = value(record)
-        if found is None:
-            trouble.append(f"seed {record.plan.seed} without a value ({record.status.replace('_', ' ')})")
-        else:
-            values[record.plan.seed] = found
+    found = [(record, value(record)) for record in runs]
+    values = {record.plan.seed: number for record, number in found if number is not None}
     if not values:
-        return None
-    left = (*known, *dict.fromkeys(trouble))
+        return _without_values(runs, paper_runs, known)
+    left = (*known, *_trouble(record for record, number in found if number is None))
     return Ours(values, paper_runs.paths(runs), left, chosen=departures(runs, unstated))
+
+
+def _without_values(runs: Sequence[Record], paper_runs: PaperRuns, known: tuple[str, ...] = ()) -> Ours | None:
+    """Return runs none of which has the number: those that broke; None where all that there are ended well."""
+    broken = [record for record in runs if record.status != "ok"]
+    return Ours({}, paper_runs.paths(runs), (*known, *_trouble(broken))) if broken else None
+
+
+def _trouble(runs: Iterable[Record]) -> tuple[str, ...]:
+    """Return what became of runs without a value, as "seed 2 without a value (diverged)"."""
+    words = (f"seed {run.plan.seed} without a value ({run.status.replace('_', ' ')})" for run in runs)
+    return tuple(dict.fromkeys(words))
 
 
 def _memory(cell: Cell, paper_runs: PaperRuns, runs: list[Record], known: tuple[str, ...]) -> Ours | None:
@@ -193,16 +197,23 @@ def _memory(cell: Cell, paper_runs: PaperRuns, runs: list[Record], known: tuple[
     measured = cell.series.basis == "measured"
     count = _device_peak if measured else COUNTS[cell.series.quantity]
     unit = UNIT_BYTES[cell.series.unit]
-    by_seed: dict[int, float] = {}
+    by_seed: dict[int, dict[str, float]] = {}
     for record in runs:
-        amount = count(record)
+        amount = count(record) if record.status == "ok" else None
         if amount is not None:
-            by_seed[record.plan.seed] = max(by_seed.get(record.plan.seed, 0.0), amount / unit)
+            by_seed.setdefault(record.plan.seed, {})[record.plan.task] = amount / unit
     if not by_seed:
-        return None
+        return _without_values(runs, paper_runs, known)
+    # The highest over other tasks is another number.
+    shared = set.intersection(*map(set, by_seed.values()))
+    values = {seed: max(amounts[task] for task in shared) for seed, amounts in by_seed.items() if shared}
+    trouble = _trouble(record for record in runs if record.status != "ok")
+    left = (*known, *trouble, *(() if shared else ("no task that every seed has",)))
     scope = cell.series.scope or "scope not stated"
-    why = f"ours is counted from live tensors; published is {cell.series.basis}: {scope}"
-    return Ours(by_seed, paper_runs.paths(runs), known, None if measured else why, exact=True)
+    why = None if measured else f"ours is counted from live tensors; published is {cell.series.basis}: {scope}"
+    # What a device took may differ from seed to seed, which one seed does not tell.
+    exact = len(set(values.values())) == 1 and not (measured and len(values) == 1)
+    return Ours(values, paper_runs.paths(runs), left, why, exact)
 
 
 def _device_peak(record: Record) -> int | None:

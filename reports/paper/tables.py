@@ -9,13 +9,12 @@ import pandas as pd
 
 from reports.paper.agreement import MEANINGS
 from reports.paper.comparison import ComparedCell, PaperRow, PaperTable
-from reports.tables.table import Entry, Table
+from reports.tables.table import EMPTY, Entry, Table
 from results.catalogue import committed
 from results.protocols import MEANINGS as STATUSES
 from results.protocols import read_protocols
 from results.published import Cell, conflicts
 
-EMPTY = Entry("—")
 MANY = "by cell"
 SUFFIXES = {"M": "M", "MiB": " MiB", "G": "G", "GB": " GB", "GiB": " GiB", "percent": "", "perplexity": "",
             "s": " s", "h": " h", "tokens/s": " tokens/s", "billions": "B", "count": "", "nats": ""}  # fmt: skip
@@ -24,7 +23,7 @@ INEQUALITY = (
     "With d = |mean of ours − published| and b = t·s·√(1/n + 1/k) + half a unit of the last printed digit, with the "
     "two-sided 95 % t quantile for n − 1 degrees, s our standard deviation over n seeds, k the runs behind the "
     "published number (1 where not stated), and the stated margin m: holds if d + b ≤ m, does not hold if d − b > m, "
-    "else undecided; bytes, which no seed moves, by the rounding alone"
+    "else undecided; bytes that no seed moves, by the rounding alone"
 )
 
 
@@ -147,7 +146,7 @@ def published_fields(cell: Cell) -> dict[str, Any]:
 
 def verdict_table(tables: Sequence[PaperTable]) -> Table:
     """Return how many cells of each table got which verdict."""
-    words = [word for word in MEANINGS]
+    words = list(MEANINGS)
     rows = []
     total = dict.fromkeys(words, 0)
     data: list[dict[str, Any]] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,11 +24,14 @@ from reports.records.peft_results import Foreign, foreign_table
 from reports.records.reading import Gathered
 from reports.tables.memory_lab import build_memory_report
 from reports.tables.standing import standing_table, state_table
-from reports.tables.table import Table, latex_document, to_markdown
+from reports.tables.table import FORMS, Table, latex_document, to_markdown
 from reports.write import BENCH, CAPABILITIES, TRIAL, forms, report_of, write_files, write_report
+from results.catalogue import committed
 from results.published import Cell
 
 FOLDER = "paper"
+OF_GROUPS, OF_SOME_STORES = ("standing", "switchboard"), ("state-reduction", "foreign")
+"""Tables that a store may have or not: one for each of its groups, whose name they end in, and one for all."""
 SHOWN_FILES = 20
 ONE_FILE: dict[str, Callable[[Path, Path], list[Path]]] = {
     "bench.json": BENCH.write, "capabilities.json": CAPABILITIES.write, "gate/trial.json": TRIAL.write,
@@ -142,6 +146,7 @@ def write_paper(made: Paper, out: Path) -> list[Path]:
     """Write the papers' tables and the page below `out` and return the paths, the page last.
 
     Tables that an earlier run left in the folder and this one does not have are removed: they would show other records.
+    What else is there stays.
 
     Raises:
         StoreError: a folder cannot be written.
@@ -149,7 +154,15 @@ def write_paper(made: Paper, out: Path) -> list[Path]:
     folder = out / FOLDER
     files = paper_files(made, link_from(folder))
     paths = write_files(folder, files)
-    for stale in sorted(folder.iterdir()):
-        if stale.name not in files and stale.suffix in (".md", ".csv", ".json", ".tex", ".html"):
-            stale.unlink()
+    suites = {*(suite.name for suite in committed().suites), *(group.suite for group in made.groups)}
+    for path in sorted(folder.iterdir()):
+        if path.name not in files and may_be_ours(path.name, suites):
+            path.unlink()
     return paths
+
+
+def may_be_ours(name: str, suites: Iterable[str]) -> bool:
+    """Whether a file bears the name of a table that some stores have and others have not."""
+    of_groups = f"(?:{'|'.join(OF_GROUPS)})-(?:{'|'.join(map(re.escape, suites))})-.+"
+    endings = "|".join(map(re.escape, FORMS))
+    return re.fullmatch(rf"(?:{of_groups}|{'|'.join(OF_SOME_STORES)})\.(?:{endings})", name) is not None

@@ -165,6 +165,12 @@ def main_entry(record: Record, catalogue: Catalogue) -> MetricEntry | None:
         return None
 
 
+def tracked_peak(record: Record) -> int | None:
+    """Return the larger of the peaks of a plain and of a refresh step; None where neither was measured."""
+    peaks = () if record.memory is None else (record.memory.step_peak, record.memory.refresh_peak)
+    return max((peak.total_bytes for peak in peaks if peak is not None), default=None)
+
+
 def _measured(record: Record) -> Fields:
     row: Fields = {}
     if (certificate := record.engagement) is not None:
@@ -172,12 +178,10 @@ def _measured(record: Record) -> Fields:
         row |= {"matched_layers": len(certificate.layers), **{name: getattr(certificate, name) for name in names}}
     if (memory := record.memory) is not None:
         row |= {name: getattr(memory, name) for name in MEMORY_COLUMNS}
-        totals = []
         for peak in PEAKS:
             if (part := getattr(memory, peak)) is not None:
                 row |= {f"{peak}_{name}": value for name, value in part}
-                totals.append(part.total_bytes)
-        row["tracked_peak_bytes"] = max(totals, default=None)
+        row["tracked_peak_bytes"] = tracked_peak(record)
         row["cuda_allocated_peak_bytes"] = memory.device_allocated_bytes
         row["cuda_reserved_peak_bytes"] = memory.device_reserved_bytes
     return row

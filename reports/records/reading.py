@@ -35,6 +35,11 @@ class Found:
     file: Path
     trace: Trace = field(default_factory=Trace)
 
+    @property
+    def inside(self) -> bool:
+        """Whether the path as shown leads to the file from the current folder."""
+        return Path(self.path).resolve() == self.file.resolve()
+
 
 @dataclass(frozen=True)
 class Gathered:

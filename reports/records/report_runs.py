@@ -21,7 +21,7 @@ from reports.stats.outcomes import Outcomes, metric_frame, outcomes, scores_fram
 from results.catalogue import Catalogue, MetricEntry, SuiteEntry
 from results.schema import Record
 
-MICRO = "Checks pipeline and ordering; not the paper's numbers"
+MICRO = "Checks the pipeline; not the paper's numbers"
 
 
 @dataclass(frozen=True)
@@ -233,6 +233,11 @@ class Context:
         """Method -> average under the convention, in the order of rows; empty where there is none to make."""
         made = self.plugin
         return {} if made is None else {method: made.average(self, method) for method in self.methods}
+
+    @property
+    def counted(self) -> Sequence[str]:
+        """The tasks that a method's mean over tasks is over: those of the average, else all."""
+        return self.convention.names if self.averages else self.tasks
 
     @property
     def averaged_metric(self) -> MetricEntry:

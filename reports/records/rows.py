@@ -7,6 +7,7 @@ A row of a method that was run under one setting bears the method's name. The ot
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -260,10 +261,13 @@ def _short(field: str) -> str:
 
 
 def _bare(value: str) -> str:
+    """Return a value as it stands in a row's name, where blanks, quotes and commas would read as something else."""
     found = value if value == BY_TASK else json.loads(value)
     if isinstance(found, float) and found.is_integer():
         return str(int(found))
-    return found.replace(" ", "_") if isinstance(found, str) else value
+    if isinstance(found, list):
+        return "+".join(_bare(json.dumps(each)) for each in found) or "none"
+    return re.sub(r"[\s\"',]+", "_", found) if isinstance(found, str) else value
 
 
 def _listed(pairs: Iterable[tuple[str, str]]) -> str:

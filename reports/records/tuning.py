@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from reports.records.frames import ROW, described, in_order
+from reports.records.frames import ROW, STATUSES, described, in_order
 from reports.records.selection import table_rank
 from reports.stats.budget import ExpectedBest, expected_best
 from reports.stats.over_seeds import summarise
@@ -33,8 +33,8 @@ class Trial:
         learning_rate: of the method's matrices; None where it trains none.
         rest_learning_rate: of what every method trains alike; the learning rate where that has no rate of its own.
         others: other settings in which the method's trials differ, name -> value as text.
-        score: mean over the tasks of the last held-out score; None where a run brought none.
-        status: "ok", or the worst of what became of its runs.
+        score: mean over the tasks of the last held-out score; None where a run of any seed brought none.
+        status: "ok", or the worst of what became of its runs, the last of `STATUSES` among them.
         hashes: of the plans of its runs.
     """
 
@@ -129,10 +129,12 @@ class Tuning:
         for (rate, rest, *others), runs in sorted(
             places.items(), key=lambda item: [(type(v).__name__, v) for v in item[0]]
         ):
-            values = {task: summarise(self._scores(runs, task)).mean for task in self.tasks}
-            whole = all(value is not None for value in values.values())
-            score = math.fsum(value or 0.0 for value in values.values()) / len(values) if whole else None
-            status = "ok" if whole else next((r.status for r in runs if r.status != "ok"), "no score")
+            scores = {task: self._scores(runs, task) for task in self.tasks}
+            # A mean over the seeds that finished would flatter a point where others did not.
+            whole = all(scores.values()) and sum(map(len, scores.values())) == len(runs)
+            score = summarise(summarise(found).mean or 0.0 for found in scores.values()).mean if whole else None
+            worst = max((r.status for r in runs if r.status != "ok"), key=STATUSES.index, default="no score")
+            status = "ok" if whole else worst
             made.append(Trial(rate if trained else None, rest, tuple(zip(names, others, strict=True)), score,
                               status.replace("_", " "), tuple(record.plan_hash for record in runs)))  # fmt: skip
         return made

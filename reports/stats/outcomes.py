@@ -45,12 +45,12 @@ def scores_frame(runs: pd.DataFrame, metrics: pd.DataFrame, convention: Conventi
     "ok" where there is a score, else the run's status, or for a run of status ok "undefined" (a metric without a
     value, as a correlation of constant predictions) or "not recorded" (the metric is not in the record).
     """
-    parts = []
+    parts, ends = [], last_steps(runs)
     for task in runs["task"].unique():
         keys = convention.keys(task)
         chosen = metrics["key"].isin(list(keys)) if convention.reading(task) is not None else metrics["is_main"]
         best = _gain(convention, keys) if convention.epoch == "best" else None
-        parts.append(points(metrics[(metrics["task"] == task) & chosen], max(1, len(keys)), best))
+        parts.append(points(metrics[(metrics["task"] == task) & chosen], max(1, len(keys)), ends, best))
     return outcomes_frame(runs, parts)
 
 
@@ -58,13 +58,23 @@ def metric_frame(runs: pd.DataFrame, metrics: pd.DataFrame, metric: str) -> pd.D
     """Return the same of one metric at the last evaluation, on the split that the run's main metric is of."""
     split = metrics["plan_hash"].map(runs.set_index("plan_hash")["main_metric"].str.rpartition("/")[0])
     chosen = (metrics["metric"] == metric) & (metrics["split"] == split)
-    return outcomes_frame(runs, [points(metrics[chosen], 1, None)])
+    return outcomes_frame(runs, [points(metrics[chosen], 1, last_steps(runs), None)])
 
 
-def points(rows: pd.DataFrame, keys: int, best: Callable[[pd.Series], pd.Series] | None) -> pd.DataFrame:
+def last_steps(runs: pd.DataFrame) -> pd.Series:
+    """Return plan hash -> step of the last evaluation, whatever was measured there."""
+    return runs.set_index("plan_hash")["last_step"]
+
+
+def points(
+    rows: pd.DataFrame, keys: int, ends: pd.Series, best: Callable[[pd.Series], pd.Series] | None
+) -> pd.DataFrame:
     """Return one row a run (plan_hash, step, score): the mean over `keys` values at the last or the best evaluation.
 
+    A run whose last evaluation lacks one of them has no row: an earlier one is not its last.
+
     Args:
+        ends: plan hash -> step of the run's last evaluation.
         best: score -> the same so that more is better; None takes the last evaluation.
     """
     grouped = rows.groupby(["plan_hash", "step"], observed=True)["value"]
@@ -72,7 +82,7 @@ def points(rows: pd.DataFrame, keys: int, best: Callable[[pd.Series], pd.Series]
     found["score"] = found["score"].where(found["known"] == keys)
     found = found[found["size"] == keys].sort_values(["plan_hash", "step"])
     if best is None:
-        return found.groupby("plan_hash", observed=True).tail(1)[["plan_hash", "step", "score"]]
+        return found[found["step"] == found["plan_hash"].map(ends)][["plan_hash", "step", "score"]]
     found = found.assign(gain=best(found["score"]))
     found = found.sort_values(["plan_hash", "gain", "step"], ascending=[True, False, True], na_position="last")
     return found.groupby("plan_hash", observed=True).head(1)[["plan_hash", "step", "score"]]

@@ -12,6 +12,7 @@ from scipy.stats import t as student
 from results.catalogue import MetricEntry
 
 LEVEL = 0.95
+LEVEL_WORDS = f"{100 * LEVEL:.0f} %"
 LEAST_SEEDS = 3
 
 

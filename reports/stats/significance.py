@@ -9,8 +9,6 @@ from functools import lru_cache
 import numpy as np
 from scipy.stats import rankdata
 
-from reports.stats.over_seeds import summarise
-
 DRAWS = 2000
 SEED = 0
 
@@ -80,8 +78,3 @@ def _draws(seeds: int, draws: int, seed: int) -> np.ndarray:
     """Return how often each seed was taken in each draw, shape (seeds, draws)."""
     picks = np.random.default_rng(seed).integers(0, seeds, size=(draws, seeds))
     return np.stack([(picks == one).sum(axis=1) for one in range(seeds)]).astype(float)
-
-
-def mean_of(scores: Mapping[int, float]) -> float | None:
-    """Return the mean over seeds; None for none."""
-    return summarise(scores.values()).mean

@@ -8,10 +8,10 @@ import pandas as pd
 
 from reports.records.frames import ROW
 from reports.records.report_runs import Context
-from reports.stats.over_seeds import LEAST_SEEDS
+from reports.stats.over_seeds import LEAST_SEEDS, LEVEL_WORDS
 from reports.stats.pairs import Pair
-from reports.tables.findings import LEVEL_WORDS, Findings, compare
-from reports.tables.table import EMPTY, Entry, Table
+from reports.tables.findings import Findings, compare
+from reports.tables.table import EMPTY, Entry, Table, with_sign
 
 
 def ablation_table(context: Context) -> Table | None:
@@ -74,7 +74,7 @@ def _against(found: Findings, row: str, pair: Pair[str]) -> tuple[Entry, ...]:
         EMPTY if mean is None else Entry(text(mean, "+"), pair.decided),
         EMPTY if low is None or high is None else Entry(f"{text(low, '+')} to {text(high, '+')}"),
         EMPTY if pair.p is None else Entry("<0.001" if pair.p < 0.001 else f"{pair.p:.3f}"),
-        EMPTY if pair.effect is None else Entry(f"{sign * pair.effect:+.1f}".replace("-", "−")),
+        EMPTY if pair.effect is None else Entry(with_sign(sign * pair.effect, 1)),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -20,6 +21,8 @@ MET = {True: "met", False: "missed", None: "—"}
 COLOURS = ("#0072B2", "#56B4E9", "#CC79A7")
 MARKERS = ("P", "o", "^")
 TITLE = "Speed and memory of layer and refresh"
+Mark = Any
+"""A mark with its bar, which matplotlib's legends take and its types do not."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,12 @@ class Kin:
     def measured(self) -> list[tuple[BenchCell, Ratio]]:
         """The members that hold a value."""
         return [(cell, claim) for cell, claim in self.members if claim.median is not None]
+
+    @property
+    def met(self) -> bool | None:
+        """Whether every member meets the target: one that misses it decides, also where others are not measured."""
+        answers = [claim.met for _, claim in self.members]
+        return False if False in answers else None if None in answers else True
 
     @property
     def worst(self) -> tuple[BenchCell, Ratio] | None:
@@ -87,7 +96,7 @@ def targets_table(found: Bench) -> Table:
             "peer": kin.first.peer, "cells": len(kin.members), "rule": kin.first.rule, "target": kin.first.target,
             "lowest": min((claim.median for _, claim in kin.measured if claim.median is not None), default=None),
             "highest": max((claim.median for _, claim in kin.measured if claim.median is not None), default=None),
-            "met": _all_met(kin),
+            "met": kin.met,
         }
         for kin in chosen
     )  # fmt: skip
@@ -172,25 +181,24 @@ def _figure(layers: Sequence[BenchCell], refreshes: Sequence[BenchCell], under: 
     )
     panels = [figure.add_subplot(grid[0, column]) for column in range(2)]
     sides = [side for side in _sides(layers) if side[1] not in former]
-    _layer_panel(panels[0], layers, "time", sides, "Layer, time / LoRA", "LoRA")
-    _layer_panel(panels[1], layers, "peak bytes", sides, "Layer, peak bytes / LoRA", "LoRA")
-    named, _ = panels[0].get_legend_handles_labels()
-    target = Line2D([], [], color=FAINT, linestyle="--", linewidth=1.2, label="target")
+    marks = _layer_panel(panels[0], layers, "time", sides, "Layer, time / LoRA", "LoRA")
+    marks |= _layer_panel(panels[1], layers, "peak bytes", sides, "Layer, peak bytes / LoRA", "LoRA")
+    target = Line2D([], [], color=FAINT, linestyle="--", linewidth=1.2)
     figure.legend(
-        handles=[*named, target], loc="upper right", ncols=len(named) + 1, frameon=False,
-        bbox_to_anchor=(0.99, 1 - 0.3069 / height),
+        [*marks.values(), target], [*(f"{ours} / {peer}" for ours, peer in marks), "target"], loc="upper right",
+        ncols=len(marks) + 1, frameon=False, bbox_to_anchor=(0.99, 1 - 0.3069 / height),
     )  # fmt: skip
     _refresh_panel(figure.add_subplot(grid[1, :]), refreshes)
+    modes: dict[str, Mark] = {}
     for column, title in enumerate(former):
         axes = figure.add_subplot(grid[2, column])
         sides = [side for side in _sides(layers) if side[1] == title]
-        _layer_panel(axes, layers, "time", sides, f"Layer, time / {title}", "before")
+        marks = _layer_panel(axes, layers, "time", sides, f"Layer, time / {title}", "before")
+        modes |= {ours.rpartition(", ")[2]: mark for (ours, _), mark in marks.items()}
         axes.set_ylabel("" if column else axes.get_ylabel())
     if former:
-        marks, _ = axes.get_legend_handles_labels()
-        modes = [ours.rpartition(", ")[2] for ours, _ in sides]
         names = [*modes, "target, in its mode's colour"]
-        figure.legend([*marks, target], names, loc="lower right", ncols=len(names), frameon=False)
+        figure.legend([*modes.values(), target], names, loc="lower right", ncols=len(names), frameon=False)
     return figure
 
 
@@ -201,8 +209,11 @@ def _sides(cells: Sequence[BenchCell]) -> list[tuple[str, str]]:
 
 def _layer_panel(
     axes: Axes, cells: Sequence[BenchCell], what: str, sides: Sequence[tuple[str, str]], title: str, peer: str
-) -> None:
-    """Draw a line a cell and a mark a pair; targets that differ from pair to pair have the colour of theirs."""
+) -> dict[tuple[str, str], Mark]:
+    """Draw a line a cell and a mark a pair, and return the pairs that were drawn, each with a mark of its own.
+
+    Targets that differ from pair to pair have the colour of theirs.
+    """
     claims = [
         (index, line, claim)
         for index, side in enumerate(sides)
@@ -211,14 +222,16 @@ def _layer_panel(
         if (claim.what, claim.ours, claim.peer) == (what, *side)
     ]
     apart = len({claim.target for _, _, claim in claims}) > 1
+    marks: dict[tuple[str, str], Mark] = {}
     for index, line, claim in claims:
-        label = f"{claim.ours} / {claim.peer}" if line == 0 else None
-        _dot(axes, line + 0.22 * (index - (len(sides) - 1) / 2), claim, index, label)
+        mark = _dot(axes, line + 0.22 * (index - (len(sides) - 1) / 2), claim, index)
+        marks |= {} if mark is None else {sides[index]: mark}
         if claim.target is not None:
             axes.axvline(claim.target, color=COLOURS[index] if apart else FAINT, linestyle="--", linewidth=1)
     _lines(axes, [cell.label for cell in cells], title)
     axes.set_xlabel(f"Ratio (below 1: less than {peer})")
     axes.set_ylabel("Shape of the weight (outputs x inputs), rank, tokens")
+    return marks
 
 
 def _refresh_panel(axes: Axes, cells: Sequence[BenchCell]) -> None:
@@ -227,7 +240,7 @@ def _refresh_panel(axes: Axes, cells: Sequence[BenchCell]) -> None:
         for claim in cell.claims:
             if claim.what == "times faster" and claim.median is not None:
                 line = len(names)
-                _dot(axes, line, claim, 0, None)
+                _dot(axes, line, claim, 0)
                 if claim.target is not None:
                     axes.plot([claim.target] * 2, [line - 0.4, line + 0.4], color=FAINT, linestyle="--", linewidth=1.2)
                 names.append(f"{cell.label}, {claim.ours.removeprefix('gnlorp, ')}")
@@ -239,14 +252,15 @@ def _refresh_panel(axes: Axes, cells: Sequence[BenchCell]) -> None:
     axes.set_ylabel("Shape, rank and method of the refresh")
 
 
-def _dot(axes: Axes, line: float, claim: Ratio, look: int, label: str | None) -> None:
+def _dot(axes: Axes, line: float, claim: Ratio, look: int) -> Mark | None:
+    """Draw a measured claim and return its mark."""
     middle = claim.median
     if middle is None:
-        return
+        return None
     low, high = claim.spread or (middle, middle)
     reach = [[max(middle - low, 0.0)], [max(high - middle, 0.0)]]
-    axes.errorbar(
-        middle, line, xerr=reach, color=COLOURS[look], fmt=MARKERS[look], markersize=6, capsize=3, label=label, zorder=3
+    return axes.errorbar(
+        middle, line, xerr=reach, color=COLOURS[look], fmt=MARKERS[look], markersize=6, capsize=3, zorder=3
     )
 
 
@@ -275,20 +289,14 @@ def _targets_row(kin: Kin) -> tuple[Entry, ...]:
 
 
 def _met_entry(kin: Kin) -> Entry:
+    if kin.first.target is None or kin.met:
+        return Entry(MET[kin.met])
     answers = [claim.met for _, claim in kin.members]
-    if kin.first.target is None:
-        return Entry("—")
-    if None in answers:
-        return Entry("not measured")
-    missed = answers.count(False)
-    if missed == 0:
-        return Entry("met")
-    return Entry("missed" if missed == len(answers) else f"missed at {missed} of {len(answers)}", bold=True)
-
-
-def _all_met(kin: Kin) -> bool | None:
-    answers = [claim.met for _, claim in kin.members]
-    return None if None in answers else all(answers)
+    missed, unknown, count = answers.count(False), answers.count(None), len(answers)
+    if not missed:
+        return Entry("not measured" if unknown == count else f"not measured at {unknown} of {count}")
+    text = "missed" if missed == count else f"missed at {missed} of {count}"
+    return Entry(text + (f", {unknown} not measured" if unknown else ""), bold=True)
 
 
 def _cell_notes(found: Bench) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import pandas as pd
 
@@ -28,7 +29,26 @@ PROCESS: dict[str, str] = {
     "CUDA allocated peak": "cuda_allocated_peak_bytes",
     "CUDA reserved peak": "cuda_reserved_peak_bytes",
 }
+PEAK = "tracked_peak_bytes"
 Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Peaks of the same tasks, so that they can be held against each other.
+
+    Attributes:
+        of: method -> the highest over those tasks; absent where one of them was not measured.
+        words: " of TASKS" where more tasks were measured than those; empty where they are all.
+    """
+
+    of: dict[str, int]
+    words: str
+
+    @property
+    def note(self) -> str:
+        """What a reader must know where they are not of all tasks; empty where they are."""
+        return f"Peak: the highest{self.words}; on other tasks not all methods were measured" if self.words else ""
 
 
 def finished(context: Context) -> pd.DataFrame:
@@ -42,14 +62,36 @@ def byte_range(runs: pd.DataFrame, column: str) -> Range | None:
     return None if values.empty else (int(values.min()), int(values.max()))
 
 
+def highest(runs: pd.DataFrame, column: str) -> dict[str, int]:
+    """Return method -> largest value over its runs; absent where none is known."""
+    largest = runs.dropna(subset=[column]).groupby("method", observed=True)[column].max()
+    return {str(method): int(value) for method, value in largest.items()}
+
+
+def peaks_of(context: Context, methods: Iterable[str], tasks: Iterable[str]) -> Peaks:
+    """Return the tracked peaks over those of the tasks on which all of the methods were measured.
+
+    A method that was measured on none of them has no say.
+    """
+    runs = finished(context).dropna(subset=[PEAK])
+    runs = runs[runs["task"].isin(list(tasks))]
+    measured = {str(method): set(of) for method, of in runs.groupby("method", observed=True)["task"]}
+    every = set().union(*measured.values())
+    shared = every.intersection(*(measured[method] for method in methods if method in measured))
+    found = highest(runs[runs["task"].isin(shared)], PEAK)
+    titles = ", ".join(context.titles[task] for task in context.tasks if task in shared)
+    kept = {method: peak for method, peak in found.items() if measured[method] >= shared}
+    return Peaks(kept, "" if shared == every else f" of {titles}")
+
+
 def memory_task(context: Context) -> str | None:
     """Return the task that the memory table is about: measured for most methods, then the one with the highest peak."""
-    runs = finished(context).dropna(subset=["tracked_peak_bytes"])
+    runs = finished(context).dropna(subset=[PEAK])
     runs = runs[runs["task"].isin(context.tasks)]
     if runs.empty:
         return None
     rank = {
-        str(task): (group["method"].nunique(), int(group["tracked_peak_bytes"].max()), -context.tasks.index(str(task)))
+        str(task): (group["method"].nunique(), int(group[PEAK].max()), -context.tasks.index(str(task)))
         for task, group in runs.groupby("task", observed=True)
     }
     return max(rank, key=lambda task: rank[task])
@@ -62,7 +104,7 @@ def memory_place(context: Context) -> str:
     assert task is not None
     if not context.by_task:
         return context.titles[task]
-    runs = finished(context).dropna(subset=["tracked_peak_bytes"])
+    runs = finished(context).dropna(subset=[PEAK])
     cells = runs[runs["task"].isin(context.tasks)].groupby(["method", "task"], observed=True).ngroups
     complete = cells == len(context.methods) * runs["task"].nunique()
     among = "" if complete else " among the tasks measured for the most methods"
@@ -110,7 +152,7 @@ def memory_table(context: Context) -> Table | None:
     runs = finished(context)
     here = runs[runs["task"] == task]
     unit, rows = _byte_rows(context, here, MEASURED)
-    sizes = ("state_bytes", "tracked_peak_bytes")
+    sizes = ("state_bytes", PEAK)
     ratios = {column: _ratio_to_yardstick(here, column, context.yardstick) for column in sizes}
     for method, row in zip(context.methods, rows, strict=True):
         row += [_ratio_entry(ratio.get(method)) for ratio in ratios.values()]
@@ -123,15 +165,15 @@ def memory_table(context: Context) -> Table | None:
         "All tasks and all parts in bytes: the CSV of this table",
     )
     parts = [name for name in context.runs.columns if name.startswith(("step_peak_", "refresh_peak_"))]
-    names = [*dict.fromkeys([*MEASURED.values(), "buffer_bytes", "tracked_peak_bytes", *parts])]
+    names = [*dict.fromkeys([*MEASURED.values(), "buffer_bytes", PEAK, *parts])]
     return Table("memory", caption, heads, tuple(map(tuple, rows)), notes, _range_data(context, runs, names))
 
 
 def _ratio_to_yardstick(runs: pd.DataFrame, column: str, yardstick: str | None) -> dict[str, float]:
     """Return method -> its largest value over the yardstick's largest; empty without the yardstick."""
-    largest = runs.dropna(subset=[column]).groupby("method", observed=True)[column].max()
-    base = int(largest.get(yardstick, 0))
-    return {str(method): int(value) / base for method, value in largest.items()} if base else {}
+    largest = highest(runs, column)
+    base = largest.get(yardstick or "", 0)
+    return {method: value / base for method, value in largest.items()} if base else {}
 
 
 def _ratio_entry(ratio: float | None) -> Entry:
@@ -144,7 +186,7 @@ def peak_by_task_table(context: Context) -> Table | None:
         return None
     runs = finished(context)
     ranges = {
-        method: [byte_range(runs[(runs["method"] == method) & (runs["task"] == task)], "tracked_peak_bytes")
+        method: [byte_range(runs[(runs["method"] == method) & (runs["task"] == task)], PEAK)
                  for task in context.tasks]
         for method in context.methods
     }  # fmt: skip
@@ -156,7 +198,7 @@ def peak_by_task_table(context: Context) -> Table | None:
     heads = ("Method", *(context.titles[task] for task in context.tasks))
     caption = context.caption(f"measured peak memory in {unit} by task, the larger of plain and refresh step")
     note = "One number: identical to the byte over all seeds; two: the smallest and the largest"
-    return Table("peaks", caption, heads, tuple(rows), (note,), _range_data(context, runs, ["tracked_peak_bytes"]))
+    return Table("peaks", caption, heads, tuple(rows), (note,), _range_data(context, runs, [PEAK]))
 
 
 def process_table(context: Context) -> Table | None:

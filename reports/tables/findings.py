@@ -11,14 +11,14 @@ from typing import Any
 import pandas as pd
 
 from reports.records.beside import beside
+from reports.records.provenance import listed
 from reports.records.report_runs import Column, Context
-from reports.stats.over_seeds import LEAST_SEEDS, LEVEL, paired_difference, summarise
+from reports.stats.over_seeds import LEAST_SEEDS, LEVEL, LEVEL_WORDS, paired_difference, summarise
 from reports.stats.pairs import Pair, Scores, corrected
 from reports.tables.table import EMPTY, Entry, Table
 from results.catalogue import MetricEntry
 
 SHOWN_PAIRS = 45
-LEVEL_WORDS = f"{100 * LEVEL:.0f} %"
 Line = tuple[str, str]
 """(kind, sentence): "holds" for what may be concluded, "open" for what may not, "limits" for what it is about."""
 
@@ -74,7 +74,7 @@ def unit_of(metric: MetricEntry) -> str:
 
 
 def findings_of(context: Context) -> Findings | None:
-    """Return the findings of a report; None for fewer than two methods, and for tasks in different units.
+    """Return the findings of a report; None for fewer than two methods, tasks in different units, or no score.
 
     Of a method with variants its first row is compared: the others have a table of their own.
     """
@@ -83,13 +83,15 @@ def findings_of(context: Context) -> Findings | None:
 
 
 def compare(context: Context, rows: Sequence[str], asked: Sequence[tuple[str, str]]) -> Findings | None:
-    """Return what the asked pairs of rows allow to say; None for tasks in different units."""
+    """Return what the asked pairs of rows allow to say; None for tasks in different units, and without a score."""
     compared = [c for c in context.compared if not context.averages or c.name in context.convention.names]
     if len({unit_of(column.metric) for column in compared}) != 1:
         return None
     seeds = {c.name: max((len(place.scores) for place in c.places.values()), default=0) for c in compared}
     enough = 2 if max(seeds.values()) > 1 else 1
     columns = tuple(column for column in compared if seeds[column.name] >= enough)
+    if not columns:
+        return None
     wanted = {c.name: c.head for c in compared} | {n: context.titles[n] for n in context.tasks if context.averages}
     counted = context.convention.names if context.averages else tuple(wanted)
     left_out = tuple(wanted[name] for name in counted if name not in {column.name for column in columns})
@@ -102,6 +104,19 @@ def compare(context: Context, rows: Sequence[str], asked: Sequence[tuple[str, st
 
 def _gains(column: Column, method: str) -> dict[int, float]:
     return {} if column.place(method).broken else column.gains(method)
+
+
+def unordered(found: Findings | None) -> str:
+    """Return why the findings are no order of the methods, as a clause; empty where they are one."""
+    if found is None:
+        return "there is no difference to take"
+    if found.order:
+        return ""
+    if found.left_out:
+        return f"for {', '.join(found.left_out)} there are too few seeds or no runs"
+    if found.fewest < LEAST_SEEDS:
+        return f"fewer than {LEAST_SEEDS} seeds are shared"
+    return "no two methods are told apart by the score"
 
 
 def findings_table(context: Context) -> Table | None:
@@ -158,7 +173,7 @@ def _data(found: Findings, pair: Pair[str], differing: Sequence[str]) -> dict[st
 
 
 def _how(found: Findings) -> list[str]:
-    asked = sum(pair.low is not None for pair in found.pairs)
+    asked = sum(pair.p is not None for pair in found.pairs)
     over = f" on {', '.join(column.head for column in found.columns)}" if found.context.by_task else ""
     lines = [
         f"Runs are paired by seed and task{over}; the interval speaks of other seeds on the same tasks. Bold: the "
@@ -207,15 +222,14 @@ def _best_line(found: Findings) -> Line:
     assert mean is not None
     what = found.what if context.by_task else f"mean {found.what}"
     value = f"{context.title(best)} has the best {what}, {found.metric.text(found.metric.gain(mean))}"
-    control = controls(found)
-    mine = [pair for pair in found.pairs if best in (pair.first, pair.second)]
-    open_ = [pair for pair in mine if not pair.decided and not control & {pair.first, pair.second}]
-    others = [pair.second if pair.first == best else pair.first for pair in open_]
-    if len(mine) == len(open_) == 0:
-        return "open", f"{value}; nothing stands beside it."
-    if not others:
+    beaten = {pair.second for pair in found.pairs if pair.decided and pair.first == best}
+    left = [method for method in found.scores if method not in beaten | {best}]
+    unbeaten = listed([context.title(method) for method in left])
+    if not left:
         return "holds", f"{value}, told apart from every other method."
-    return "open", f"No method is best: {value}, but the seeds do not tell it apart from {joined(context, others)}."
+    if controls(found).issuperset(left):
+        return "holds", f"{value}, told apart from every other contender; not shown to be better than {unbeaten}."
+    return "open", f"No method is best: {value}, but it is not shown to be better than {unbeaten}."
 
 
 def _better_lines(found: Findings) -> list[Line]:
@@ -293,11 +307,3 @@ def _idle(column: Column, method: str, constant: float) -> bool:
     gains = column.gains(method)
     found = paired_difference(gains, dict.fromkeys(gains, column.metric.gain(constant)))
     return (found.mean or 0.0) <= 0 or (found.n >= LEAST_SEEDS and not found.excludes_zero)
-
-
-def joined(context: Context, methods: Sequence[str]) -> str:
-    """Return titles as "a, b and c"; between titles that hold commas themselves stand semicolons."""
-    names = [context.title(method) for method in methods]
-    if any("," in name for name in names):
-        return "; ".join(names)
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

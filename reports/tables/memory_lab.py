@@ -12,7 +12,7 @@ from reports.figures.front_and_curves import Plot, draw
 from reports.figures.parts_and_scores import Bar, stacked
 from reports.figures.style import GIB, in_unit
 from reports.records.selection import ReportError
-from reports.tables.table import EMPTY, Entry, Table
+from reports.tables.table import EMPTY, Entry, Table, with_sign
 from reports.write import forms, page, write_files
 from results.catalogue import Catalogue, catalogue_of
 from results.lab import MemoryCell, Parts, RecomputedClaims, read_cell_file, read_verdicts
@@ -189,7 +189,7 @@ def ladder_table(lab: Lab, models: Sequence[str], rungs: Rungs, name: str) -> Ta
                 record[f"{title}, bytes"] = None
                 continue
             now = step_bytes(cell)
-            saved = "" if before is None else f" ({(now - before[1]) / GIB:+.2f})"
+            saved = "" if before is None else f" ({with_sign((now - before[1]) / GIB, 2)})"
             entries.append(Entry(f"{in_unit(now, GIB)}{saved}"))
             record[f"{title}, bytes"] = now
             before = key, now

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 WORDS: tuple[tuple[str, str], ...] = (
     (r", profile [\w.-]+", ""),
     (r"\bConvention: ", "Scores: "),
-    (r"\. Checks pipeline and ordering; not the paper's numbers", ". Generated data and a small model"),
-    (r"^Checks pipeline and ordering; not the paper's numbers$", "Generated data and a small model"),
+    (r"\. Checks the pipeline; not the paper's numbers", ". Generated data and a small model"),
+    (r"^Checks the pipeline; not the paper's numbers$", "Generated data and a small model"),
     (r" \((?:directory|hub|micro)\)", ""),
     (r"\bmicro language\b", "generated language"),
     (r"\bmicro-encoder\b", "a small encoder"),

@@ -14,15 +14,14 @@ from reports.records.provenance import listed, provenance
 from reports.records.report_runs import Column, Context
 from reports.records.rows import row_named
 from reports.stats.outcomes import NOT_RUN, UNDEFINED, Outcomes
-from reports.stats.over_seeds import LEAST_SEEDS, LEVEL, Summary, clear_best, paired_difference
-from reports.tables.cost import byte_range, finished
+from reports.stats.over_seeds import LEAST_SEEDS, LEVEL, LEVEL_WORDS, Summary, clear_best, paired_difference
+from reports.tables.cost import PEAK, finished, highest
 from reports.tables.table import EMPTY, Entry, Table
 from reports.tables.target import reached, target_columns, target_heads, target_notes
 from results.catalogue import MetricEntry
 
 SHOWN_ERRORS = 20
 AVERAGE = "average"
-LEVEL_WORDS = f"{100 * LEVEL:.0f} %"
 BOLD_RULE = (
     f"Bold: {{}} mean of its column, if the paired {LEVEL_WORDS} t interval over seeds against every other mean "
     f"excludes zero ({LEAST_SEEDS} seeds at least; not corrected for the number of comparisons)"
@@ -116,13 +115,12 @@ def _cost_columns(context: Context) -> tuple[tuple[str, ...], Mapping[str, Seque
     """Return the heads of state, peak and speed, and method -> its entries; no speed where machines differ."""
     runs = finished(context)
     one_machine = len(runs[list(MACHINE_FIELDS)].drop_duplicates()) == 1
-    names = ("state_bytes", "tracked_peak_bytes")
-    ranges = {m: [byte_range(runs[runs["method"] == m], name) for name in names] for m in context.methods}
-    unit, size = byte_unit(max((found[1] for row in ranges.values() for found in row if found), default=0))
+    found = [highest(runs, name) for name in ("state_bytes", PEAK)]
+    unit, size = byte_unit(max((amount for of in found for amount in of.values()), default=0))
     costs = {}
-    for method, row in ranges.items():
+    for method in context.methods:
         speeds = runs.loc[runs["method"] == method, "tokens_per_s"].dropna()
-        sizes = [EMPTY if found is None else Entry(in_unit(found[1], size)) for found in row]
+        sizes = [Entry(in_unit(of[method], size)) if method in of else EMPTY for of in found]
         speed = Entry(f"{speeds.mean():,.0f}") if len(speeds) else EMPTY
         costs[method] = [*sizes, *([speed] if one_machine else [])]
     return (f"Optimizer state, {unit}", f"Peak memory, {unit}", *([SPEED] if one_machine else [])), costs

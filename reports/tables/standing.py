@@ -11,7 +11,8 @@ from reports.records.groups import Group
 from reports.records.report_runs import MICRO, Context
 from reports.stats.over_seeds import pareto_front, summarise
 from reports.stats.significance import front_probability, rank_across_tasks
-from reports.tables.findings import findings_of
+from reports.tables.cost import peaks_of
+from reports.tables.findings import findings_of, unordered
 from reports.tables.table import EMPTY, Entry, Table
 from results.schema import Record
 
@@ -20,10 +21,9 @@ Scores = dict[str, dict[str, dict[int, float]]]
 
 def scores_of(context: Context) -> Scores:
     """Return method -> task -> seed -> score, larger is better; a place with a run that brought none is left out."""
-    counted = context.convention.names if context.averages else tuple(context.tasks)
     found: Scores = {method: {} for method in context.methods}
     for (method, task), place in context.grid.items():
-        if place.scores and not place.broken and task in counted:
+        if place.scores and not place.broken and task in context.counted:
             metric = context.metric_of(task)
             found[method][task] = {seed: metric.gain(score) for seed, score in place.scores.items()}
     return found
@@ -43,17 +43,6 @@ def averages_of(context: Context) -> dict[str, dict[int, float]]:
     return out
 
 
-def peaks_of(records: Sequence[Record]) -> dict[str, int]:
-    """Return method -> highest tracked peak of any of its finished runs; absent where none was measured."""
-    found: dict[str, int] = {}
-    for record in records:
-        memory = record.memory
-        peaks = [peak.total_bytes for peak in (memory.step_peak, memory.refresh_peak) if peak] if memory else []
-        if record.status == "ok" and peaks:
-            found[record.plan.method] = max(found.get(record.plan.method, 0), *peaks)
-    return found
-
-
 def standing_table(group: Group) -> Table | None:
     """Return mean rank across tasks, the front of score against memory, and the chance of being on it."""
     context = group.context
@@ -61,7 +50,9 @@ def standing_table(group: Group) -> Table | None:
     means = {
         m: {t: summarise(s.values()).mean or 0.0 for t, s in tasks.items()} for m, tasks in scores.items() if tasks
     }
-    ranks, mean, peaks = rank_across_tasks(means), averages_of(context), peaks_of(context.records)
+    ranks, mean = rank_across_tasks(means), averages_of(context)
+    measured = peaks_of(context, mean or context.methods, context.counted)
+    peaks = measured.of
     placed = [method for method in context.methods if method in mean and method in peaks]
     if not ranks and not placed:
         return None
@@ -78,7 +69,7 @@ def standing_table(group: Group) -> Table | None:
             Entry(f"{rank.firsts} of {rank.tasks}") if rank else EMPTY,
             Entry(in_unit(peak, size)) if peak is not None else Entry("not measured"),
             Entry({True: "yes", False: "no"}[on_front[method]]) if method in on_front else EMPTY,
-            Entry(f"{chance[method]:.2f}") if method in chance else EMPTY,
+            Entry(_chance(chance[method])) if method in chance else EMPTY,
         ))  # fmt: skip
         data.append({"method": method, "title": look.title, "mean_rank": rank.mean_rank if rank else None,
                      "ranked_tasks": rank.tasks if rank else None, "firsts": rank.firsts if rank else None,
@@ -91,11 +82,18 @@ def standing_table(group: Group) -> Table | None:
         "Front: nothing that needs no more memory scores as well. Chance: share of 2,000 bootstrap draws over seeds, "
         "the same seeds for every method; — where fewer than two seeds are shared",
     ]
-    found = findings_of(context)
-    if found is not None and not found.order:
-        notes.append("The scores tell no two methods apart (findings): neither ranks nor front are an order")
+    if measured.note:
+        notes.append(measured.note)
+    if why := unordered(findings_of(context)):
+        notes.append(f"Neither ranks nor front are an order: {why} (findings)")
     frame = pd.DataFrame(data).astype(dict.fromkeys(["ranked_tasks", "firsts", "peak_bytes"], "Int64"))
     return Table(f"standing-{group.name}", caption, heads, tuple(rows), (*notes, *_marks(group)), frame)
+
+
+def _chance(share: float) -> str:
+    """Return a share of draws; only what no draw contradicts is printed as 0 or 1."""
+    shown = f"{share:.2f}"
+    return {"0.00": "<0.01", "1.00": ">0.99"}.get(shown, shown) if 0 < share < 1 else shown
 
 
 def _marks(group: Group) -> list[str]:

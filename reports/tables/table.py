@@ -23,8 +23,10 @@ LATEX = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "$": r"\$",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
     "|": r"\textbar{}", "±": r"$\pm$", "×": r"$\times$", "÷": r"$\div$", "−": r"$-$", "–": "--", "—": "---",
-    "·": r"$\cdot$", "≥": r"$\geq$", "≤": r"$\leq$", "√": r"$\surd$",
+    "·": r"$\cdot$", "`": r"\`{}", "≥": r"$\geq$", "≤": r"$\leq$", "√": r"$\surd$",
 }  # fmt: skip
+LIGATURES = re.compile(r"(?<=[-–—])(?=[-–—])|(?<=')(?=')|(?<=,)(?=,)")
+"""Between characters that TeX would print as one: two hyphens as a dash."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,12 @@ class Entry:
 
 
 EMPTY = Entry("—")
+
+
+def with_sign(value: float, digits: int) -> str:
+    """Return a change with its sign; one that is printed as nothing has none."""
+    shown = f"{value:+.{digits}f}"
+    return shown.replace("-", "−") if float(shown) else shown[1:]
 
 
 @dataclass(frozen=True)
@@ -113,7 +121,8 @@ def _markdown(text: str) -> str:
 
 def latex_escape(text: str) -> str:
     """Return `text` so that pdflatex prints it as it is; a character that its fonts lack is printed as (U+code)."""
-    return "".join(LATEX.get(character, _latin(character)) for character in " ".join(text.split()))
+    parts = LIGATURES.split(" ".join(text.split()))
+    return "{}".join("".join(LATEX.get(character, _latin(character)) for character in part) for part in parts)
 
 
 def _latin(character: str) -> str:

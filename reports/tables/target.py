@@ -28,19 +28,22 @@ class Reached:
 def reached(context: Context) -> dict[str, Reached]:
     """Return method -> when its runs reach the yardstick's last score of their seed; empty without a yardstick's run.
 
-    A suite with one task alone: a target is a value of its measure of differences.
+    A suite with one task alone: a target is a value of its measure of differences. A run that did not end well is
+    trouble of its method, whether or not its seed has a target.
     """
     base = context.yardstick
     if context.by_task or base is None or not context.compared:
         return {}
     (column,) = context.compared
     points = {(r.plan.method, r.plan.seed): (r, _points(r, column)) for r in context.records if r.status == "ok"}
-    targets = {seed: found[-1][1] for (method, seed), (_, found) in points.items() if method == base and found}
+    ends = {seed: curve for (method, seed), (r, curve) in points.items() if method == base and _whole(r, curve)}
+    targets = {seed: curve[-1][1] for seed, curve in ends.items()}
     clocks = _clocks(context)
     found: dict[str, Reached] = {}
     # The yardstick first: the others are measured against its own way to the target.
     for method in sorted(context.methods, key=lambda name: name != base) if targets else []:
-        mine = found.setdefault(method, Reached())
+        broken = [r for r in context.records if r.plan.method == method and r.status != "ok"]
+        mine = found.setdefault(method, Reached(trouble={r.plan.seed: r.status.replace("_", " ") for r in broken}))
         for seed, target in sorted(targets.items()):
             if (method, seed) not in points:
                 continue
@@ -72,6 +75,11 @@ def _points(record: Record, column: Column) -> list[tuple[int, float]]:
     return [(step, column.metric.gain(value)) for step, value in sorted(known, key=lambda p: p[0]) if value is not None]
 
 
+def _whole(record: Record, points: list[tuple[int, float]]) -> bool:
+    """Whether a run's points reach to its last evaluation."""
+    return bool(points) and points[-1][0] == max(evaluation.step for evaluation in record.evaluations)
+
+
 def _clocks(context: Context) -> dict[str, tuple[object, ...]]:
     """Return plan hash -> what must agree so that seconds can stand side by side."""
     rows = context.runs[["plan_hash", *CLOCK_FIELDS]]
@@ -89,24 +97,26 @@ def target_heads(context: Context) -> tuple[str, ...]:
 def target_columns(context: Context) -> dict[str, list[Entry]]:
     """Return method -> its entries of the two columns."""
     return {
-        method: [_entry(found, found.steps, found.steps_ratio, ",.0f"),
-                 _entry(found, found.seconds, found.seconds_ratio, ",.0f")]
+        method: [_entry(context, found, found.steps, found.steps_ratio),
+                 _entry(context, found, found.seconds, found.seconds_ratio)]
         for method, found in reached(context).items()
     }  # fmt: skip
 
 
-def _entry(found: Reached, values: dict[int, float], ratios: dict[int, float], form: str) -> Entry:
-    """Return mean ± sd and the ratio to the yardstick's; what went wrong where any run did not get there."""
+def _entry(context: Context, found: Reached, values: dict[int, float], ratios: dict[int, float]) -> Entry:
+    """Return mean ± sd, the ratio to the yardstick's, and n where seeds are missing; what went wrong where any run did
+    not get there."""
+    seeds = len(context.seeds)
     if found.trouble:
-        kinds = sorted(set(found.trouble.values()))
-        seeds, bad = len(found.trouble) + len(found.steps), [*found.trouble.values()]
-        return Entry(", ".join(f"{kind} {bad.count(kind)}/{seeds}" for kind in kinds))
+        bad = [*found.trouble.values()]
+        return Entry(", ".join(f"{kind} {bad.count(kind)}/{seeds}" for kind in sorted(set(bad))))
     summary, ratio = summarise(values.values()), summarise(ratios.values())
     if summary.mean is None:
         return EMPTY
-    spread = "" if summary.sd is None else f" ± {summary.sd:{form}}"
-    times = "" if ratio.mean is None else f" ({ratio.mean:.2f}{'' if ratio.sd is None else f' ± {ratio.sd:.2f}'}×)"
-    return Entry(f"{summary.mean:{form}}{spread}{times}")
+    spread = "" if summary.sd is None else f" ± {summary.sd:,.0f}"
+    times = "" if ratio.mean is None else f"{ratio.mean:.2f}{'' if ratio.sd is None else f' ± {ratio.sd:.2f}'}×"
+    behind = ", ".join(filter(None, (times, "" if summary.n == seeds else f"n={summary.n}")))
+    return Entry(f"{summary.mean:,.0f}{spread}{f' ({behind})' if behind else ''}")
 
 
 def target_notes(context: Context) -> list[str]:

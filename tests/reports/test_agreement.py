@@ -90,6 +90,11 @@ def test_another_accounting_is_said_unless_the_bytes_agree() -> None:
     assert judge(0.24, 0.005, None, other).reasons == ("counts more",)
 
 
+def test_another_accounting_comes_before_seeds_that_are_too_few_or_apart() -> None:
+    for values in ({0: 0.5, 1: 0.6}, {0: 0.5, 1: 0.6, 2: 0.7}):
+        assert judge(9.0, 0.005, None, Ours(values, accounting="counts more")).word == ACCOUNTING
+
+
 def test_another_protocol_comes_before_any_inequality() -> None:
     verdict = judge(60.0, 0.005, 1, Ours(SEEDS, departures=("epochs 3 (published: 30)",)))
     assert (verdict.word, verdict.bound) == (PROTOCOL, None)
@@ -101,6 +106,13 @@ def test_nothing_run_and_nothing_published_are_two_things(ours: Ours | None) -> 
     assert judge(60.0, 0.005, 1, ours).word == ABSENT
     assert judge(None, 0.0, 1, ours).word == UNPUBLISHED
     assert judge(None, 0.0, 1, Ours(SEEDS)).word == UNPUBLISHED
+
+
+def test_runs_without_a_value_are_not_called_absent() -> None:
+    broken = Ours({}, departures=("seed 0 without a value (diverged)",))
+    verdict = judge(60.0, 0.005, 1, broken)
+    assert (verdict.word, verdict.difference, verdict.reasons) == (PROTOCOL, None, broken.departures)
+    assert judge(None, 0.0, 1, broken).word == UNPUBLISHED
 
 
 def test_every_word_has_a_meaning() -> None:

@@ -80,6 +80,14 @@ def test_undefined_and_missing_metrics_are_no_scores(make_record: Make) -> None:
     assert score_of(make_record("stsb", status="diverged"), glue()) == (None, "diverged")
 
 
+@pytest.mark.parametrize("last", [{"validation/pearson": 0.9}, {"validation/r2": 0.9}])
+def test_an_earlier_evaluation_is_not_the_last_one(make_record: Make, last: dict[str, float | None]) -> None:
+    whole = {"validation/pearson": 0.5, "validation/spearman": 0.7}
+    record = with_metrics(make_record, "stsb", whole, last)
+    assert score_of(record, glue(stsb="mean")) == (None, "not recorded")
+    assert score_of(record, glue(stsb="mean", epoch="best"))[0] == pytest.approx(0.6)
+
+
 def test_average_is_the_plain_mean_over_all_tasks_but_wnli(make_grid: Grid) -> None:
     records = make_grid(methods=("full",))
     context = Context(records, "micro", 8)

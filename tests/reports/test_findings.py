@@ -12,7 +12,7 @@ from reports.page.conclusions import conclusions
 from reports.records.beside import settings_beside
 from reports.records.report_runs import Context
 from reports.tables.ablation import ablation_table
-from reports.tables.findings import Findings, findings_of, findings_table, lines, sentence
+from reports.tables.findings import Findings, findings_of, findings_table, lines, sentence, unordered
 from reports.tables.table import Table, to_markdown
 from reports.write import report_of
 from results.catalogue import Catalogue, MethodEntry
@@ -49,6 +49,14 @@ def found_of(records: list[Record]) -> Findings:
     found = findings_of(Context(records, "small", 8))
     assert found is not None
     return found
+
+
+def c4(make_record: Make, method: str, seed: int, loss: float) -> Record:
+    """Return a pre-training run."""
+    metrics = {"validation/loss": loss, "validation/perplexity": 2.7**loss}
+    last = Evaluation(step=60, epoch=None, rows={}, metrics=metrics)
+    parts = {"evaluations": [last], "main_metric": "validation/perplexity"}
+    return make_record("c4", method, seed, score=0.5, parts=parts, suite="c4", profile="small", curve=False)
 
 
 def table_of(records: list[Record]) -> Table:
@@ -122,6 +130,56 @@ def test_tasks_with_one_seed_are_left_out_and_named(run: Callable[..., Record]) 
     assert "too few seeds or not run: " in told(records)
     assert found.pairs[0].decided
     assert not found.order  # the average is over more than that
+    why = unordered(found)
+    assert why.startswith("for CoLA, ")
+    assert why.endswith(" there are too few seeds or no runs")
+    assert "QNLI" in why
+    context = Context(records, "small", 8)
+    assert f"Score against memory: no front, since {why}." in [text for _, text in conclusions(context)]
+    assert not any("no two methods are told apart" in text for _, text in conclusions(context))
+
+
+def test_why_nothing_is_ordered_is_said_as_it_is(run: Callable[..., Record]) -> None:
+    tasks = ("cola", "sst2", "mrpc", "stsb", "qqp", "mnli", "qnli", "rte")
+    assert unordered(found_of(grid(run, {"full": 0.7, "lora": 0.8}, tasks))) == ""
+    alike = found_of(grid(run, {"full": 0.7, "lora": 0.7}, tasks))
+    assert unordered(alike) == "no two methods are told apart by the score"
+    one = found_of([run(task, method, 0, 0.5) for task in tasks for method in ("full", "lora")])
+    assert unordered(one) == "fewer than 3 seeds are shared"
+    assert unordered(None) == "there is no difference to take"
+
+
+@pytest.mark.parametrize("task", ["rte", "wnli"])
+def test_runs_that_brought_nothing_to_compare_have_no_findings(make_record: Make, task: str) -> None:
+    status = "failed" if task == "rte" else "ok"
+    context = Context([make_record(task, method, status=status) for method in ("full", "lora")], "micro", 8)
+    assert findings_of(context) is None
+    assert findings_table(context) is None
+    assert any("no score at all: there is no difference to take" in text for _, text in conclusions(context))
+
+
+def test_a_place_on_the_front_is_sure_only_where_pairs_are_decided(make_record: Make) -> None:
+    losses = {"lora": (4.0, 4.001, 3.999), "dora": (3.99, 3.98, 3.9), "galore": (5.0, 5.002, 4.999), "full": (3.0,) * 3}
+    records = [c4(make_record, method, seed, of[seed]) for method, of in losses.items() for seed in SEEDS]
+    context = Context(records, "small", 8)
+    found = findings_of(context)
+    assert found is not None
+    # Every seed says that DoRA is better than LoRA, which needs less memory; the findings do not.
+    assert [pair.decided for pair in found.pairs if {pair.first, pair.second} == {"lora", "dora"}] == [False]
+    front = [line for line in conclusions(context) if "front" in line[1]]
+    assert [(kind, text.partition(": ")[2]) for kind, text in front] == [
+        ("holds", "Full training, LoRA."),
+        ("open", "DoRA."),
+    ]
+
+
+def test_comparisons_are_counted_where_something_is_decided(run: Callable[..., Record]) -> None:
+    records = grid(run, {"full": 0.7, "lora": 0.8, "dora": 0.75})
+    records = [r for r in records if (r.plan.method, r.plan.seed) != ("dora", 2)]
+    assert sum(pair.low is not None for pair in found_of(records).pairs) == 3
+    assert any("by Holm's method for 1 comparisons; " in note for note in table_of(records).notes)
+    (said,) = [text for _, text in conclusions(Context(records, "small", 8)) if text.startswith("Differences:")]
+    assert "decided by Holm's method for 1 comparisons; 95 % intervals that hold all at once (Bonferroni)" in said
 
 
 def test_a_column_at_the_constant_prediction_orders_nothing(run: Callable[..., Record]) -> None:
@@ -138,14 +196,8 @@ def test_a_column_at_the_constant_prediction_orders_nothing(run: Callable[..., R
 
 
 def test_a_lower_loss_is_better_and_in_its_own_unit(make_record: Make) -> None:
-    def c4(method: str, seed: int, loss: float) -> Record:
-        metrics = {"validation/loss": loss, "validation/perplexity": 2.7**loss}
-        last = Evaluation(step=60, epoch=None, rows={}, metrics=metrics)
-        parts = {"evaluations": [last], "main_metric": "validation/perplexity"}
-        return make_record("c4", method, seed, score=0.5, parts=parts, suite="c4", profile="small", curve=False)
-
-    records = [c4("full", s, 5.0 + JITTER[s]) for s in SEEDS] + [c4("galore", s, 4.0 - JITTER[s]) for s in SEEDS]
-    text = told(records)
+    records = [c4(make_record, "full", s, 5.0 + JITTER[s]) for s in SEEDS]
+    text = told(records + [c4(make_record, "galore", s, 4.0 - JITTER[s]) for s in SEEDS])
     assert "GaLore is better than Full training by 0.99" in text
     assert "nats" in text
     assert "GaLore has the best mean loss, 4.0000" in text
@@ -188,7 +240,7 @@ def test_an_average_that_orders_nothing_is_not_drawn(make_grid: Callable[..., li
     assert front_plot(drawn) is not None
     assert front_plot(hidden) is None
     report = report_of(hidden)
-    assert "tells no two methods apart" in report.undrawn
+    assert "no two methods are told apart by the score" in report.undrawn
     assert "front" not in report.absent
     assert report_of(drawn).undrawn == ""
     kinds = dict((text, kind) for kind, text in conclusions(hidden))
@@ -242,6 +294,7 @@ def test_a_control_is_said_to_be_one_stands_last_and_is_never_best(run: Callable
     assert context.title("still") == "Frozen (control)"
     text = told(records)
     assert "LoRA has the best average over 2 tasks" in text
+    assert "told apart from every other contender; not shown to be better than Frozen (control)." in text
     assert "Frozen (control) is better than" in text
 
 

@@ -241,6 +241,27 @@ def test_update_prints_the_difference_and_makes_the_records_pass(reference: Path
     assert invoke(*words, "--only", "lora")[0] == 2
 
 
+def test_an_update_without_a_place_in_the_changelog_replaces_nothing(reference: Path, tmp_path: Path) -> None:
+    worse = write_all(tmp_path / "worse", [record("full"), record("lora", state=150), record("galore")])
+    before = {path.name: path.read_bytes() for path in reference.iterdir()}
+    log = tmp_path / "CHANGELOG.md"
+    for text in ("# Changelog\n\n## 1.0\n", None):
+        log.unlink(missing_ok=True) if text is None else log.write_text(text)
+        code, said = invoke("gate", "--records", worse, "--reference", reference, "--update", "--changelog", log)
+        assert code == 2, said
+        assert {path.name: path.read_bytes() for path in reference.iterdir()} == before
+
+
+def test_replicates_that_cannot_be_compared_leave_the_bands(reference: Path, tmp_path: Path) -> None:
+    before = (reference / "tolerances.json").read_bytes()
+    same = write_all(tmp_path / "same", [record(method) for method in METHODS])
+    stack = write_all(tmp_path / "stack", [record(method, packages={"torch": "2.14.0"}) for method in METHODS])
+    words = ("gate-tolerances", "--replicates", same, "--replicates", stack, "--reference", reference)
+    code, said = invoke(*words)
+    assert code == 2, said
+    assert (reference / "tolerances.json").read_bytes() == before
+
+
 def test_tolerances_are_derived_by_command(reference: Path, tmp_path: Path) -> None:
     moved = write_all(tmp_path / "moved", [record(method, shift=1e-6) for method in METHODS])
     before = copy.copy((reference / "tolerances.json").read_bytes())

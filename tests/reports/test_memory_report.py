@@ -62,9 +62,10 @@ def test_parts_made_again_are_a_rung_each_where_the_model_has_them() -> None:
     table = ladder_table(lab, ["7b", "roberta-base"], ladder, "ladder")
     first = table.heads.index("loss by chunks")
     said = {row[0].text: [entry.text for entry in row[first : first + 3]] for row in table.rows}
-    assert all("-1.00" in text for text in said["7b"][1:])
+    assert all("−1.00" in text for text in said["7b"][1:])
     assert said["roberta-base"][0] == "—"
-    assert all("-1.00" in text for text in said["roberta-base"][2:])
+    assert all("−1.00" in text for text in said["roberta-base"][2:])
+    assert not any("-" in text for texts in said.values() for text in texts)
 
 
 def test_without_a_method_of_each_kind_there_is_no_ladder() -> None:

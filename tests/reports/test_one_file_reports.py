@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from matplotlib.colors import to_hex
 from typer.testing import CliRunner
 
 from reports.__main__ import app
 from reports.documents import filled
-from reports.tables.bench import bench_plot, claims_table, measurements_table, targets_table
+from reports.tables.bench import COLOURS, bench_plot, claims_table, measurements_table, targets_table
 from reports.tables.capabilities import capabilities_table
 from reports.tables.table import to_markdown
 from results.bench import Bench, BenchCell, Candidate, Ratio
@@ -99,6 +100,36 @@ def test_what_is_missing_is_not_measured_and_no_number() -> None:
     (row,) = [row for row in targets_table(found).rows if row[0].text.startswith("refresh")]
     assert [entry.text for entry in row][-4:] == ["—", "—", "at least 40", "not measured"]
     assert "galore-torch is not installed" in to_markdown(measurements_table(found))
+
+
+@pytest.mark.parametrize(
+    ("ratios", "word", "met"),
+    [
+        (([1.3], [1.0]), "missed at 1 of 2", False),
+        (([1.3], []), "missed at 1 of 2, 1 not measured", False),
+        (([1.0], []), "not measured at 1 of 2", None),
+        (([], []), "not measured", None),
+        (([1.3], [1.3]), "missed", False),
+    ],
+)
+def test_a_miss_is_told_whatever_else_is_not_measured(
+    ratios: tuple[list[float], list[float]], word: str, met: bool | None
+) -> None:
+    table = targets_table(bench(*(layer_cell(label, *of) for label, of in zip("ab", ratios, strict=True))))
+    assert (table.rows[0][-1].text, table.rows[0][-1].bold) == (word, met is False)
+    assert table.data["met"].tolist()[0] is met
+
+
+def test_a_name_in_the_legend_stands_beside_its_own_mark() -> None:
+    first, second = against("a", "0123456789abcdef"), against("b", "0123456789abcdef")
+    first = first.model_copy(update={"claims": [one for one in first.claims if not one.ours.endswith("fast")]})
+    drawn = bench_plot(bench(first, second, refresh_cell([50.0])))
+    assert drawn is not None
+    assert drawn.figure is not None
+    legend = drawn.figure.legends[-1]
+    names = [text.get_text() for text in legend.get_texts()]
+    colours = [to_hex(mark.get_color()[0]).upper() for mark in legend.legend_handles[:-1]]  # type: ignore[union-attr]
+    assert dict(zip(names, colours, strict=False)) == dict(zip(("least", "auto", "fast"), COLOURS, strict=True))
 
 
 def test_every_claim_and_measurement_stands_in_the_long_tables() -> None:

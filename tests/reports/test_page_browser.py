@@ -26,7 +26,8 @@ from reports.paper.write import Paper, paper
 from reports.records.peft_results import read_foreign
 from reports.records.reading import gather
 from reports.stats.significance import front_probability
-from reports.tables.standing import averages_of, peaks_of
+from reports.tables.cost import peaks_of
+from reports.tables.standing import averages_of
 from results.published import published_cells
 from results.schema import DataPlan, Evaluation, ModelPlan, Record
 from results.store import write_record
@@ -237,12 +238,13 @@ def test_scores_and_averages_are_those_of_the_python_tables(visit: Visit, made: 
 
 def test_the_chance_of_the_front_agrees_with_the_python_table(visit: Visit, made: Paper) -> None:
     (group,) = [g for g in made.groups if (g.suite, g.profile) == ("glue", "micro")]
-    peaks = {m: float(peak) for m, peak in peaks_of(group.records).items()}
+    found = peaks_of(group.context, group.context.methods, group.context.counted)
+    peaks = {m: float(peak) for m, peak in found.of.items()}
     want = front_probability(peaks, averages_of(group.context))
     for method, chance in want.items():
         label = visit.page.locator(f'#front .point[data-method="{method}"]').get_attribute("aria-label")
-        shown = float(label.split("chance of being on it: ")[1].split(" %")[0])
-        assert shown == round(100 * chance)
+        shown = label.split("chance of being on it: ")[1].split(" %")[0]
+        assert shown == (">99" if 0.995 <= chance < 1 else "<1" if 0 < chance < 0.005 else f"{100 * chance:.0f}")
 
 
 def test_trials_are_drawn_and_open_their_run(visit: Visit) -> None:
@@ -321,8 +323,10 @@ def test_a_run_opens_with_environment_and_provenance_and_closes(visit: Visit) ->
     visit.page.locator("#scores tbody td").first.click()
     drawer.locator("tbody tr").nth(1).click()
     assert "seed 1" in drawer.locator("h2").inner_text()
+    assert "run=" in visit.page.url
     drawer.get_by_text("← back").click()
     assert drawer.locator("tbody tr").count() == 3
+    assert "run=" not in visit.page.url
     drawer.locator(".close").click()
     assert drawer.is_hidden()
 
@@ -374,6 +378,20 @@ def test_a_method_has_one_colour_everywhere(visit: Visit) -> None:
     )
     assert len(fills) > 9
     assert set(fills) == {"rgb(0, 158, 115)"}
+
+
+def test_lines_bear_the_marks_of_their_methods(visit: Visit) -> None:
+    shapes = visit.page.locator("#curves figure").first.locator(".spot")
+    assert shapes.count() == 4 * 5
+    assert len(set(shapes.evaluate_all("(nodes) => nodes.map((node) => node.style.fill)"))) == 5
+
+
+def test_shares_of_nearly_all_are_not_all(visit: Visit, tmp_path: Path, browser: Any, path: Path) -> None:
+    html = path.read_text().replace("\nstart();\n", "\nstart();\nwindow.percent = percent;\n")
+    (tmp_path / "open.html").write_text(html)
+    with visiting(browser, tmp_path / "open.html") as seen:
+        shown = seen.page.evaluate("[0, 0.05, 0.6, 50, 99.4, 99.6, 99.95, 100].map(percent)")
+    assert shown == ["0 %", "<1 %", "1 %", "50 %", "99 %", ">99 %", ">99 %", "100 %"]
 
 
 @pytest.mark.parametrize("width", [360, 768])
@@ -520,6 +538,52 @@ def test_settings_are_rows_in_every_section_and_the_address(browser: Any, settin
         assert seen.complaints == []
 
 
+def test_rows_of_lists_hide_over_a_reload(browser: Any, tmp_path: Path, make_grid: Grid) -> None:
+    records = make_grid(methods=("full", "lora"), tasks=("rte",))
+    records += make_grid(methods=("lora",), tasks=("rte",), recompute=("norms", "mlp"))
+    records += make_grid(methods=("lora",), tasks=("rte",), variant='of "two" kinds', recompute=("loss",))
+    for record in records:
+        write_record(tmp_path / "store", record)
+    page = page_of(paper(gather([tmp_path / "store"]), published_cells()), tmp_path / "rows.html")
+    with visiting(browser, page) as seen:
+        toggles = seen.page.locator(".toggle")
+        assert toggles.count() == 4
+        for at in (1, 2, 3):
+            toggles.nth(at).click()
+        assert column(seen, "scores", 0) == ["Full fine-tuning"]
+        seen.page.reload()
+        seen.page.wait_for_selector("html[data-ready]")
+        assert column(seen, "scores", 0) == ["Full fine-tuning"]
+        assert seen.complaints == []
+
+
+def test_a_record_is_a_link_where_its_path_leads_to_it(
+    browser: Any, tmp_path: Path, make_record: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_record(tmp_path / "here" / "50 % #1", make_record())
+    write_record(tmp_path / "there", make_record(seed=1))
+    monkeypatch.chdir(tmp_path / "here")
+    made = paper(gather([tmp_path / "here", tmp_path / "there"]), published_cells())
+    html = page_html(made.gathered, made.papers, made.published, made.groups, made.foreign, link="../")
+    (tmp_path / "here" / "out").mkdir()
+    page = tmp_path / "here" / "out" / "index.html"
+    page.write_text(html, encoding="utf-8")
+    with visiting(browser, page) as seen:
+        rows = seen.page.locator("#runs tbody tr")
+        assert rows.count() == 2
+        links = {}
+        for at in range(2):
+            rows.nth(at).click()
+            links[seen.page.locator("#drawer h2").inner_text()] = seen.page.locator("#drawer .file a").evaluate_all(
+                "(nodes) => nodes.map((node) => node.href)"
+            )
+            seen.page.keyboard.press("Escape")
+        near, far = (links[f"LoRA, RTE, seed {seed}"] for seed in (0, 1))
+        assert far == []
+        (path,) = made.gathered.found[0].file.parent.iterdir()
+        assert near == [path.resolve().as_uri()]
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 def test_rows_with_long_names_cut_nothing(browser: Any, settings_page: Path, width: int) -> None:
     with visiting(browser, settings_page, width, 900) as seen:
@@ -539,7 +603,7 @@ def test_a_front_over_one_seed_is_hollow_and_says_so(browser: Any, tmp_path: Pat
     page = page_of(paper(gather([tmp_path / "one"]), published_cells()), tmp_path / "one.html")
     with visiting(browser, page) as one:
         told = one.page.locator("#front").inner_text()
-        assert "The average is not drawn: it tells no two methods apart" in told
+        assert "The average is not drawn: fewer than 3 seeds are shared" in told
         assert one.page.locator("#front .point").count() == 0
         assert one.page.locator("#scores .strip").count() == 0
         choose(one, "task", "rte")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from reports.page.costs import curves, parts, refreshes
+from reports.page.data import page_data
 from reports.page.views import group_view, ordered, run_scores, scaled, standings
 from reports.records.groups import Group, groups
 from reports.records.reading import Found, Gathered, Trace
@@ -31,6 +33,11 @@ def found(record: Record, losses: tuple[float | None, ...] = (2.0, 1.0)) -> Foun
     return Found(record, "x.json", None, Trace((10, 20), losses))  # type: ignore[arg-type]
 
 
+def found_here(record: Record) -> Found:
+    """Return a record as it is read from a file that does not exist."""
+    return Found(record, "x.json", Path("x.json"), Trace())
+
+
 @pytest.mark.parametrize("value", [0.0044999, 0.00449999999, 0.9, 0.12345678, 1 / 3])
 def test_a_shortened_number_prints_as_the_whole_one(value: float) -> None:
     short = scaled(PERCENT, value)
@@ -48,6 +55,24 @@ def test_a_front_names_who_is_over_and_who_is_alike() -> None:
     mean, _, seeds, chance, over, alike = rows[2]
     assert (mean, seeds, over, alike) == (20.0667, 3, [], [3])
     assert 0 < chance < 100
+
+
+def test_a_chance_of_nearly_all_draws_stays_apart_from_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reports.page.views.front_probability", lambda costs, scores: {"a": 0.9995, "b": 1.0})
+    scores = {"a": {0: 20.0, 1: 20.2}, "b": {0: 20.1, 1: 20.1}}
+    assert [row[3] for row in standings(["a", "b"], scores, {"a": 5, "b": 9}, LOSS)] == [99.95, 100]
+
+
+def test_a_method_is_drawn_on_the_page_as_in_the_figures(make_grid: Callable[..., list[Record]]) -> None:
+    records = make_grid(methods=("apollo", "muon"), tasks=("rte",), curve=False)
+    records += make_grid(methods=("muon", "scale"), tasks=("rte",), profile="small", state_bits=8, curve=False)
+    records += make_grid(methods=("muon",), tasks=("rte",), profile="small", curve=False)
+    made = groups(records)
+    page = page_data(Gathered(tuple(map(found_here, records))), [], [], made, [], None)
+    for group, view in zip(ordered(made), page["groups"], strict=True):
+        assert view["looks"] == {method: vars(look) for method, look in group.context.looks.items()}
+    whole = {look["method"]: look["colour"] for look in page["looks"]}
+    assert all(whole[m] == made[0].context.looks[m].colour for m in made[0].context.methods)
 
 
 def test_a_group_says_what_its_report_says(glue: Group) -> None:

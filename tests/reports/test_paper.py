@@ -197,6 +197,27 @@ def test_a_run_without_a_score_is_not_averaged_away(paper_run: Make) -> None:
     assert "diverged 1/3" in judged.verdict.reasons[0]
 
 
+def test_runs_that_all_broke_are_said_to_be_there(paper_run: Make, c4_run: Make) -> None:
+    glue = [paper_run(seed=seed, status="diverged") for seed in range(3)]
+    c4 = [c4_run(seed=seed, status="diverged") for seed in range(3)]
+    failed = [paper_run(method="full", status="failed"), c4_run("gradnormlorp", state_bits=8, status="failed")]
+    tables = tables_of([*glue, *c4, *failed])
+    found = [cell_of(tables["glue-rank8"], "lora", column) for column in ("rte", "average")]
+    found += [cell_of(tables["c4-perplexity"], "galore", "60m"), cell_of(tables["c4-memory"], "galore", "60m", "V")]
+    found += [cell_of(tables["glue-memory"], "full", "model"), tables["optimizer-memory"].cells[0]]
+    for judged in found:
+        assert judged.ours is not None, judged.cell
+        assert (dict(judged.ours.values), judged.verdict.word, judged.verdict.difference) == ({}, PROTOCOL, None)
+        assert judged.ours.records
+    assert found[0].verdict.reasons == ("runs without a score: diverged 3/3",)
+    assert found[2].verdict.reasons == tuple(f"seed {seed} without a value (diverged)" for seed in range(3))
+    assert found[-1].verdict.reasons == ("seed 0 without a value (failed)",)
+    # What has a run of ours is what is not called absent.
+    for judged in (judged for table in tables.values() for judged in table.cells):
+        assert (judged.ours is None) == (judged.verdict.word == ABSENT) or judged.verdict.word == UNPUBLISHED
+    assert "| · ours | — |" in to_markdown(to_table(tables["c4-perplexity"]))
+
+
 def test_of_several_settings_the_nearest_to_the_protocol_answers(paper_run: Make) -> None:
     near, far = paper_run(score=0.7), paper_run(score=0.9, epochs=3.0)
     found = cell_of(tables_of([far, near])["glue-rank8"], "lora", "rte")
@@ -252,6 +273,51 @@ def test_memory_that_was_not_measured_is_no_answer(c4_run: Make) -> None:
     assert {row.cells["60m"].verdict.word for row in table.rows if row.method == "galore" and "60m" in row.cells} == {
         ABSENT
     }
+
+
+def on_device(record: Record, reserved: int) -> Record:
+    """Return the record as if a device had reserved so many bytes at most."""
+    assert record.memory is not None
+    memory = record.memory.model_copy(update={"cuda_reserved_bytes": {"train": reserved}})
+    return record.model_copy(update={"memory": memory})
+
+
+@pytest.mark.parametrize(
+    ("taken", "word"),
+    [
+        # 1.27 GB is published.
+        ((1_270, 1_270, 1_270), HOLDS),
+        ((1_300, 1_300), FAILS),
+        ((1_270,), UNDECIDED),
+        ((1_270, 1_272, 1_268), UNDECIDED),
+        ((1_370, 1_372, 1_368), FAILS),
+    ],
+)
+def test_what_a_device_took_is_exact_where_no_seed_moves_it(c4_run: Make, taken: tuple[int, ...], word: str) -> None:
+    records = [on_device(c4_run(seed=seed), size * 10**6) for seed, size in enumerate(taken)]
+    judged = cell_of(tables_of(records)["c4-memory"], "galore", "60m", "V")
+    assert judged.ours is not None
+    assert judged.ours.summary.n == len(taken)
+    assert judged.verdict.word == word
+
+
+def test_the_memory_of_a_broken_run_is_no_answer(c4_run: Make) -> None:
+    good, broken = (on_device(c4_run(seed=seed), size * 10**6) for seed, size in ((0, 1_270), (1, 9_000)))
+    broken = broken.model_copy(update={"status": "diverged"})
+    judged = cell_of(tables_of([good, broken])["c4-memory"], "galore", "60m", "V")
+    assert judged.ours is not None
+    assert judged.ours.values == {0: 1.27}
+    assert judged.verdict.reasons == ("seed 1 without a value (diverged)",)
+
+
+def test_the_highest_memory_is_over_the_tasks_that_every_seed_has(paper_run: Make) -> None:
+    runs = [on_device(paper_run(task, "full", seed), size * 10**9)
+            for task, seed, size in (("rte", 0, 2), ("rte", 1, 2), ("mnli", 0, 3))]  # fmt: skip
+    judged = cell_of(tables_of(runs)["glue-memory"], "full", "model", "V")
+    assert judged.ours is not None
+    assert judged.ours.values == {0: 2.0, 1: 2.0}
+    apart = cell_of(tables_of(runs[1:])["glue-memory"], "full", "model", "V")
+    assert (apart.verdict.word, apart.verdict.reasons) == (PROTOCOL, ("no task that every seed has",))
 
 
 def test_the_reduction_of_state_takes_the_best_eight_bit_run(c4_run: Make) -> None:

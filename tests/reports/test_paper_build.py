@@ -13,8 +13,9 @@ import pytest
 from typer.testing import CliRunner
 
 from reports.__main__ import app
-from reports.paper.write import link_from, paper, trouble_lines, write_paper, write_reports
-from reports.records.reading import gather
+from reports.paper.write import link_from, may_be_ours, paper, trouble_lines, write_paper, write_reports
+from reports.records.reading import Gathered, gather
+from reports.tables.table import FORMS
 from results.published import published_cells
 from results.schema import Record
 from results.store import as_text, write_record
@@ -78,11 +79,21 @@ def test_the_same_records_give_the_same_bytes(store: Path, tmp_path: Path) -> No
 
 def test_what_an_earlier_run_left_is_removed(store: Path, tmp_path: Path) -> None:
     (tmp_path / "paper").mkdir()
-    (tmp_path / "paper" / "old-table.md").write_text("old")
-    (tmp_path / "paper" / "mine.txt").write_text("kept")
+    old = [f"standing-c4-small-r32.{ending}" for ending in FORMS] + ["switchboard-glue-paper-r4.tex", "foreign.csv"]
+    mine = ["notes.md", "values.csv", "draft.tex", "talk.html", "mine.txt", "standing.md", "standing-notes.md"]
+    for name in (*old, *mine):
+        (tmp_path / "paper" / name).write_text(name)
     files = build(store, tmp_path)
-    assert "paper/old-table.md" not in files
-    assert "paper/mine.txt" in files
+    assert not {f"paper/{name}" for name in old} & set(files)
+    assert {f"paper/{name}" for name in mine} <= set(files)
+
+
+def test_every_table_that_not_all_stores_have_is_known_by_its_name(store: Path) -> None:
+    made, empty = (paper(found, published_cells()) for found in (gather([store]), Gathered(())))
+    always = {table.name for table in empty.tables}
+    some = [table.name for table in made.tables if table.name not in always]
+    assert len(some) == 3
+    assert all(may_be_ours(f"{name}.{ending}", {"glue"}) for name in some for ending in FORMS)
 
 
 def test_an_empty_store_is_shown_as_such(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from reports.figures.labels import overlap
 from reports.figures.parts_and_scores import dots_plot, memory_bars, parts_plot
 from reports.records.report_runs import Context
 from reports.tables import bench
+from reports.tables.cost import peaks_of
 from results.bench import Bench
 from results.schema import Record
 from results.store import read_single
@@ -128,6 +129,22 @@ def test_methods_without_average_or_memory_are_named_not_drawn(drawn: list[Drawn
     front_plot(Context(records, "micro", 8))
     words = " ".join(text for text, *_ in drawn[0].texts).replace("\n", " ")
     assert "Not shown, no average or no measured peak: DoRA" in words
+
+
+def test_methods_without_a_measured_peak_are_named_below_its_parts(drawn: list[Drawn], make_grid: Grid) -> None:
+    records = make_grid(methods=("full", "lora"), tasks=("rte",))
+    parts_plot(Context(records + make_grid(methods=("dora",), tasks=("rte",), measured=False), "micro", 8))
+    words = " ".join(text for text, *_ in drawn[0].texts).replace("\n", " ")
+    assert "Not shown, no measured peak: DoRA." in words
+
+
+def test_the_front_takes_peaks_of_the_tasks_that_all_were_measured_on(make_grid: Grid) -> None:
+    records = make_grid(methods=("full", "lora")) + make_grid(methods=("dora",), tasks=("cola",))
+    records += make_grid(methods=("dora",), tasks=TASKS[1:], measured=False)
+    context = Context(records, "micro", 8)
+    cola = context.runs[context.runs["task"] == "cola"].groupby("method")["tracked_peak_bytes"].max()
+    assert {point.method: point.peak_bytes for point in front_points(context)} == cola.to_dict()
+    assert peaks_of(context, context.methods, context.counted).note.startswith("Peak: the highest of CoLA; ")
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from reports.__main__ import app
 from reports.documents import filled
-from reports.figures.validation import validation_points
+from reports.figures.validation import validation_plot, validation_points
 from reports.records.frames import ROW, runs_frame
 from reports.records.report_runs import Context
 from reports.records.selection import ReportError
@@ -141,6 +141,22 @@ def test_validation_points_are_over_seeds(grid: list[Record]) -> None:
     assert list(points["full"]) == [30, 60]
     assert points["full"][60].n == 3
     assert points["full"][60].mean == pytest.approx(1.701)
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_runs_without_a_score_are_named_below_the_validation_figure(grid: list[Record], make: Make) -> None:
+    whole = [record for record in grid if record.plan.method not in ("lora", "galore")]
+    broken = [make("lora", seed, status="diverged") for seed in (0, 1, 2)]
+    records = [*whole, *broken, make("galore", 0), make("galore", 1), make("galore", 2, status="failed")]
+    plot = validation_plot(Context(records, "micro", 8))
+    assert plot is not None
+    assert plot.figure is not None
+    words = " ".join(text.get_text() for text in plot.figure.texts).replace("\n", " ")
+    assert "Not shown, runs without a score: LoRA (diverged 3/3), GaLore (failed 1/3)." in words
+    complete = validation_plot(Context(grid, "micro", 8))
+    assert complete is not None
+    assert complete.figure is not None
+    assert not any("Not shown" in text.get_text() for text in complete.figure.texts)
 
 
 @pytest.mark.usefixtures("unsaved")

@@ -81,6 +81,8 @@ def test_paths_are_shown_without_this_machines_folders(
     tmp_path: Path, make_record: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_record(tmp_path / "results" / "runs", make_record())
-    assert gather([tmp_path]).found[0].path == f"runs/{path.name}"
+    (far,) = gather([tmp_path]).found
+    assert (far.path, far.inside) == (f"runs/{path.name}", False)
     monkeypatch.chdir(tmp_path)
-    assert gather([tmp_path]).found[0].path == f"results/runs/{path.name}"
+    (near,) = gather([tmp_path]).found
+    assert (near.path, near.inside) == (f"results/runs/{path.name}", True)

@@ -13,7 +13,17 @@ import pytest
 from rich.console import Console
 
 from reports.figures.style import FREE_COLOURS, GIB, KIB, MIB, SLOTS, byte_unit, in_unit, looks, seed_words
-from reports.tables.table import Entry, Table, latex_document, latex_escape, to_csv, to_latex, to_markdown, to_screen
+from reports.tables.table import (
+    Entry,
+    Table,
+    latex_document,
+    latex_escape,
+    to_csv,
+    to_latex,
+    to_markdown,
+    to_screen,
+    with_sign,
+)
 from results.catalogue import Catalogue, MethodEntry, SuiteEntry, committed, joined
 
 NASTY = r"50% of a_b & {c} #1 $x$ ~ ^ \d <e> |f| ± × ÷ − – — é → 数"
@@ -59,6 +69,19 @@ def test_latex_structure() -> None:
     assert r"\textbf{1.0 $\pm$ 0.1}" in text
     plain = re.sub(r"\\[\\{}%_&#$]", "", text)
     assert plain.count("{") == plain.count("}")
+
+
+def test_latex_joins_no_characters_into_another() -> None:
+    assert latex_escape("`run --seeds` a---b ''c'' 1,,2 - 3–4") == (
+        r"\`{}run -{}-seeds\`{} a-{}-{}-b '{}'c'{}' 1,{},2 - 3--4"
+    )
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(1.0, "+1.00"), (-1.0, "−1.00"), (-0.004, "0.00"), (0.0, "0.00"), (0.006, "+0.01")]
+)
+def test_a_change_has_its_sign_and_nothing_has_none(value: float, text: str) -> None:
+    assert with_sign(value, 2) == text
 
 
 def test_latex_escapes_every_special_character() -> None:
@@ -120,10 +143,27 @@ def test_looks_are_fixed_and_unknown_methods_get_their_own() -> None:
     assert found["method0"].title == "method0"
 
 
-def test_a_title_comes_from_the_catalogue_and_a_slot_is_given_once() -> None:
+def test_a_method_looks_alike_beside_whichever_others_it_stands() -> None:
+    known = [method.name for method in committed().methods]
+    every = looks([*known, "stranger", f"{known[-1]}:rank=4"], committed())
+    for name in known:
+        assert looks([name], committed())[name] == looks([name, "stranger"], committed())[name] == every[name]
+    free = [look for name, look in every.items() if committed().method(name).slot is None]
+    assert len({(look.colour, look.dashed) for look in free[:10]}) == 10
+
+
+def test_twenty_methods_of_the_catalogue_differ() -> None:
+    known = [method.name for method in committed().methods if not method.control]
+    found = looks([*known, *(f"method{index}" for index in range(19))], committed())
+    assert len(known) >= 20
+    assert len({(look.colour, look.marker, look.dashed) for look in found.values()}) == len(found)
+
+
+def test_a_title_comes_from_the_catalogue_and_a_slot_is_kept_for_its_method() -> None:
     entries = [MethodEntry(name=f"m{place}", title=f"Method {place}", order=place, slot=1) for place in (2, 1)]
     suite = SuiteEntry(name="s", title="S", yardstick_title="Full training")
     found = looks(["m2", "m1", "full"], joined([committed(), Catalogue(methods=entries)]), suite)
     assert [look.title for look in found.values()] == ["Full training", "Method 1", "Method 2"]
-    assert found["m1"].colour == SLOTS[1][0]
-    assert found["m2"].colour in FREE_COLOURS
+    assert looks(["lora"], committed())["lora"].colour == SLOTS[1][0]
+    assert {found["m1"].colour, found["m2"].colour} < set(FREE_COLOURS)
+    assert found["m1"].colour != found["m2"].colour

@@ -118,6 +118,23 @@ def test_a_row_is_named_by_what_differs(changes: dict[str, object], words: tuple
     assert sorted(found) == sorted(", ".join(filter(None, ("LoRA", word))) for word in words)
 
 
+def test_a_rows_name_holds_nothing_that_reads_as_something_else(make_record: Make) -> None:
+    changes = [{}, {"recompute": ("norms", "mlp")}, {"recompute": ("loss",)}]
+    rows = {record.plan.method for record in told_apart([make_record(**change) for change in changes])}
+    assert rows == {"lora:recompute=none", "lora:recompute=norms+mlp", "lora:recompute=loss"}
+    named = told_apart([make_record(variant='a, "b" c'), make_record()])
+    assert {record.plan.method for record in named} == {"lora:variant=a_b_c", "lora:variant="}
+    assert set(Context(named, "micro", 8).variants) == {"lora"}
+
+
+def test_the_row_that_keeps_its_methods_slot_looks_as_the_method(make_record: Make) -> None:
+    context = Context([make_record(), make_record(seed=1), make_record(state_bits=8)], "micro", 8)
+    look, other = context.looks["lora:state_bits=32"], context.looks["lora:state_bits=8"]
+    usual = Context([make_record()], "micro", 8).looks["lora"]
+    assert (look.colour, look.marker, look.dashed) == (usual.colour, usual.marker, usual.dashed)
+    assert (other.colour, other.marker) != (look.colour, look.marker)
+
+
 def test_a_variants_name_that_does_not_tell_all_apart_is_one_word_of_several(make_record: Make) -> None:
     found = titles([make_record(), make_record(variant="study"), make_record(variant="study", state_bits=8)])
     assert sorted(found) == ["LoRA, 32 bit", "LoRA, 32 bit, study", "LoRA, 8 bit, study"]

@@ -9,8 +9,10 @@ import pytest
 
 from reports.averages.convention import convention_of
 from reports.averages.glue import all_conventions, switchboard, tables
+from reports.page.conclusions import conclusions
 from reports.records.groups import Group, groups
 from reports.records.report_runs import Context
+from reports.tables.cost import peaks_of
 from reports.tables.standing import scores_of, standing_table, state_table
 from reports.tables.table import to_markdown
 from results.schema import Evaluation, Record
@@ -73,6 +75,36 @@ def test_memory_that_is_null_is_said_and_not_placed(make_grid: Grid, make_record
     assert table is not None
     assert "| LoRA | " in to_markdown(table)
     assert "| not measured | — | — |" in to_markdown(table)
+
+
+def test_peaks_are_compared_over_the_same_tasks(make_record: Make) -> None:
+    records = [make_record(task, "lora") for task in ("cola", "rte")] + [make_record("cola", "dora")]
+    context = Context(records, "micro", 8)
+    found = peaks_of(context, context.methods, context.tasks)
+    memory = {record.plan.method: record.memory for record in records if record.plan.task == "cola"}
+    want = {method: of.step_peak.total_bytes for method, of in memory.items() if of is not None and of.step_peak}
+    assert (found.of, found.words) == (want, " of CoLA")
+    # Of more tasks there is the peak of the one that was measured on them.
+    assert set(peaks_of(context, ["lora"], context.tasks).of) == {"lora"}
+    assert peaks_of(context, ["lora"], context.tasks).of["lora"] > want["lora"]
+    said = [text for _, text in conclusions(context) if text.startswith("Least memory: LoRA")]
+    assert len(said) == 1
+    assert "at the highest step of CoLA, " in said[0]
+    apart = Context([records[1], records[2]], "micro", 8)
+    assert ("open", "Memory: no task was measured for every method.") in conclusions(apart)
+    (group,) = groups(records)
+    table = standing_table(group)
+    assert table is not None
+    assert dict(table.data.set_index("method")["peak_bytes"]) == want
+    assert any(note.startswith("Peak: the highest of CoLA; on other tasks") for note in table.notes)
+
+
+def test_a_share_of_nearly_all_draws_is_not_printed_as_all(glue: Group, monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = dict(zip(glue.context.methods, (0.9995, 0.0005, 1.0, 0.0, 0.5), strict=True))
+    monkeypatch.setattr("reports.tables.standing.front_probability", lambda costs, scores: shares)
+    table = standing_table(glue)
+    assert table is not None
+    assert [row[-1].text for row in table.rows] == [">0.99", "<0.01", "1.00", "0.00", "0.50"]
 
 
 def test_perplexity_ranks_the_lower_first(make_record: Make) -> None:

@@ -83,9 +83,9 @@ def test_against_full_training_of_the_same_seed(run: Callable[..., Record]) -> N
     assert found["galore"].seconds == pytest.approx({0: 6.0, 1: 5.8})
     assert found["galore"].seconds_ratio == pytest.approx({0: 1.0, 1: 5.8 / 6})
     shown = cells(context, "GaLore")
-    assert shown["Steps to Full training's loss"] == "30 ± 1 (0.49 ± 0.01×)"
-    assert shown["Seconds to it"].endswith("×)")
-    assert cells(context, "Full training")["Steps to Full training's loss"] == "60 ± 0 (1.00 ± 0.00×)"
+    assert shown["Steps to Full training's loss"] == "30 ± 1 (0.49 ± 0.01×, n=2)"
+    assert shown["Seconds to it"].endswith("×, n=2)")
+    assert cells(context, "Full training")["Steps to Full training's loss"] == "60 ± 0 (1.00 ± 0.00×, n=2)"
     data = score_table(context).data
     steps = data[(data["metric"] == "steps_to_target") & (data["method"] == "galore")]
     assert steps["mean"].item() == pytest.approx(29.5)
@@ -100,6 +100,29 @@ def test_what_is_not_reached_or_too_rarely_evaluated_is_said_and_not_averaged(ru
     assert cells(context, "GaLore")[head] == "not reached 1/2"
     assert cells(context, "LoRA")[head] == "evaluated too rarely 2/2"
     assert reached(context)["lora"].steps == {}
+
+
+@pytest.mark.parametrize("method", ["full", "galore"])
+def test_a_broken_run_is_trouble_and_a_missing_seed_has_its_n(
+    run: Callable[..., Record], make_record: Make, method: str
+) -> None:
+    records = [run(name, seed, losses) for name, losses in (("full", FALLING), ("galore", FASTER)) for seed in (0, 1)]
+    parts = {"main_metric": "validation/perplexity"}
+    broken_run = make_record("c4", method, 2, score=0.5, suite="c4", status="out_of_memory", parts=parts, curve=False)
+    records.append(broken_run)
+    context = Context(records, "micro", 8)
+    heads = ("Steps to Full training's loss", "Seconds to it")
+    shown = {name: [cells(context, name)[head] for head in heads] for name in ("Full training", "GaLore")}
+    other, broken = sorted(shown.values(), key=lambda texts: "out of memory" in texts[0])
+    assert broken == ["out of memory 1/3"] * 2
+    assert all(text.endswith("×, n=2)") for text in other)
+
+
+def test_a_yardstick_without_a_last_score_is_no_target(run: Callable[..., Record]) -> None:
+    whole = run("full", 0, FALLING)
+    cut = whole.evaluations[-1].model_copy(update={"metrics": {"validation/perplexity": 20.0}})
+    lacking = whole.model_copy(update={"evaluations": [*whole.evaluations[:-1], cut]})
+    assert reached(Context([lacking, run("galore", 0, FASTER)], "micro", 8)) == {}
 
 
 def test_seconds_of_another_load_stand_beside_none(run: Callable[..., Record]) -> None:

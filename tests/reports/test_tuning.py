@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reports.figures import front_and_curves as plots
-from reports.figures.tuning import budget_curves, budget_plot, scale_of, sensitivity_plot, shades
+from reports.figures.tuning import budget_curves, budget_plot, looks_of, scale_of, sensitivity_plot, shades
 from reports.page.tuning import tuning_view
 from reports.records.groups import groups
 from reports.records.reading import gather
@@ -218,6 +218,42 @@ def test_over_tasks_a_trial_needs_all_of_them(make_record: Make) -> None:
     (first, second) = tuning(made, [make_record("rte", "lora", profile="small")]).trials["lora"]
     assert first.score == pytest.approx(0.7)
     assert (second.score, second.status) == (None, "no score")
+
+
+def test_a_trial_with_a_broken_seed_has_no_score_and_its_worst_status(make_record: Make) -> None:
+    def run(seed: int, rate: float, status: str = "ok") -> Record:
+        changes = {"purpose": "tuning", "profile": "small", "learning_rate": rate, "status": status}
+        return make_record("rte", "lora", seed, score=0.8, **changes)
+
+    made = [run(0, 1e-3), run(1, 1e-3, "diverged"), run(2, 1e-3, "failed"), run(0, 2e-3), run(1, 2e-3)]
+    (first, second) = tuning(made, [make_record("rte", "lora", profile="small")]).trials["lora"]
+    assert (first.score, first.status) == (None, "failed")
+    assert (second.score, second.status) == (pytest.approx(0.8), "ok")
+    unscored = run(1, 2e-3).model_copy(update={"evaluations": []})
+    (_, third) = tuning([*made[:4], unscored], [make_record("rte", "lora", profile="small")]).trials["lora"]
+    assert (third.score, third.status) == (None, "no score")
+
+
+def test_searched_methods_look_as_in_the_other_figures(
+    trial: Callable[..., Record], result: Callable[..., Record]
+) -> None:
+    made = [trial(method, 1e-3, 1e-2, 4.0) for method in ("full", "muon", "odd")]
+    shown = context(made, [result(method, 0, 1e-3, 1e-2) for method in ("full", "apollo", "even", "muon", "odd")])
+    assert shown.tuning is not None
+    found = looks_of(shown, shown.tuning)
+    assert list(found) == ["full", "muon", "odd"]
+    assert found == {method: shown.looks[method] for method in found}
+
+
+@pytest.mark.usefixtures("unsaved")
+def test_a_method_without_a_scored_trial_is_named_below_the_budget(
+    trials: list[Record], results: list[Record], trial: Callable[..., Record]
+) -> None:
+    plot = budget_plot(context([*trials, trial("lora", 1e-3, 1e-2, None)], results))
+    assert plot is not None
+    assert plot.figure is not None
+    words = " ".join(text.get_text() for text in plot.figure.texts).replace("\n", " ")
+    assert "Not shown, no trial with a score: LoRA." in words
 
 
 def test_usual_rates_are_those_nearest_to_the_middle_of_the_first_ranges(

@@ -23,13 +23,16 @@ nox.options.sessions = ["tests"]
 nox.needs_version = ">=2024.10"
 
 
-def shared_python(session: nox.Session, small: bool = False) -> str:
-    """Return the interpreter of the shared environment, made if it is missing or stale."""
+def shared_python(session: nox.Session, *extras: str) -> str:
+    """Return the interpreter of the shared environment, made if it is missing or stale.
+
+    Beside `extras` it has what the arguments ask for: all-MiniLM-L6-v2, Ray, SLURM's client.
+    """
     given = os.environ.get("GNLORP_PYTHON")
     if given:
         return given
     python = SHARED / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-    for extra in ("suites,dev", *(["small"] if small else [])):
+    for extra in ("suites,dev", *dict.fromkeys((*extras, *asked_extras(session.name, list(session.posargs))))):
         stamp = SHARED / f"{extra}.stamp"
         content = b"".join((ROOT / name).read_bytes() for name in ("pyproject.toml", "constraints.txt"))
         digest = hashlib.sha256(content + " ".join(PEERS).encode()).hexdigest()
@@ -47,19 +50,25 @@ def shared_python(session: nox.Session, small: bool = False) -> str:
     return str(python)
 
 
+def asked_extras(name: str, arguments: list[str]) -> list[str]:
+    """Return the extras that the arguments of session `name` need: profile small's encoder (not c4's), engines."""
+    words = {name, *(part for word in arguments for part in word.split("="))}
+    small = ["small"] if words & {"small", "minilm"} and "c4" not in words else []
+    return [*small, *(engine for engine in ("ray", "slurm") if engine in words)]
+
+
 def glue(session: nox.Session, rank: int) -> None:
     """Run the GLUE comparison at `rank`, then write tables and figures and print their paths last."""
-    packaged = any(word in ("small", "minilm") for word in _values(list(session.posargs)))
-    compare(session, "glue", ["--rank", str(rank)], small=packaged)
+    compare(session, "glue", ["--rank", str(rank)])
 
 
-def compare(session: nox.Session, suite: str, rank: list[str], small: bool = False) -> None:
+def compare(session: nox.Session, suite: str, rank: list[str]) -> None:
     """Run a suite's comparison, then write tables and figures and print their paths last.
 
     Options that say what a report shows (`--where`, `--against`, conventions of the average) go to the report, all
     others to the runs. Where runs ended badly the report is made all the same, and the session fails.
     """
-    python = shared_python(session, small)
+    python = shared_python(session)
     arguments = list(session.posargs)
     if {"--help", "-h"} & set(arguments):
         for command in (("suites", "run", suite, "--help"), ("reports", suite, "--help")):
@@ -147,10 +156,6 @@ def _every(arguments: list[str], name: str) -> list[str]:
     return found
 
 
-def _values(arguments: list[str]) -> list[str]:
-    return [part for word in arguments for part in word.split("=")]
-
-
 @nox.session(venv_backend="none")
 def glue_rank8(session: nox.Session) -> None:
     """GLUE at rank 8, five methods: `-- --profile small --data-dir DIR`, `-- --profile paper`, `-- --help`."""
@@ -165,7 +170,7 @@ def glue_rank4(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def c4(session: nox.Session) -> None:
-    """C4 pre-training, five methods: `-- --profile small --data-dir DIR`, `-- --profile paper --model 60m`."""
+    """C4 pre-training, six methods and a control: `-- --profile small --data-dir DIR`, `-- --help`."""
     compare(session, "c4", [])
 
 
@@ -208,20 +213,20 @@ def memory(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def tune(session: nox.Session) -> None:
     """Search every method's learning rates, equal budget, held-out rows: `-- c4 --profile small --data-dir DIR`."""
-    session.run(shared_python(session), "-m", "suites", "tune", *(session.posargs or ["glue"]), external=True)
+    must(session, shared_python(session), "-m", "suites", "tune", *(session.posargs or ["glue"]))
 
 
 @nox.session(venv_backend="none")
 def methods(session: nox.Session) -> None:
     """The methods, their papers, and their settings with defaults and sources."""
-    must(session, shared_python(session), "-m", "suites", "methods")
+    must(session, shared_python(session), "-m", "suites", "methods", *session.posargs)
 
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """Speed and memory beside peft, galore-torch and torch: about 30 minutes on 2 quiet cores; `-- --quick`."""
     arguments = list(session.posargs)
-    python = shared_python(session, small=True)
+    python = shared_python(session, "small")
     call(session, python, "-m", "suites", "bench", *arguments)
     if not {"--help", "-h"} & set(arguments):
         record = _option(arguments, "--out")[1:] or ["results/runs/bench.json"]
@@ -231,10 +236,7 @@ def bench(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def gpu_check(session: nox.Session) -> None:
     """What a CUDA device does with this code, in ten minutes, offline; `-- --device cpu` rehearses it without one."""
-    # Its exit code tells a failed answer (1) from a missing device (2).
-    code = exact(shared_python(session, small=True), "-m", "suites", "gpu-check", *session.posargs)
-    if code:
-        session.error("the check answered no somewhere")
+    must(session, shared_python(session, "small"), "-m", "suites", "gpu-check", *session.posargs)
 
 
 @nox.session(venv_backend="none")
@@ -258,8 +260,7 @@ def regression(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def gate_trial(session: nox.Session) -> None:
     """Seeded faults, one at a time in a copy of the tree: does the gate see them? `-- --fault NAME`; long."""
-    arguments = list(session.posargs)
-    session.run(shared_python(session), "tests/gate_trial/trial.py", *arguments, external=True)
+    must(session, shared_python(session), "tests/gate_trial/trial.py", *session.posargs)
 
 
 @nox.session(venv_backend="none")

@@ -48,6 +48,24 @@ def test_options_of_the_report_are_told_from_those_of_the_runs(
 
 
 @pytest.mark.parametrize(
+    ("name", "line", "extras"),
+    [
+        ("glue_rank8", "--profile small --data-dir DIR", ["small"]),
+        ("tune", "glue --profile=small", ["small"]),
+        ("own", "--task FILE --model minilm", ["small"]),
+        ("plan", "c4 --profile small", []),
+        ("c4", "--profile small --on ray", ["ray"]),
+        ("glue_rank4", "--on slurm --slurm partition=gpu", ["slurm"]),
+        ("glue_rank8", "", []),
+    ],
+)
+def test_the_environment_has_what_the_arguments_ask_for(
+    name: str, line: str, extras: list[str], sessions: ModuleType
+) -> None:
+    assert sessions.asked_extras(name, line.split()) == extras
+
+
+@pytest.mark.parametrize(
     ("line", "run", "report"),
     [
         ("--set state_bits=8 --where training.state_bits=8 --seeds 0",
@@ -65,7 +83,7 @@ def test_a_line_is_a_run_and_a_report(
     monkeypatch.setenv("GNLORP_PYTHON", "python")
     monkeypatch.setattr(sessions, "exact", lambda *words: ran.append(" ".join(words[2:])) or 0)
     monkeypatch.setattr(sessions, "said", lambda *words: "micro" if "profile" in words else "\n".join(NAMES))
-    sessions.glue(SimpleNamespace(posargs=line.split(), log=lambda text: None, error=pytest.fail), 8)
+    sessions.glue(SimpleNamespace(name="glue_rank8", posargs=line.split(), log=lambda text: None, error=pytest.fail), 8)
     assert ran == [run, report]
 
 
@@ -77,7 +95,7 @@ def test_a_run_that_failed_is_reported_and_fails_the_session(
     monkeypatch.setattr(sessions, "exact", lambda *words: next(codes))
     monkeypatch.setattr(sessions, "said", lambda *words: "micro")
     failed: list[str] = []
-    sessions.glue(SimpleNamespace(posargs=[], log=lambda text: None, error=failed.append), 8)
+    sessions.glue(SimpleNamespace(name="glue_rank8", posargs=[], log=lambda text: None, error=failed.append), 8)
     assert next(codes, None) is None
     assert len(failed) == 1
 
@@ -87,7 +105,7 @@ def test_a_run_that_failed_is_reported_and_fails_the_session(
     ["regression"]
     + [
         pytest.param(name, marks=pytest.mark.slow)
-        for name in ("glue_rank8", "c4", "plan", "memory", "paper_tables", "bench")
+        for name in ("glue_rank8", "c4", "plan", "memory", "paper_tables", "bench", "tune", "gpu_check")
     ],
 )
 def test_bad_input_keeps_its_exit_code_through_nox(session: str, tmp_path: Path) -> None:

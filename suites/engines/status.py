@@ -162,9 +162,10 @@ def register(app: typer.Typer, console: Console, one_line_errors: Callable[[], A
                 if each.state not in DONE:
                     console.print(line(each), markup=False)
             if any(each.state not in DONE for each in found):
-                records = read_records([out]) or read_records([REFERENCE])
-                left = duration_text(seconds_left(found, records, slots))
-                console.print(f"left: {left}, {slots} at a time", markup=False)
+                left = seconds_left(found, read_records([out]), slots)
+                # Records of other runs in the same folder say nothing of these.
+                left = seconds_left(found, read_records([REFERENCE]), slots) if left is None else left
+                console.print(f"left: {duration_text(left)}, {slots} at a time", markup=False)
 
 
 def line(each: Standing) -> str:

@@ -77,7 +77,9 @@ def test_the_command_says_it_in_lines(store: Path, monkeypatch: pytest.MonkeyPat
     assert any("running  rte   full          seed 4  step 40 of 100  slurm 2 on H100" in line for line in lines)
     assert any("SLURM says FAILED; the same command goes on" in line for line in lines)
     assert any(line.strip().startswith("failed") and line.endswith("failed: why") for line in lines)
+    # The folder's records have no times; committed ones of such runs do.
     assert lines[-1].startswith("left: ")
+    assert "unknown" not in lines[-1]
     assert not any("diverged  " in line for line in lines)
 
 

@@ -17,7 +17,7 @@ from reports.paper.departures import suite_departures
 from results.protocols import read_protocols
 from results.schema import Plan, Record
 from suites import typed
-from suites.config import PROFILE_NAMES, PUBLISHED, default_rank, load_profile
+from suites.config import PROFILES, PUBLISHED, default_rank, load_profile
 from suites.models import micro_folder
 from suites.plan import Request, comparison
 from suites.run.execute import execute
@@ -150,4 +150,5 @@ def test_every_published_run_steps_and_is_evaluated_on_a_cut_down_model(profile:
 
 
 def test_a_profile_that_can_be_typed_is_one_that_there_is() -> None:
-    assert typed.PROFILES == ("auto", *PROFILE_NAMES)
+    files = [path.stem for path in PROFILES.glob("*.toml") if "." not in path.stem]
+    assert sorted(typed.PROFILES) == sorted(["auto", *files])

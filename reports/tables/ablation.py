@@ -56,7 +56,12 @@ def changed(row: str, base: str) -> str:
 
 def _mean(found: Findings, row: str) -> Entry:
     mean = found.mean(row)
-    return EMPTY if mean is None else Entry(found.metric.text(found.metric.gain(mean)))
+    if mean is None:
+        return EMPTY
+    # A base with more seeds than its variants has another mean than the differences start from.
+    fewest = min(len(seeds) for seeds in found.scores[row].values())
+    known = f" (n={fewest})" if fewest < len(found.context.seeds) else ""
+    return Entry(f"{found.metric.text(found.metric.gain(mean))}{known}")
 
 
 def signed(row: str, pair: Pair[str]) -> tuple[float | None, float | None, float | None]:

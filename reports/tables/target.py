@@ -104,12 +104,13 @@ def target_columns(context: Context) -> dict[str, list[Entry]]:
 
 
 def _entry(context: Context, found: Reached, values: dict[int, float], ratios: dict[int, float]) -> Entry:
-    """Return mean ± sd, the ratio to the yardstick's, and n where seeds are missing; what went wrong where any run did
-    not get there."""
+    """Return mean ± sd, the ratio to the yardstick's, and n where seeds are missing; what went wrong in how many of
+    its runs where any did not get there."""
     seeds = len(context.seeds)
     if found.trouble:
         bad = [*found.trouble.values()]
-        return Entry(", ".join(f"{kind} {bad.count(kind)}/{seeds}" for kind in sorted(set(bad))))
+        ran = len(found.steps.keys() | found.trouble.keys())
+        return Entry(", ".join(f"{kind} {bad.count(kind)}/{ran}" for kind in sorted(set(bad))))
     summary, ratio = summarise(values.values()), summarise(ratios.values())
     if summary.mean is None:
         return EMPTY

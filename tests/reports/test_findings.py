@@ -279,6 +279,12 @@ def test_variants_are_compared_with_their_base_and_not_with_everybody(run: Calla
     assert data.loc["side=both", "better_by"] == pytest.approx(0.0, abs=1e-9)
     assert not data.loc["side=both", "decided"]
     assert "| −10.0 |" in to_markdown(table).replace("**", "")
+    # A fourth seed of the base alone: the variants' means are marked as of fewer, their differences stay.
+    config = {**base, "norm_gradient": "full", "side": "small"}
+    table = ablation_table(Context([*records, run("rte", "gradnormlorp", 3, 0.9, method_config=config)], "small", 8))
+    assert table is not None
+    assert [str(row[2]).count("n=3") for row in table.rows] == [0, 1, 1]
+    assert table.data.set_index("changed").loc["norm_gradient=detached", "better_by"] == pytest.approx(-0.1)
 
 
 def test_no_variants_no_ablation(run: Callable[..., Record]) -> None:

@@ -99,6 +99,9 @@ def test_what_is_not_reached_or_too_rarely_evaluated_is_said_and_not_averaged(ru
     head = "Steps to Full training's loss"
     assert cells(context, "GaLore")[head] == "not reached 1/2"
     assert cells(context, "LoRA")[head] == "evaluated too rarely 2/2"
+    # Of the runs that the method has, not of the seeds that others have.
+    more = Context([*records, run("full", 2, FALLING)], "micro", 8)
+    assert cells(more, "GaLore")[head] == "not reached 1/2"
     assert reached(context)["lora"].steps == {}
 
 

@@ -95,13 +95,15 @@ def _sensitivity(context: Context, tuning: Tuning) -> Figure:
     axes = panels(figure, len(found), bottom + 0.55 / height, top - 0.28 / height, 0.075, 0.24, 0.42)
     for ax in axes:
         box = ax.get_position()
-        ax.set_position((box.x0 * 0.9 + 0.008, box.y0, box.width * 0.9, box.height))
+        ax.set_position((box.x0 * 0.885 + 0.022, box.y0, box.width * 0.885, box.height))
     low, high = scale_of(tuning)
     x_ends, y_ends = _ends(tuning, "learning_rate"), _ends(tuning, "rest_learning_rate")
     for index, (ax, (method, marks)) in enumerate(zip(axes, found.items(), strict=True)):
         _panel(ax, marks, styles[method], x_ends, y_ends)
         if index % 3 == 0:
             ax.set_ylabel(REST)
+        else:  # the same scale as the first of the row
+            ax.tick_params(labelleft=False)
         if index + 3 >= len(found) and any(mark.trial.learning_rate is not None for mark in marks):
             ax.set_xlabel(MATRICES)
     first, last = sorted(metric.scale * metric.gain(value) for value in (low, high))

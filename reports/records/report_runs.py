@@ -18,6 +18,7 @@ from reports.records.provenance import joined
 from reports.records.rows import base_of, told_apart
 from reports.records.tuning import Tuning
 from reports.stats.outcomes import Outcomes, metric_frame, outcomes, scores_frame
+from reports.stats.over_seeds import runs_apart
 from results.catalogue import Catalogue, MetricEntry, SuiteEntry
 from results.schema import Record
 
@@ -49,6 +50,14 @@ class Column:
     def gains(self, method: str) -> dict[int, float]:
         """Return seed -> score of a method so that more is better."""
         return {seed: self.metric.gain(score) for seed, score in self.place(method).scores.items()}
+
+    def far_apart(self, methods: Sequence[str]) -> dict[str, str]:
+        """Return, of these methods, those whose runs end far apart, with every score in words."""
+        scores = {method: self.place(method).scores for method in methods}
+        return {
+            name: f"{', '.join(map(self.metric.text, scores[name].values()))} ({seed_words(list(scores[name]))})"
+            for name in runs_apart(scores)
+        }
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import median
 
 from scipy.stats import t as student
 
@@ -14,6 +15,8 @@ from results.catalogue import MetricEntry
 LEVEL = 0.95
 LEVEL_WORDS = f"{100 * LEVEL:.0f} %"
 LEAST_SEEDS = 3
+APART = 10.0
+"""So many standard deviations of the other methods from the middle of its own, a run lies apart."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,26 @@ def clear_best(scores: Mapping[str, Mapping[int, float]], level: float = LEVEL) 
     others = [name for name in known if name != best]
     clear = all(paired_difference(scores[best], scores[name], level).excludes_zero for name in others)
     return best if clear else None
+
+
+def runs_apart(scores: Mapping[str, Mapping[int, float]]) -> list[str]:
+    """Return the names of which some value lies further than `APART` times the others' noise from the name's median.
+
+    The others' noise is the median of their standard deviations, of those above zero with `LEAST_SEEDS` seeds; without
+    any nothing is apart. So does a run that fell to the constant prediction beside two that did not: no mean tells it.
+
+    Args:
+        scores: name -> seed -> value.
+    """
+    noise = {name: summarise(v.values()).sd for name, v in scores.items() if len(v) >= LEAST_SEEDS}
+    found = []
+    for name in noise:
+        others = [sd for other, sd in noise.items() if other != name and sd]
+        middle = median(scores[name].values())
+        reach = max(abs(value - middle) for value in scores[name].values())
+        if others and reach > APART * median(others):
+            found.append(name)
+    return found
 
 
 def dominators(costs: Sequence[float], values: Sequence[float]) -> list[list[int]]:

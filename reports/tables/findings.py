@@ -203,7 +203,7 @@ def best_of(found: Findings) -> str | None:
 
 def lines(found: Findings) -> list[Line]:
     """Return the findings as sentences: who is best, who is better than whom by how much, what is not told apart."""
-    made = [_best_line(found), *_better_lines(found), *_alike_lines(found), *_idle_lines(found)]
+    made = [_best_line(found), *_better_lines(found), *_apart_lines(found), *_alike_lines(found), *_idle_lines(found)]
     if found.left_out:
         made.append(("limits", f"Not in these differences, too few seeds or not run: {', '.join(found.left_out)}."))
     if found.context.tuning is None and found.pairs:
@@ -253,20 +253,36 @@ def _than(found: Findings, pair: Pair[str]) -> str:
 
 
 def _alike_lines(found: Findings) -> list[Line]:
-    """Return what is not told apart, with the size that no difference exceeds; nothing where nothing is known."""
-    open_ = [pair for pair in found.pairs if not pair.decided and pair.p is not None and pair.bound is not None]
+    """Return what is not told apart, with the size that no difference exceeds; nothing where nothing is known.
+
+    Where a method's runs end far apart, which has a line of its own, the others are looked at without it.
+    """
+    wild = {method for column in found.columns for method in column.far_apart(list(found.scores))}
+    pairs = [pair for pair in found.pairs if not wild & {pair.first, pair.second}]
+    open_ = [pair for pair in pairs if not pair.decided and pair.p is not None and pair.bound is not None]
     if not open_:
         return []
     most = max(pair.bound or 0.0 for pair in open_)
-    if len(open_) == len(found.pairs):
-        count = len(found.scores)
-        between = "the two methods" if count == 2 else f"any two of {count} methods"
+    if len(open_) == len(pairs):
+        count, rows = len(found.scores) - len(wild), "others" if wild else "methods"
+        between = f"the two {rows}" if count == 2 else f"any two of {'the ' if wild else ''}{count} {rows}"
         return [("open", f"No difference larger than {found.amount(most)} was found between {between} ({found.what}).")]
     parts = [
         f"{found.context.title(pair.first)} and {found.context.title(pair.second)} ({found.amount(pair.bound or 0.0)})"
         for pair in open_
     ]
     return [("open", f"No difference was found, none larger than: {'; '.join(parts)}.")]
+
+
+def _apart_lines(found: Findings) -> list[Line]:
+    """Return a sentence for each method and task whose runs end so far apart that their mean describes none."""
+    title, by_task = found.context.title, found.context.by_task
+    return [
+        ("open", f"{title(method)}'s runs{f' on {column.head}' if by_task else ''} end far apart, {scores}: their mean "
+                 "describes none of them, and every interval with it is wide.")
+        for column in found.columns
+        for method, scores in column.far_apart(list(found.scores)).items()
+    ]  # fmt: skip
 
 
 def sentence(found: Findings, pair: Pair[str]) -> str:

@@ -59,8 +59,8 @@ def score_table(context: Context) -> Table:
     notes = (
         f"n = {len(context.seeds)} ({seed_words(context.seeds)}) where a cell says nothing else{_ways(columns)}",
         *context.entry.notes, *_reference_notes(context), BOLD_RULE.format(_best_word(columns)), *context.average_note,
-        *_survivors(context), *_no_average(context), *_cost_notes(cost_heads), *target_notes(context),
-        *provenance(context),
+        *_survivors(context), *_far_apart(context), *_no_average(context), *_cost_notes(cost_heads),
+        *target_notes(context), *provenance(context),
     )  # fmt: skip
     what = f"scores{_unit_words(columns)}" if context.by_task else "every measure at the last evaluation"
     caption = context.caption(f"{what}, mean ± standard deviation over seeds", scores=context.by_task)
@@ -178,6 +178,15 @@ def _survivors(context: Context) -> list[str]:
         for c in context.columns
         for method in context.methods
         if (place := c.place(method)).broken and place.scores
+    ]
+
+
+def _far_apart(context: Context) -> list[str]:
+    """Return a sentence for each cell whose mean describes none of its runs."""
+    return [
+        f"{context.title(method)}, {column.head}: runs far apart, {scores}"
+        for column in context.compared
+        for method, scores in column.far_apart(context.methods).items()
     ]
 
 

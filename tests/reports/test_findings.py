@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from reports.records.beside import settings_beside
 from reports.records.report_runs import Context
 from reports.tables.ablation import ablation_table
 from reports.tables.findings import Findings, findings_of, findings_table, lines, sentence, unordered
+from reports.tables.scores import score_table
 from reports.tables.table import Table, to_markdown
 from reports.write import report_of
 from results.catalogue import Catalogue, MethodEntry
@@ -193,6 +195,24 @@ def test_a_column_at_the_constant_prediction_orders_nothing(run: Callable[..., R
     text = told(idle)
     assert "is not shown to leave the constant prediction on RTE (53.0 ± 0.1 against 53.0): no order there." in text
     assert "SST-2 (" not in text
+
+
+def test_a_run_far_from_its_others_is_named(run: Callable[..., Record], make_record: Make) -> None:
+    records = grid(run, {"full": 0.7, "lora": 0.8, "dora": 0.75})
+    assert "far apart" not in told(records)
+    task = records[0].plan.task
+    fallen = [r for r in records if (r.plan.task, r.plan.method, r.plan.seed) != (task, "dora", 2)]
+    fallen.append(run(task, "dora", 2, 0.06))
+    said = "75.0, 75.3, 6.0 (seeds 0, 1, 2)"
+    assert f"DoRA's runs on RTE end far apart, {said}: their mean describes none of them" in told(fallen)
+    assert f"DoRA, RTE: runs far apart, {said}" in score_table(Context(fallen, "small", 8)).notes
+    # One task's loss: no task is named.
+    losses = {"full": (4.0, 4.01, 4.02), "lora": (4.0, 4.03, 4.01), "galore": (4.0, 9.0, 4.0)}
+    text = told([c4(make_record, method, seed, of[seed]) for method, of in losses.items() for seed in SEEDS])
+    assert "GaLore's runs end far apart, 4.0000, 9.0000, 4.0000 (seeds 0, 1, 2)" in text
+    # What is said of the others is not as wide as the pairs with it.
+    (most,) = re.findall(r"No difference larger than (\S+) nats was found between the two others", text)
+    assert float(most) < 0.1
 
 
 def test_a_lower_loss_is_better_and_in_its_own_unit(make_record: Make) -> None:

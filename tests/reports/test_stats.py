@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from reports.stats.over_seeds import clear_best, geometric_mean, paired_difference, pareto_front, summarise
+from reports.stats.over_seeds import clear_best, geometric_mean, paired_difference, pareto_front, runs_apart, summarise
 
 
 def test_summary_of_none_one_and_many() -> None:
@@ -78,3 +78,12 @@ def test_front_against_brute_force(seed: int) -> None:
 def test_geometric_mean() -> None:
     assert geometric_mean([1.0, 4.0]) == pytest.approx(2.0)
     assert geometric_mean([]) is None
+
+
+def test_runs_lie_apart_by_the_noise_of_the_others() -> None:
+    near = {"a": {0: 1.0, 1: 1.1, 2: 0.9}, "b": {0: 2.0, 1: 2.2, 2: 1.8}}
+    assert runs_apart(near | {"c": {0: 3.0, 1: 3.9, 2: 3.0}}) == []
+    assert runs_apart(near | {"c": {0: 3.0, 1: 5.1, 2: 3.0}}) == ["c"]
+    # Nothing to measure with: others that agree exactly, or have fewer seeds.
+    assert runs_apart({"a": dict.fromkeys(range(3), 1.0), "c": {0: 3.0, 1: 9.0, 2: 3.0}}) == []
+    assert runs_apart({"a": {0: 1.0, 1: 1.1}, "c": {0: 3.0, 1: 9.0, 2: 3.0}}) == []

@@ -634,7 +634,8 @@ def test_the_committed_records_open_and_are_photographed(browser: Any, tmp_path:
     shots = {"page-light": (1280, 860, "light"), "page-dark": (1280, 860, "dark"), "page-phone": (390, 844, "light")}
     for name, (width, height, scheme) in shots.items():
         with visiting(browser, page, width, height, scheme) as seen:
-            choose(seen, "profile", "micro")
+            choose(seen, "suite", "c4")
+            choose(seen, "profile", "small")
             seen.page.evaluate("document.activeElement.blur()")
             shot = tmp_path / f"{name}.png"
             seen.page.screenshot(path=shot)

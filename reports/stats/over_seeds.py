@@ -112,7 +112,7 @@ def runs_apart(scores: Mapping[str, Mapping[int, float]]) -> list[str]:
     """Return the names of which some value lies further than `APART` times the others' noise from the name's median.
 
     The others' noise is the median of their standard deviations, of those above zero with `LEAST_SEEDS` seeds; without
-    any nothing is apart. So does a run that fell to the constant prediction beside two that did not: no mean tells it.
+    any nothing is apart. A run that fell to the constant prediction beside two that did not is found.
 
     Args:
         scores: name -> seed -> value.

@@ -61,6 +61,9 @@ class Settings(BaseModel):
     targets: str = "attention+mlp"
     max_length: int = Field(default=128, gt=0)
     train_rows: int | None = Field(default=None, gt=0)
+    held_out: bool = Field(
+        default=False, description="score a part of train that is kept from training, as a search does; not validation"
+    )
     steps: int | None = Field(default=None, gt=0, description="optimizer steps; or give epochs")
     epochs: float | None = Field(default=None, gt=0)
     max_steps: int | None = Field(default=None, gt=0, description="cap on the steps that epochs amount to")

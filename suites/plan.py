@@ -92,7 +92,7 @@ class Comparison:
             targets=settings.targets,
             seed=self.request.seeds[0],
             model=self.suite.model(settings, runtime),
-            data=self.suite.data(task, settings, runtime),
+            data=self.suite.data(task, settings, runtime).model_copy(update={"held_out": settings.held_out}),
             training=training_plan(settings, self.suite.train_rows(task, settings, runtime)),
             method_digest=source_digest(method),
         )

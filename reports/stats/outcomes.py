@@ -41,24 +41,35 @@ class Outcomes:
 def scores_frame(runs: pd.DataFrame, metrics: pd.DataFrame, convention: Convention) -> pd.DataFrame:
     """Return one row a run: method, task, seed, outcome, score (the metric's own scale) and its step.
 
-    A task is read as the convention says; one without several readings by each run's own main metric. `outcome` is
-    "ok" where there is a score, else the run's status, or for a run of status ok "undefined" (a metric without a
-    value, as a correlation of constant predictions) or "not recorded" (the metric is not in the record).
+    A task is read as the convention says; one without several readings by each run's own main metric, and a run on
+    held-out rows, which are one split, by the reading's metrics there. `outcome` is "ok" where there is a score, else
+    the run's status, or for a run of status ok "undefined" (a metric without a value, as a correlation of constant
+    predictions) or "not recorded" (the metric is not in the record).
     """
     parts, ends = [], last_steps(runs)
+    split = _main_split(runs, metrics)
+    held = metrics["plan_hash"].isin(list(runs.loc[runs["held_out"].fillna(value=False), "plan_hash"]))
     for task in runs["task"].unique():
-        keys = convention.keys(task)
-        chosen = metrics["key"].isin(list(keys)) if convention.reading(task) is not None else metrics["is_main"]
+        keys, of_task = convention.keys(task), metrics["task"] == task
         best = _gain(convention, keys) if convention.epoch == "best" else None
-        parts.append(points(metrics[(metrics["task"] == task) & chosen], max(1, len(keys)), ends, best))
+        if convention.reading(task) is None:
+            parts.append(points(metrics[of_task & metrics["is_main"]], max(1, len(keys)), ends, best))
+            continue
+        names = {key.rpartition("/")[2] for key in keys}
+        there = held & (metrics["split"] == split) & metrics["metric"].isin(names)
+        parts.append(points(metrics[of_task & ~held & metrics["key"].isin(keys)], len(keys), ends, best))
+        parts.append(points(metrics[of_task & there], len(names), ends, best))
     return outcomes_frame(runs, parts)
 
 
 def metric_frame(runs: pd.DataFrame, metrics: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Return the same of one metric at the last evaluation, on the split that the run's main metric is of."""
-    split = metrics["plan_hash"].map(runs.set_index("plan_hash")["main_metric"].str.rpartition("/")[0])
-    chosen = (metrics["metric"] == metric) & (metrics["split"] == split)
+    chosen = (metrics["metric"] == metric) & (metrics["split"] == _main_split(runs, metrics))
     return outcomes_frame(runs, [points(metrics[chosen], 1, last_steps(runs), None)])
+
+
+def _main_split(runs: pd.DataFrame, metrics: pd.DataFrame) -> pd.Series:
+    return metrics["plan_hash"].map(runs.set_index("plan_hash")["main_metric"].str.rpartition("/")[0])
 
 
 def last_steps(runs: pd.DataFrame) -> pd.Series:

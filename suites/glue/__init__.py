@@ -31,7 +31,7 @@ class GlueSuite(Classification[GlueTask]):
     tasks: tuple[str, ...] = tuple(TASKS)
     entry: SuiteEntry = SuiteEntry(
         name="glue", title="GLUE", average="glue", metrics=metrics.ENTRIES, tasks=entries(),
-        notes=["Scored on validation, since the labels of the test split are hidden"],
+        notes=["No score is of the test split: its labels are hidden"],
     )  # fmt: skip
     work: Work = "fine-tuning"
     settings: type[GlueSettings] = GlueSettings

@@ -240,9 +240,8 @@ def _source(given: tuple[float, float] | None, source: str) -> str:
 
 
 def _template(asked: Comparison, task: str, method: str, runtime: Runtime) -> Plan:
-    plan = asked.plan(task, method, runtime, {"learning_rate": 1.0, "rest_learning_rate": 1.0})
-    data = plan.data.model_copy(update={"held_out": True})
-    return plan.model_copy(update={"data": data, "purpose": "tuning"})
+    plan = asked.plan(task, method, runtime, {"learning_rate": 1.0, "rest_learning_rate": 1.0, "held_out": True})
+    return plan.model_copy(update={"purpose": "tuning"})
 
 
 def _main_metric(asked: Comparison, task: str) -> MetricEntry:

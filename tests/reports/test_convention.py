@@ -55,6 +55,28 @@ def test_f1_and_accuracy_rules(make_record: Make, task: str, rule: str, expected
     assert score_of(record, glue(**{task: rule}))[0] == pytest.approx(expected)
 
 
+def held_out(make_record: Make, task: str, main: str, scores: Mapping[str, float | None]) -> Record:
+    """Return a record of `task` on held-out rows, all its metrics in one evaluation."""
+    found = with_metrics(make_record, task, scores)
+    data = found.plan.data.model_copy(update={"held_out": True})
+    plan = found.plan.model_copy(update={"data": data})
+    return found.model_copy(update={"plan": plan, "plan_hash": plan.hash(), "main_metric": f"held_out/{main}"})
+
+
+@pytest.mark.parametrize("rule", ["matched", "mismatched", "mean"])
+def test_held_out_rows_are_one_split_whatever_the_reading(make_record: Make, rule: str) -> None:
+    found = held_out(make_record, "mnli", "accuracy", {"held_out/accuracy": 0.6})
+    assert score_of(found, glue(mnli=rule)) == (0.6, "ok")
+    validation = held_out(make_record, "mnli", "accuracy", {"validation_matched/accuracy": 0.6})
+    assert score_of(validation, glue(mnli=rule)) == (None, "not recorded")
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("f1", 0.9), ("accuracy", 0.8), ("mean", 0.85)])
+def test_readings_of_held_out_rows(make_record: Make, rule: str, expected: float) -> None:
+    found = held_out(make_record, "mrpc", "f1", {"held_out/accuracy": 0.8, "held_out/f1": 0.9})
+    assert score_of(found, glue(mrpc=rule))[0] == pytest.approx(expected)
+
+
 def test_last_or_best_evaluation(make_record: Make) -> None:
     points = [{"validation/accuracy": value} for value in (0.5, 0.7, 0.6)]
     record = with_metrics(make_record, "rte", *points)

@@ -216,6 +216,13 @@ def test_a_search_looks_at_train_alone_and_takes_the_lowest_perplexity(tmp_path:
     assert found.choices[0].score == min(scores) < max(scores)
 
 
+def test_nothing_of_the_hubs_stream_can_be_held_out() -> None:
+    asked = Request("c4", "paper", 128, (), ("full",), (0,), (("held_out", True),))
+    runtime = Runtime(torch.device("cpu"), offline=True, dry=True)
+    with pytest.raises(ValueError, match=r"of the hub's stream there are none; .* --data-dir"):
+        get_suite("c4").verify(make_plans(asked, runtime)[0], runtime)
+
+
 def test_ranks_and_settings_follow_the_models_size() -> None:
     assert default_rank("paper", "c4") == 128
     assert default_rank("paper", "c4", "7b") == 1024

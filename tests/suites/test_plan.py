@@ -165,6 +165,14 @@ def test_a_plan_holds_the_resolved_numbers() -> None:
     assert not run.data.held_out
 
 
+def test_a_run_may_be_asked_for_on_held_out_rows() -> None:
+    """What a search looks at, for any run: all else of the plan stays as it is."""
+    plain, held = (make_plans(request(overrides=more), RUNTIME)[0] for more in ((), (("held_out", True),)))
+    assert held.data.held_out
+    assert held == plain.model_copy(update={"data": plain.data.model_copy(update={"held_out": True})})
+    assert held.hash() != plain.hash()
+
+
 def test_equal_requests_give_equal_hashes() -> None:
     first, second = (make_plans(request(), RUNTIME) for _ in range(2))
     assert [run.hash() for run in first] == [run.hash() for run in second]

@@ -771,9 +771,9 @@ def test_a_search_sees_train_alone() -> None:
         splits["validation"]
 
 
-def _glue(**changes: Any) -> Plan:
+def _glue(*more: tuple[str, Any], **changes: Any) -> Plan:
     settings = {"model": "micro", "source": "micro", "max_length": 48, "steps": 2}
-    asked = Request("glue", "micro", 8, ("mnli",), ("lora",), (0,), tuple(settings.items()))
+    asked = Request("glue", "micro", 8, ("mnli",), ("lora",), (0,), (*settings.items(), *more))
     (run,) = make_plans(asked, RUNTIME)
     return run.model_copy(update=changes)
 
@@ -791,8 +791,7 @@ def test_the_data_object_of_a_glue_search_has_no_validation_rows(
     from suites import glue
 
     (profiles / "micro.toml").write_text("[glue]\nmodel = 'micro'\n")
-    plain = _glue()
-    held = plain.model_copy(update={"purpose": "tuning", "data": plain.data.model_copy(update={"held_out": True})})
+    plain, held = _glue(), _glue(("held_out", True), purpose="tuning")
     whole = get_suite("glue").job(plain, RUNTIME)
     loaded = glue._load("mnli", "micro", None, True)
 
@@ -820,8 +819,7 @@ def test_a_suite_that_evaluates_on_validation_all_the_same_is_refused(folder: Pa
     from dataclasses import replace
 
     (profiles / "micro.toml").write_text("[glue]\nmodel = 'micro'\n")
-    plain = _glue()
-    held = plain.model_copy(update={"purpose": "tuning", "data": plain.data.model_copy(update={"held_out": True})})
+    plain, held = _glue(), _glue(("held_out", True), purpose="tuning")
     case = resolved(held, RUNTIME)
 
     class Stubborn:

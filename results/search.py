@@ -6,6 +6,7 @@ that the search goes on from. Readers of it need neither torch nor the journal's
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -42,6 +43,16 @@ class Space(Strict):
     first: int = Field(default=0, ge=0, description="place in the sequence of points of the round's first one")
 
 
+class Repeat(Strict):
+    """A trial again, with another seed."""
+
+    seed: int
+    plans: dict[str, str] = Field(description="task -> hash of its run's plan")
+    status: Status | None = Field(description="the worst of its runs; None: not all of them have a final record")
+    score: float | None = Field(description="as a trial's")
+    wall_s: Seconds | None = Field(description="as a trial's")
+
+
 class Trial(Strict):
     """One point of the unit square for one method: a run for each task of the search."""
 
@@ -55,17 +66,29 @@ class Trial(Strict):
     status: Status | None = Field(description="the worst of its runs; None: not all of them have a final record")
     score: float | None = Field(description="mean over the tasks of the last held-out score; None: none, or no number")
     wall_s: Seconds | None = Field(description="of its runs together; None: one of them says nothing")
+    repeats: list[Repeat] = Field(default=[], description="with further seeds, where it is among its method's best")
+
+    @property
+    def confirmed(self) -> float | None:
+        """The mean score over all seeds; None where a run of any brought none, or where there is one seed alone."""
+        found = [self.score, *(repeat.score for repeat in self.repeats)]
+        scores = [score for score in found if score is not None]
+        return statistics.fmean(scores) if self.repeats and len(scores) == len(found) else None
 
 
 class Choice(Strict):
-    """The best trial of a method, over all rounds; ties go to the earlier one."""
+    """The best trial of a method, over all rounds; ties go to the earlier one.
+
+    Where its best ones were repeated, by the mean over all seeds.
+    """
 
     method: str
     round: int
     number: int
     learning_rate: float | None
     rest_learning_rate: float
-    score: float
+    score: float = Field(description="mean over the seeds")
+    seeds: int = Field(default=1, description="how many")
     edges: list[str] = Field(description="rates that lie within EDGE of an end of their range: learning_rate low, ...")
 
 
@@ -80,11 +103,13 @@ class Search(Strict):
     seed: int = Field(description="of the runs")
     sampler: str = Field(description="what the points are, with its seed")
     trials: int = Field(gt=1, description="of every method in every round")
+    confirm: int = Field(default=0, description="best trials of every method that are repeated before one is chosen")
+    confirm_seeds: list[int] = Field(default=[], description="further seeds that they are repeated with")
     metrics: dict[str, str] = Field(description="task -> metric that its score is in, on held-out train rows")
     better: Literal["higher", "lower"] = Field(description="which scores are")
     spaces: list[Space]
     results: list[Trial] = Field(description="by method, round and number")
-    choices: list[Choice] = Field(description="one of each method whose trials all have a result")
+    choices: list[Choice] = Field(description="one of each method whose trials and repeats all have a result")
 
 
 def read_search(folder: Path) -> Search | None:

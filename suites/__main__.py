@@ -158,13 +158,14 @@ def tune(
     ] = None,
     write: Annotated[bool, typer.Option(help="write the choice beside the profile")] = True,
 ) -> None:
-    """Search each method's learning rates with an equal budget, on held-out train rows, one seed.
+    """Search each method's learning rates with an equal budget, on held-out train rows.
 
     Every method gets the same number of trials, at the same quasi-random points of a square: the learning rate of its
     matrices, and that of the rest, which every method trains alike (`rest_learning_rate`). Both go over log ranges that
     are equally wide for all, around the method's usual rate: `methods` lists them, and
     `--set method.lora.range=[1e-4,1e-2]` gives another. If a method's best lies within a tenth of an end of a range,
-    all ranges are widened by a decade and tried again, at most `--set rounds=3` times in all. Validation is never
+    all ranges are widened by a decade and tried again, at most `--set rounds=3` times in all. `--set confirm=3` runs
+    every method's best three again, with two further seeds, and chooses among them by the mean. Validation is never
     looked at.
 
     Records and journal stand in OUT/search-SUITE-PROFILE-rRANK: the same command goes on where it stopped, and several

@@ -111,6 +111,13 @@ class Settings(BaseModel):
     config: dict[str, Any] = Field(default={}, description="settings of the method itself")
     trials: int | None = Field(default=None, description="points that a search tries for every method in every round")
     rounds: int = Field(default=3, ge=1, description="the most rounds of a search, the first one included")
+    confirm: int = Field(
+        default=0,
+        ge=0,
+        description="best trials of every method that a search runs again with further seeds, and chooses among by the "
+        "mean over all seeds; 0: the best of one seed",
+    )
+    confirm_seeds: int = Field(default=2, ge=1, description="how many further seeds those are run with")
     range: tuple[float, float] | None = Field(
         default=None, description="learning rates that a search goes over; default: the method's"
     )

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from results.search import Choice, Search
+from results.search import Choice, Repeat, Search, Trial
 from results.store import FINAL, read_record, write_atomically
 from suites.config import tuned_path
 from suites.measure.environment import ROOT
@@ -24,7 +24,8 @@ def choice_table(search: Search) -> Table:
     scored = f"mean held-out score ({search.better} is better) on {', '.join(search.tasks)}"
     table = Table(
         "method", "trials", "diverged", "learning rate", "of the rest", "best score", "median", "at an edge",
-        title=f"{search.trials} trials of every method in each of {rounds} round(s); {scored}", title_justify="left",
+        title=f"{search.trials} trials of every method in each of {rounds} round(s){_again(search)}; {scored}",
+        title_justify="left",
     )  # fmt: skip
     chosen = {choice.method: choice for choice in search.choices}
     for method in dict.fromkeys(space.method for space in search.spaces):
@@ -41,6 +42,11 @@ def choice_table(search: Search) -> Table:
             "-" if best is None else ", ".join(best.edges) or "no",
         )
     return table
+
+
+def _again(search: Search) -> str:
+    seeds = ", ".join(map(str, [search.seed, *search.confirm_seeds]))
+    return f", the best {search.confirm} of each chosen among by the mean of seeds {seeds}" if search.confirm else ""
 
 
 def _rates(search: Search, method: str, best: Choice | None) -> tuple[str, str]:
@@ -80,6 +86,7 @@ def write_choice(search: Search, folder: Path) -> Path:
         f"# the best of {search.trials} trials in each of {rounds} round(s), as many for every method, by the mean",
         f"# score on held-out train rows, seed {search.seed}; validation not looked at. Records and",
         f"# journal: {place}, {FILE} in it",
+        *([f"# The{_again(search).removeprefix(', the')}."] if search.confirm else []),
     ]
     path = tuned_path(search.profile, search.suite, search.rank)
     table: dict[str, Any] = tomllib.loads(path.read_text()).get("method", {}) if path.exists() else {}
@@ -94,12 +101,14 @@ def write_choice(search: Search, folder: Path) -> Path:
 def _why_none(search: Search, method: str, folder: Path) -> str:
     """Return why a method has no choice, and what to do: the same command leaves alone what has a final record."""
     own = [trial for trial in search.results if trial.method == method]
-    if all(trial.status in RESULT for trial in own):
+    ran: list[Trial | Repeat] = [*own, *(repeat for trial in own for repeat in trial.repeats)]
+    of_all = " with every seed" if len(ran) > len(own) else ""
+    if all(trial.status in RESULT for trial in ran):
         return (
-            f"no choice for {method}: none of its trials has a number; begin anew with another range, such as "
+            f"no choice for {method}: none of its trials has a number{of_all}; begin anew with another range, such as "
             f"--set method.{method}.range=[1e-5,1e-3], in another --out folder"
         )
-    paths = [path for trial in own for key in trial.plans.values() for path in folder.glob(f"*-{key}.json")]
+    paths = [path for trial in ran for key in trial.plans.values() for path in folder.glob(f"*-{key}.json")]
     final = [path.name for path in paths if read_record(path).status in FINAL - RESULT]
     first = f"make room, such as by --workers 1, remove {', '.join(final)} from {folder}, and " if final else ""
     return f"no choice for {method}: not all of its trials have a result: {first}give the same command again"

@@ -71,7 +71,7 @@ def tune(
     check([plan for table in made.templates.values() for plan in table.values()], runtime)
     check_writable(made.folder)
     hunt = Hunt(made, runtime)
-    with there if there is not None and made.undone(hunt.round) else nullcontext() as away:
+    with there if there is not None and hunt.undone() else nullcontext() as away:
         failed = _rounds(console, hunt, runtime, fresh, show, away)
     found = hunt.settle()
     console.print(choice_table(found))
@@ -84,7 +84,7 @@ def tune(
 
 
 def _rounds(console: Console, hunt: Hunt, runtime: Runtime, fresh: bool, show: Show, away: Away | None) -> int:
-    """Run what is missing, round after round, and return how many runs of the last one failed."""
+    """Run what is missing, stage after stage, and return how many runs of the last one failed."""
     from results.store import read_records
     from suites.console import ProgressListener
     from suites.run import checkpoint
@@ -92,19 +92,27 @@ def _rounds(console: Console, hunt: Hunt, runtime: Runtime, fresh: bool, show: S
 
     made = hunt.trials
     while True:
-        plans, todo = made.plans(hunt.round), made.undone(hunt.round)
+        plans, todo = hunt.plans(), hunt.undone()
         if away is None or fresh:
             refuse_handed(todo, made.folder)
         note_asked(todo, made.folder, runtime.workers if away is None else away.slots)
         if fresh:
             for plan in todo:
                 checkpoint.remove(checkpoint.folder_of(made.folder, plan))
-        console.print(f"round {hunt.round + 1}: {made.trials} trials of every method", style="bold", markup=False)
+        console.print(_stage(hunt), style="bold", markup=False)
         predicted = predict_peaks(todo, runtime)
         show(plans, todo, read_records([made.folder]), predicted)
         if going_on := checkpoint.unfinished(made.folder, todo):
             console.print(f"{going_on} of them go on from a checkpoint, or are in hand elsewhere", markup=False)
         with ProgressListener(console, todo) as listener:
             failed = hunt.go(predicted, listener, away)
-        if failed or not hunt.next_round():
+        if failed or not hunt.next_stage():
             return failed
+
+
+def _stage(hunt: Hunt) -> str:
+    made = hunt.trials
+    if hunt.confirming:
+        seeds = ", ".join(map(str, made.seeds[1:]))
+        return f"the best {made.confirm} trials of every method again, seeds {seeds}: the choice is by the mean of all"
+    return f"round {hunt.round + 1}: {made.trials} trials of every method"

@@ -1,4 +1,5 @@
-"""Running a search: one of possibly several processes that share it, round after round, until no best lies at an edge.
+"""Running a search: one of possibly several processes that share it, round after round, until no best lies at an edge;
+then, where a search confirms, its methods' best trials again with further seeds.
 
 A run is taken by a lock that the system frees with the process, so that a killed one's runs are taken up by the others
 or by the next start, from their checkpoints. What is finished stands in the records; the journal and `search.json`
@@ -16,7 +17,7 @@ import optuna
 from filelock import FileLock, Timeout
 
 from results.schema import Plan, Record
-from results.search import Search, Space, read_search, with_others, write_search
+from results.search import Choice, Search, Space, read_search, with_others, write_search
 from results.store import FINAL
 from suites.run import checkpoint
 from suites.run.checkpoint import LOCKS
@@ -37,7 +38,7 @@ class Hunt:
     """One process's part in a search.
 
     Raises:
-        ValueError: methods that are not searched now have another number of trials.
+        ValueError: methods that are not searched now have another number of trials or repeats.
         JournalError: the folder's journal is of another search, or names runs whose records are not there.
     """
 
@@ -48,10 +49,11 @@ class Hunt:
         self._failed: set[str] = set()
         self._studies: dict[tuple[str, int], optuna.Study] = {}
         self._entered: set[tuple[str, int, int]] = set()
+        self.confirming = False
         with self.journal.held():
             check_others(trials.search(), read_search(trials.folder))
             self._open(trials.rounds[0])
-        while self.next_round():
+        while self.next_stage():
             pass
 
     @property
@@ -59,15 +61,23 @@ class Hunt:
         """The round in hand."""
         return len(self.trials.rounds) - 1
 
+    def plans(self) -> list[Plan]:
+        """Return the plans of the stage in hand, a round or the repeats."""
+        return self.trials.repeats() if self.confirming else self.trials.plans(self.round)
+
+    def undone(self) -> list[Plan]:
+        """Return those of them without a final record."""
+        return [plan for plan in self.plans() if not self.trials.done(plan)]
+
     def go(self, predicted: Mapping[str, int | None], listen: Listener, away: Away | None = None) -> int:
-        """Run what is missing of the round in hand, with other processes; return how many runs of this one failed.
+        """Run what is missing of the stage in hand, with other processes; return how many runs of this one failed.
 
         Args:
             predicted: plan hash -> peak bytes.
             listen: is told of this process's runs.
             away: runs them on other machines.
         """
-        while undone := [plan for plan in self.trials.undone(self.round) if plan.hash() not in self._failed]:
+        while undone := [plan for plan in self.undone() if plan.hash() not in self._failed]:
 
             def heard(event: Event) -> None:
                 if event.record is not None:
@@ -108,10 +118,21 @@ class Hunt:
             write_search(self.trials.folder, found)
         return found
 
-    def next_round(self) -> bool:
-        """Go over to the next round; False where the search is at its end, or the round in hand is not."""
+    def next_stage(self) -> bool:
+        """Go over to the next round, or to the repeats; False where the search is at its end, or the stage is not."""
         found = self.trials.search()
-        best = {choice.method: choice for choice in found.choices}
+        chosen = {choice.method: choice for choice in found.choices}
+        leaders = [self.trials.leader(method, found.results) for method in self.trials.templates]
+        best = {each.method: chosen.get(each.method, each) for each in leaders if each is not None}
+        if self._next_round(best):
+            self.confirming = False
+            return True
+        if self.confirming or not self.trials.confirm or any(trial.status not in RESULT for trial in found.results):
+            return False
+        self.confirming = True
+        return True
+
+    def _next_round(self, best: Mapping[str, Choice]) -> bool:
         most = max(self.trials.asked.settings(*cell).rounds for cell in self.trials.asked.cells())
         if len(best) < len(self.trials.templates) or self.round + 1 >= most:
             return False
@@ -175,7 +196,7 @@ class Hunt:
 
 
 def check_others(found: Search, earlier: Search | None) -> None:
-    """Raise ValueError if methods that are not searched now have another number of trials: the budget is equal."""
+    """Raise ValueError if methods that are not searched now have another number of trials or of repeats."""
     mine = {space.method for space in found.spaces}
     others = [] if earlier is None else sorted({space.method for space in earlier.spaces} - mine)
     if earlier is not None and others and earlier.trials != found.trials:
@@ -183,3 +204,13 @@ def check_others(found: Search, earlier: Search | None) -> None:
             f"trials {found.trials}: {', '.join(others)} have {earlier.trials} in this search, and every method gets "
             f"as many (nearest allowed value: {earlier.trials}; or search all of them: --method)"
         )
+    if earlier is not None and others and _confirmed(earlier) != _confirmed(found):
+        raise ValueError(
+            f"confirm {found.confirm} with {len(found.confirm_seeds)} seeds: {', '.join(others)} have "
+            f"{earlier.confirm} with {len(earlier.confirm_seeds)} in this search, and every method gets as many "
+            "(nearest allowed value: that; or search all of them: --method)"
+        )
+
+
+def _confirmed(search: Search) -> tuple[int, list[int]]:
+    return search.confirm, search.confirm_seeds

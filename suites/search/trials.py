@@ -5,16 +5,17 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from baselines.method import REST_RATES
 from baselines.registry import get_method
 from results.catalogue import MetricEntry
 from results.schema import Plan, Record, Status
-from results.search import Choice, Search, Space, Trial
+from results.search import Choice, Repeat, Search, Space, Trial
 from results.store import FINAL, read_record
-from suites.plan import Comparison
+from suites.plan import LARGEST_SEED, Comparison
 from suites.run.worker import record_path
 from suites.search.space import SAMPLER, Point, check_widths, checked_range, edges, points, rates_at
 from suites.suite import HELD_OUT, Runtime
@@ -33,6 +34,8 @@ class Trials:
     Attributes:
         templates: method -> task -> plan of its runs, but for the rates.
         trials: points of every method in every round.
+        confirm: how many of a method's best trials are repeated before one is chosen.
+        seeds: of the trials, and then of their repeats.
         rounds: method -> space, a table a round.
     """
 
@@ -40,6 +43,8 @@ class Trials:
     folder: Path
     templates: Mapping[str, Mapping[str, Plan]]
     trials: int
+    confirm: int
+    seeds: tuple[int, ...]
     better: str
     rounds: list[Mapping[str, Space]]
     _known: dict[str, Record] = field(default_factory=dict)
@@ -50,13 +55,14 @@ class Trials:
         """The tasks, in order."""
         return list(next(iter(self.templates.values())))
 
-    def plans_of(self, space: Space, number: int) -> dict[str, Plan]:
-        """Return task -> plan of one trial."""
+    def plans_of(self, space: Space, number: int, seed: int | None = None) -> dict[str, Plan]:
+        """Return task -> plan of one trial, or with `seed` of a repeat of it."""
         own, rest = rates_at(space, self._point(space, number))
         # A method that trains no matrix has its one rate in both places.
         rates = {"learning_rate": rest if own is None else own, "rest_learning_rate": rest}
+        seed = self.seeds[0] if seed is None else seed
         return {
-            task: plan.model_copy(update={"training": plan.training.model_copy(update=rates)})
+            task: plan.model_copy(update={"seed": seed, "training": plan.training.model_copy(update=rates)})
             for task, plan in self.templates[space.method].items()
         }
 
@@ -73,6 +79,18 @@ class Trials:
         ]
         return list({plan.hash(): plan for plan in made}.values())
 
+    def repeats(self) -> list[Plan]:
+        """Return the plans of all repeats, seed by seed, then by place among a method's best, then method by method."""
+        results = self.results()
+        best = [self.ranked(method, results)[: self.confirm] for method in self.templates]
+        places = [trial for place in zip_longest(*best) for trial in place if trial is not None]
+        return [
+            plan
+            for seed in self.seeds[1:]
+            for trial in places
+            for plan in self.plans_of(self.rounds[trial.round][trial.method], trial.number, seed).values()
+        ]
+
     def record(self, plan: Plan) -> Record | None:
         """Return the record of a plan, None where there is none."""
         key, path = plan.hash(), record_path(self.folder, plan)
@@ -82,10 +100,6 @@ class Trials:
                 return found
             self._known[key] = found
         return self._known.get(key)
-
-    def undone(self, round_: int) -> list[Plan]:
-        """Return the plans of a round without a final record."""
-        return [plan for plan in self.plans(round_) if not self.done(plan)]
 
     def done(self, plan: Plan) -> bool:
         """Whether a plan has a final record."""
@@ -103,12 +117,6 @@ class Trials:
         return self._ended[key]
 
     def _trial(self, space: Space, number: int) -> Trial:
-        plans = self.plans_of(space, number)
-        records = [self.record(plan) for plan in plans.values()]
-        known = [record for record in records if record is not None and record.status in FINAL]
-        whole = len(known) == len(records)
-        scores = [score for record in known if (score := held_out_score(record)) is not None]
-        walls = [record.timing.wall_s for record in known if record.timing is not None]
         point = self._point(space, number)
         own, rest = rates_at(space, point)
         return Trial(
@@ -118,49 +126,98 @@ class Trials:
             point=point,
             learning_rate=own,
             rest_learning_rate=rest,
-            plans={task: plan.hash() for task, plan in plans.items()},
-            status=max((record.status for record in known), key=WORST.index) if whole else None,
-            score=statistics.fmean(scores) if len(scores) == len(records) else None,
-            wall_s=sum(walls) if len(walls) == len(records) else None,
+            **self._ended_as(self.plans_of(space, number)),
         )
+
+    def _ended_as(self, plans: Mapping[str, Plan]) -> dict[str, Any]:
+        """Return what the records say of the runs of a trial, or of a repeat."""
+        records = [self.record(plan) for plan in plans.values()]
+        known = [record for record in records if record is not None and record.status in FINAL]
+        whole = len(known) == len(records)
+        scores = [score for record in known if (score := held_out_score(record)) is not None]
+        walls = [record.timing.wall_s for record in known if record.timing is not None]
+        return {
+            "plans": {task: plan.hash() for task, plan in plans.items()},
+            "status": max((record.status for record in known), key=WORST.index) if whole else None,
+            "score": statistics.fmean(scores) if len(scores) == len(records) else None,
+            "wall_s": sum(walls) if len(walls) == len(records) else None,
+        }
+
+    def results(self) -> list[Trial]:
+        """Return every trial of every round as the records have it, without repeats."""
+        spaces = [space for each in self.rounds for space in each.values()]
+        return [self.trial(space, number) for space in spaces for number in range(self.trials)]
+
+    def _repeated(self, trial: Trial) -> Trial:
+        """Return a trial with its repeats."""
+        space = self.rounds[trial.round][trial.method]
+        made = {seed: self.plans_of(space, trial.number, seed) for seed in self.seeds[1:]}
+        repeats = [Repeat(seed=seed, **self._ended_as(plans)) for seed, plans in made.items()]
+        return trial.model_copy(update={"repeats": repeats})
 
     def search(self) -> Search:
         """Return the record of the search so far."""
-        spaces = [space for each in self.rounds for space in each.values()]
-        results = [self.trial(space, number) for space in spaces for number in range(self.trials)]
-        request, plans = self.asked.request, [plan for each in self.templates.values() for plan in each.values()]
+        results = self.results()
+        best = [trial for method in self.templates for trial in self.ranked(method, results)[: self.confirm]]
+        again = {(trial.method, trial.round, trial.number): self._repeated(trial) for trial in best}
+        results = [again.get((trial.method, trial.round, trial.number), trial) for trial in results]
+        request = self.asked.request
         return Search(
             suite=request.suite,
             profile=request.profile,
             rank=request.rank,
             tasks=self.tasks,
-            seed=plans[0].seed,
+            seed=self.seeds[0],
             sampler=SAMPLER,
             trials=self.trials,
+            confirm=self.confirm,
+            confirm_seeds=list(self.seeds[1:]),
             metrics={task: _main_metric(self.asked, task).name for task in self.tasks},
             better="higher" if self.better == "higher" else "lower",
-            spaces=spaces,
+            spaces=[space for each in self.rounds for space in each.values()],
             results=results,
             choices=[choice for method in self.templates if (choice := self.choice(method, results)) is not None],
         )
 
-    def choice(self, method: str, results: Sequence[Trial]) -> Choice | None:
-        """Return a method's best trial, once all of them have a result; None before, or where none has a number."""
+    def ranked(self, method: str, results: Sequence[Trial]) -> list[Trial]:
+        """Return a method's trials with a number, the best first, once all of them have a result; none before."""
         own = [trial for trial in results if trial.method == method]
+        if any(trial.status not in RESULT for trial in own):
+            return []
         scored = [(trial, trial.score) for trial in own if trial.score is not None]
-        if not scored or any(trial.status not in RESULT for trial in own):
+        return [trial for trial, score in sorted(scored, key=lambda each: self._place(*each))]
+
+    def _place(self, trial: Trial, score: float) -> tuple[float, int, int]:
+        return (-score if self.better == "higher" else score, trial.round, trial.number)
+
+    def leader(self, method: str, results: Sequence[Trial]) -> Choice | None:
+        """Return a method's best trial by the first seed alone; None where it has none, or not yet."""
+        first = next(iter(self.ranked(method, results)), None)
+        return None if first is None or first.score is None else self._chosen(first, first.score, 1)
+
+    def choice(self, method: str, results: Sequence[Trial]) -> Choice | None:
+        """Return the trial that a method is given: the best one, of repeated ones by the mean over all seeds.
+
+        None before all of them have a result, or where none has a number.
+        """
+        if not self.confirm:
+            return self.leader(method, results)
+        best = self.ranked(method, results)[: self.confirm]
+        if any(repeat.status not in RESULT for trial in best for repeat in trial.repeats):
             return None
-        sign = 1 if self.better == "higher" else -1
-        best, score = max(scored, key=lambda each: (sign * each[1], -each[0].round, -each[0].number))
-        last = self.rounds[-1][method]
+        scored = [(trial, score) for trial in best if (score := trial.confirmed) is not None]
+        return self._chosen(*min(scored, key=lambda each: self._place(*each)), len(self.seeds)) if scored else None
+
+    def _chosen(self, best: Trial, score: float, seeds: int) -> Choice:
         return Choice(
-            method=method,
+            method=best.method,
             round=best.round,
             number=best.number,
             learning_rate=best.learning_rate,
             rest_learning_rate=best.rest_learning_rate,
             score=score,
-            edges=edges(last, best.learning_rate, best.rest_learning_rate),
+            seeds=seeds,
+            edges=edges(self.rounds[-1][best.method], best.learning_rate, best.rest_learning_rate),
         )
 
 
@@ -181,6 +238,14 @@ def trials_of(asked: Comparison, runtime: Runtime, folder: Path, trials: int | N
     if any(each.equal != "tokens" for each in settings):
         raise ValueError("equal 'memory': a search gives every method the same batch (nearest allowed value: tokens)")
     _shared("rounds", [each.rounds for each in settings])
+    confirm = _shared("confirm", [each.confirm for each in settings])
+    further = _shared("confirm_seeds", [each.confirm_seeds for each in settings]) if confirm else 0
+    seed = asked.request.seeds[0]
+    if seed + further > LARGEST_SEED:
+        raise ValueError(
+            f"confirm_seeds {further}: after seed {seed} there are {LARGEST_SEED - seed} more (nearest allowed value: "
+            f"{LARGEST_SEED - seed}, or --seeds 0)"
+        )
     count = trials if trials is not None else _shared("trials", [each.trials for each in settings])
     if count is None:
         raise ValueError(
@@ -198,7 +263,8 @@ def trials_of(asked: Comparison, runtime: Runtime, folder: Path, trials: int | N
     }
     check_widths(list(spaces.values()))
     templates = {method: {task: _template(asked, task, method, runtime) for task in tasks} for method in methods}
-    return Trials(asked, folder, templates, count, better.pop(), [spaces])
+    seeds = tuple(range(seed, seed + further + 1))
+    return Trials(asked, folder, templates, count, confirm, seeds, better.pop(), [spaces])
 
 
 def _shared(what: str, found: Sequence[T]) -> T:

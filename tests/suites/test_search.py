@@ -180,7 +180,7 @@ def search(trials: Trials, launch: Any) -> Search:
         hunting = Hunt(trials, RUNTIME)
         while True:
             hunting.go({}, lambda event: None)
-            if not hunting.next_round():
+            if not hunting.next_stage():
                 return hunting.settle()
     finally:
         hunt.launch = before
@@ -439,7 +439,7 @@ def test_a_run_that_says_nothing_of_its_rates_leaves_no_choice(status: Status, f
     assert found.choices == []
     # What ran out of memory is not run again while its record is there.
     final = status == "out_of_memory"
-    assert len(trials.undone(0)) == (0 if final else 1)
+    assert sum(not trials.done(run) for run in trials.plans(0)) == (0 if final else 1)
     with pytest.raises(ValueError, match="^no choice for lora: not all of its trials have a result: ") as raised:
         write_choice(found, folder)
     assert str(raised.value).endswith("give the same command again")
@@ -453,6 +453,109 @@ def test_a_method_whose_trials_all_diverge_needs_another_range(folder: Path) -> 
         ValueError, match=r"^no choice for lora: none .* a number; .*--set method\.lora\.range=.* --out"
     ):
         write_choice(found, folder)
+
+
+def _best_of(trials: Trials, method: str) -> list[int]:
+    """Return the numbers of a method's trials, the best by `bowl` first."""
+    space = trials.rounds[0][method]
+    return sorted(range(trials.trials), key=lambda number: bowl(trials.plans_of(space, number)["a"]))
+
+
+def _repeats_of(trials: Trials, method: str, number: int) -> set[str]:
+    space = trials.rounds[0][method]
+    return {run.hash() for seed in trials.seeds[1:] for run in trials.plans_of(space, number, seed).values()}
+
+
+def test_the_best_of_one_seed_is_chosen_if_it_is_the_best_of_all(folder: Path, tmp_path: Path) -> None:
+    asked = (("rounds", 1), ("confirm", 3), ("confirm_seeds", 2))
+    trials = made(folder, 8, overrides=asked)
+    lucky, second, *_ = _best_of(trials, "full")
+    falls = _repeats_of(trials, "full", lucky)
+    once = search(made(tmp_path / "once", 8, overrides=asked[:1]), pretender(bowl))
+    found = search(trials, pretender(lambda run: bowl(run) + 9.0 * (run.hash() in falls)))
+    assert (found.confirm, found.confirm_seeds) == (3, [1, 2])
+    first, last = ({choice.method: choice for choice in each.choices} for each in (once, found))
+    assert (first["full"].number, last["full"].number) == (lucky, second)
+    confirmed = {trial.number: trial.confirmed for trial in found.results if trial.method == "full" and trial.repeats}
+    assert confirmed[lucky] == pytest.approx(first["full"].score + 6.0)
+    assert last["full"].score == confirmed[second]
+    assert {(choice.method, choice.number) for choice in first.values() if choice.method != "full"} == {
+        (choice.method, choice.number) for choice in last.values() if choice.method != "full"
+    }
+    assert {choice.seeds for choice in found.choices} == {3}
+    # As many for every method, each a run for every task.
+    assert Counter(trial.method for trial in found.results for _ in trial.repeats) == dict.fromkeys(first, 6)
+    assert Counter(record.plan.seed for record in read_records([folder])) == {0: 8 * 4 * 2, 1: 3 * 4 * 2, 2: 3 * 4 * 2}
+    assert all(record.plan.data.held_out and record.plan.purpose == "tuning" for record in read_records([folder]))
+    title = str(choice_table(found).title)
+    assert (
+        "8 trials of every method in each of 1 round(s), the best 3 of each chosen among by the mean of seeds" in title
+    )
+    assert "chosen among" not in write_choice(once, folder).read_text()
+    told = write_choice(found, folder).read_text()
+    assert "# The best 3 of each chosen among by the mean of seeds 0, 1, 2." in told
+    assert f"learning_rate = {last['full'].learning_rate!r}" in told
+
+
+def test_a_trial_that_diverges_with_another_seed_is_no_choice(folder: Path) -> None:
+    asked = (("rounds", 1), ("confirm", 2), ("confirm_seeds", 1))
+
+    trials = made(folder, 4, overrides=asked)
+    best = _best_of(trials, "full")[0]
+    doomed = _repeats_of(trials, "full", best)
+    found = search(trials, pretender(lambda run: None if run.hash() in doomed else bowl(run)))
+    chosen = next(choice for choice in found.choices if choice.method == "full")
+    assert chosen.number != best
+    (repeat,) = next(trial for trial in found.results if (trial.method, trial.number) == ("full", best)).repeats
+    assert (repeat.status, repeat.score) == ("diverged", None)
+
+
+def test_where_every_repeat_diverges_or_one_fails_there_is_no_choice(folder: Path, tmp_path: Path) -> None:
+    asked = (("rounds", 1), ("confirm", 2))
+    found = search(made(folder, methods=("full",), overrides=asked), pretender(lambda r: None if r.seed else bowl(r)))
+    with pytest.raises(ValueError, match=r"^no choice for full: none of its trials has a number with every seed; "):
+        write_choice(found, folder)
+    trials = made(tmp_path / "b", methods=("full",), overrides=asked)
+    whole = search(trials, pretender(bowl))
+    lost = trials.repeats()[0]
+    write_record(trials.folder, record_of(lost, None, "out_of_memory"))
+    assert whole.choices
+    with pytest.raises(
+        ValueError, match=rf"not all of its trials have a result: .*remove {lost.label}\.json"
+    ) as raised:
+        write_choice(made(tmp_path / "b", methods=("full",), overrides=asked).search(), trials.folder)
+    assert str(raised.value).endswith("give the same command again")
+
+
+def test_a_repeated_trial_at_an_edge_widens_the_ranges_too(folder: Path) -> None:
+    """The first seed's best lies inside, the mean's at an edge."""
+    asked = (("rounds", 2), ("confirm", 8), ("confirm_seeds", 1))
+    trials = made(folder, 8, overrides=asked)
+    space = trials.rounds[0]["full"]
+    outer = next(number for number in range(8) if edges(space, *rates_at(space, points(8)[number])))
+    kept = _repeats_of(trials, "full", outer)
+
+    def score(run: Plan) -> float:
+        return bowl(run) + 9.0 * (run.method == "full" and run.seed != 0 and run.hash() not in kept)
+
+    inner = search(made(folder.with_name("one"), 8, overrides=(("rounds", 2),)), pretender(bowl))
+    assert {each.round for each in inner.spaces} == {0}
+    found = search(trials, pretender(score))
+    assert {each.round for each in found.spaces} == {0, 1}
+    again = Hunt(made(folder, 8, overrides=asked), RUNTIME)
+    assert not again.undone()
+    assert again.settle() == found
+
+
+def test_repeats_are_the_same_number_for_methods_that_join_later(folder: Path) -> None:
+    search(made(folder, methods=("full",), overrides=(("confirm", 2),)), pretender(bowl))
+    with pytest.raises(ValueError, match=r"^confirm 0 with 0 seeds: full have 2 with 2 in this search, and every"):
+        Hunt(made(folder, methods=("lora",)), RUNTIME)
+
+
+def test_seeds_end_somewhere(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"^confirm_seeds 2: after seed \d+ there are 1 more \(nearest .*: 1"):
+        made(folder, seeds=(2**63 - 2,), overrides=(("confirm", 2),))
 
 
 def test_ranges_are_widened_and_tried_again_until_no_best_lies_at_an_edge(folder: Path) -> None:
@@ -539,30 +642,33 @@ def _content(folder: Path) -> tuple[Search, set[str], list[tuple[str, int]]]:
     return found, {record.plan_hash for record in read_records([folder])}, sorted(trials)
 
 
+REPEATED: dict[str, Any] = {"overrides": (("confirm", 2),)}
+
+
 def _started(folder: Path, launch: Any) -> Any:
-    process = FORK.Process(target=lambda: search(made(folder), launch))
+    process = FORK.Process(target=lambda: search(made(folder, **REPEATED), launch))
     process.start()
     return process
 
 
 def test_killed_and_gone_on_with_it_is_the_same_as_uninterrupted(folder: Path, tmp_path: Path) -> None:
     whole, log = tmp_path / "whole", tmp_path / "log"
-    search(made(whole), pretender(bowl))
-    for die_after in (0, 3, 7, 1):
+    search(made(whole, **REPEATED), pretender(bowl))
+    for die_after in (0, 3, 7, 1, 24):
         process = _started(folder, pretender(bowl, log, die_after))
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
     # Cut off in the middle of writing a line of the journal, too.
     with (folder / FILE).open("a") as stream:
         stream.write('{"op_code":4,"wor')
-    search(made(folder), pretender(bowl, log))
+    search(made(folder, **REPEATED), pretender(bowl, log))
     assert _content(folder) == _content(whole)
     assert max(Counter(line.split()[1] for line in log.read_text().splitlines()).values()) == 1
 
 
 def test_two_processes_share_a_search_without_a_lost_or_double_trial(folder: Path, tmp_path: Path) -> None:
     whole, log = tmp_path / "whole", tmp_path / "log"
-    search(made(whole), pretender(bowl))
+    search(made(whole, **REPEATED), pretender(bowl))
     processes = [_started(folder, pretender(bowl, log, seconds=0.01)) for _ in range(3)]
     for process in processes:
         process.join(120)
@@ -581,7 +687,8 @@ def test_what_a_killed_process_had_in_hand_is_taken_up_by_the_other(folder: Path
     other.join(120)
     assert (doomed.exitcode, other.exitcode) == (-signal.SIGKILL, 0)
     keys = [line.split()[1] for line in log.read_text().splitlines()]
-    assert sorted(keys) == sorted(run.hash() for run in made(folder).plans(0))
+    trials = made(folder, **REPEATED)
+    assert sorted(keys) == sorted(run.hash() for run in [*trials.plans(0), *trials.repeats()])
 
 
 def test_more_trials_go_on_from_fewer(folder: Path, tmp_path: Path) -> None:
@@ -609,7 +716,7 @@ def test_a_search_on_an_engine_is_that_of_here(folder: Path, tmp_path: Path) -> 
     hunting = Hunt(made(folder), RUNTIME)
     away = Away(world, Resources(1), 1, 2, lambda line: None)
     assert hunting.go({}, lambda event: None, away) == 0
-    while hunting.next_round():
+    while hunting.next_stage():
         assert hunting.go({}, lambda event: None, away) == 0
     assert hunting.round > 0
     hunting.settle()
@@ -666,7 +773,7 @@ def test_a_run_that_fails_is_tried_once_and_again_the_next_time(folder: Path) ->
     try:
         first = Hunt(made(folder), RUNTIME)
         assert first.go({}, lambda event: None) == 2
-        assert not first.next_round()
+        assert not first.next_stage()
         assert len(set(failing)) == 2
         second = Hunt(made(folder), RUNTIME)
         assert second.go({}, lambda event: None) == 0

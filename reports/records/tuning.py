@@ -33,7 +33,9 @@ class Trial:
         learning_rate: of the method's matrices; None where it trains none.
         rest_learning_rate: of what every method trains alike; the learning rate where that has no rate of its own.
         others: other settings in which the method's trials differ, name -> value as text.
-        score: mean over the tasks of the last held-out score; None where a run of any seed brought none.
+        score: mean over the tasks of the last held-out score; None where a run brought none. Of a search the score of
+            its seed; of a grid with several the mean over them.
+        repeats: the scores with the further seeds that a search runs a method's best trials with, None as above.
         status: "ok", or the worst of what became of its runs, the last of `STATUSES` among them.
         hashes: of the plans of its runs.
     """
@@ -44,6 +46,13 @@ class Trial:
     score: float | None
     status: str
     hashes: tuple[str, ...]
+    repeats: tuple[float | None, ...] = ()
+
+    @property
+    def confirmed(self) -> float | None:
+        """The mean score over all seeds; None where it was not repeated, or a run of any seed brought none."""
+        scores = [score for score in (self.score, *self.repeats) if score is not None]
+        return summarise(scores).mean if len(scores) == 1 + len(self.repeats) > 1 else None
 
     @property
     def words(self) -> str:
@@ -126,18 +135,30 @@ class Tuning:
         for record in records:
             places.setdefault(_point(record.plan, names), []).append(record)
         made = []
-        for (rate, rest, *others), runs in sorted(
+        for (rate, rest, *others), found in sorted(
             places.items(), key=lambda item: [(type(v).__name__, v) for v in item[0]]
         ):
-            scores = {task: self._scores(runs, task) for task in self.tasks}
-            # A mean over the seeds that finished would flatter a point where others did not.
-            whole = all(scores.values()) and sum(map(len, scores.values())) == len(runs)
-            score = summarise(summarise(found).mean or 0.0 for found in scores.values()).mean if whole else None
+            runs = [record for record in found if record.plan.seed not in self.further_seeds]
+            score = self._score(runs)
             worst = max((r.status for r in runs if r.status != "ok"), key=STATUSES.index, default="no score")
-            status = "ok" if whole else worst
+            status = worst if score is None else "ok"
+            again = [[record for record in found if record.plan.seed == seed] for seed in self.further_seeds]
             made.append(Trial(rate if trained else None, rest, tuple(zip(names, others, strict=True)), score,
-                              status.replace("_", " "), tuple(record.plan_hash for record in runs)))  # fmt: skip
+                              status.replace("_", " "), tuple(record.plan_hash for record in runs),
+                              tuple(self._score(each) for each in again if each)))  # fmt: skip
         return made
+
+    @property
+    def further_seeds(self) -> list[int]:
+        """The seeds that the best trials are repeated with."""
+        return self.search.confirm_seeds if self.search else []
+
+    def _score(self, runs: Sequence[Record]) -> float | None:
+        """Return the mean over the tasks of what `runs` of one point brought; None where one of them brought none."""
+        scores = {task: self._scores(runs, task) for task in self.tasks}
+        # A mean over the seeds that finished would flatter a point where others did not.
+        whole = all(scores.values()) and sum(map(len, scores.values())) == len(runs)
+        return summarise(summarise(found).mean or 0.0 for found in scores.values()).mean if whole else None
 
     def _scores(self, runs: Iterable[Record], task: str) -> list[float]:
         found = []
@@ -151,11 +172,19 @@ class Tuning:
 
     def gain(self, trial: Trial) -> float | None:
         """Return a trial's score so that more is better."""
-        return None if trial.score is None or self.metric is None else self.metric.gain(trial.score)
+        return self._gain(trial.score)
+
+    def _gain(self, score: float | None) -> float | None:
+        return None if score is None or self.metric is None else self.metric.gain(score)
 
     def best(self, method: str) -> Trial | None:
-        """Return the trial with the best score, the first of equal ones; None where none has one."""
-        known = [(found, trial) for trial in self.trials[method] if (found := self.gain(trial)) is not None]
+        """Return the trial with the best score, the first of equal ones; None where none has one.
+
+        Where a search has repeated a method's best ones, that of the best mean over all seeds.
+        """
+        settled = any(c.method == method and c.seeds > 1 for c in (self.search.choices if self.search else ()))
+        scores = [(trial, trial.confirmed if settled else trial.score) for trial in self.trials[method]]
+        known = [(found, trial) for trial, score in scores if (found := self._gain(score)) is not None]
         return max(known, key=lambda pair: pair[0])[1] if known else None
 
     @cached_property
@@ -251,7 +280,8 @@ def tuning_of(records: Iterable[Record], searches: Iterable[Search], results: Se
             and table_rank(r) in ranks]  # fmt: skip
     mine = [r for r in mine if r.plan.model.name in models] or mine
     for search in joined(searches):
-        tried = {hash_ for trial in search.results for hash_ in trial.plans.values()}
+        runs = [plans for trial in search.results for plans in (trial.plans, *(r.plans for r in trial.repeats))]
+        tried = {hash_ for plans in runs for hash_ in plans.values()}
         if own := tuple(record for record in mine if record.plan_hash in tried):
             return Tuning(own, search)
     return Tuning(tuple(mine)) if mine else None

@@ -6,7 +6,6 @@ that the search goes on from. Readers of it need neither torch nor the journal's
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -43,10 +42,9 @@ class Space(Strict):
     first: int = Field(default=0, ge=0, description="place in the sequence of points of the round's first one")
 
 
-class Repeat(Strict):
-    """A trial again, with another seed."""
+class AtLength(Strict):
+    """A trial again, as long as the runs that its rates are chosen for."""
 
-    seed: int
     plans: dict[str, str] = Field(description="task -> hash of its run's plan")
     status: Status | None = Field(description="the worst of its runs; None: not all of them have a final record")
     score: float | None = Field(description="as a trial's")
@@ -66,20 +64,13 @@ class Trial(Strict):
     status: Status | None = Field(description="the worst of its runs; None: not all of them have a final record")
     score: float | None = Field(description="mean over the tasks of the last held-out score; None: none, or no number")
     wall_s: Seconds | None = Field(description="of its runs together; None: one of them says nothing")
-    repeats: list[Repeat] = Field(default=[], description="with further seeds, where it is among its method's best")
-
-    @property
-    def confirmed(self) -> float | None:
-        """The mean score over all seeds; None where a run of any brought none, or where there is one seed alone."""
-        found = [self.score, *(repeat.score for repeat in self.repeats)]
-        scores = [score for score in found if score is not None]
-        return statistics.fmean(scores) if self.repeats and len(scores) == len(found) else None
+    at_length: AtLength | None = Field(default=None, description="None: nobody asked")
 
 
 class Choice(Strict):
     """The best trial of a method, over all rounds; ties go to the earlier one.
 
-    Where its best ones were repeated, by the mean over all seeds.
+    Where the search confirms, the first that is no worse at the runs' own length; where none is, the best there.
     """
 
     method: str
@@ -87,8 +78,8 @@ class Choice(Strict):
     number: int
     learning_rate: float | None
     rest_learning_rate: float
-    score: float = Field(description="mean over the seeds")
-    seeds: int = Field(default=1, description="how many")
+    score: float = Field(description="of the trial")
+    confirmed: float | None = Field(default=None, description="at the runs' own length; None: nobody asked")
     edges: list[str] = Field(description="rates that lie within EDGE of an end of their range: learning_rate low, ...")
 
 
@@ -103,13 +94,12 @@ class Search(Strict):
     seed: int = Field(description="of the runs")
     sampler: str = Field(description="what the points are, with its seed")
     trials: int = Field(gt=1, description="of every method in every round")
-    confirm: int = Field(default=0, description="best trials of every method that are repeated before one is chosen")
-    confirm_seeds: list[int] = Field(default=[], description="further seeds that they are repeated with")
+    confirm: int = Field(default=0, description="the most trials of a method that are asked at the runs' own length")
     metrics: dict[str, str] = Field(description="task -> metric that its score is in, on held-out train rows")
     better: Literal["higher", "lower"] = Field(description="which scores are")
     spaces: list[Space]
     results: list[Trial] = Field(description="by method, round and number")
-    choices: list[Choice] = Field(description="one of each method whose trials and repeats all have a result")
+    choices: list[Choice] = Field(description="one of each method whose runs all have a result")
 
 
 def read_search(folder: Path) -> Search | None:

@@ -114,10 +114,9 @@ class Settings(BaseModel):
     confirm: int = Field(
         default=0,
         ge=0,
-        description="best trials of every method that a search runs again with further seeds, and chooses among by the "
-        "mean over all seeds; 0: the best of one seed",
+        description="a search runs a method's best trial again at the runs' own length, and where it gets worse by it "
+        "the next best, at most so many; 0: none",
     )
-    confirm_seeds: int = Field(default=2, ge=1, description="how many further seeds those are run with")
     range: tuple[float, float] | None = Field(
         default=None, description="learning rates that a search goes over; default: the method's"
     )

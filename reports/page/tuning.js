@@ -4,8 +4,8 @@ const rateText = (value) => (value === null ? DASH : significant(value, 3));
 const trialScore = (tuning, trial) => (trial.score === null ? trial.status : number(trial.score, tuning.digits));
 
 function trialLines(tuning, one, trial) {
-  const mean = trial.seeds > 1 ? `mean of ${trial.seeds} seeds: ${number(trial.confirmed, tuning.digits)}` : null;
-  return [title(one.method), `${tuning.metric}: ${trialScore(tuning, trial)}`, mean, trial.rate === null ? "no matrix is trained" : `learning rate of the matrices ${rateText(trial.rate)}`,
+  const long = trial.atLength === null ? null : `at the runs' own length: ${number(trial.atLength, tuning.digits)}`;
+  return [title(one.method), `${tuning.metric}: ${trialScore(tuning, trial)}`, long, trial.rate === null ? "no matrix is trained" : `learning rate of the matrices ${rateText(trial.rate)}`,
     `of the rest ${rateText(trial.rest)}`, trial.others || null, one.trials[one.best] === trial ? "best of the method" : null, one.trials[one.usual] === trial ? "nearest to its usual rates" : null];
 }
 

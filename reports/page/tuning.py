@@ -69,8 +69,7 @@ def _method(
 def _trial(trial: Trial, mark: Shade, metric: MetricEntry, numbers: Mapping[str, int]) -> Json:
     return {
         "rate": trial.learning_rate, "rest": trial.rest_learning_rate, "others": trial.other_words,
-        "score": scaled(metric, trial.score), "status": trial.status, "confirmed": scaled(metric, trial.confirmed),
-        "seeds": 1 + len(trial.repeats),
+        "score": scaled(metric, trial.score), "status": trial.status, "atLength": scaled(metric, trial.at_length),
         "colour": None if mark.shade is None else _hex(mark.shade),
         "runs": [numbers[plan] for plan in trial.hashes if plan in numbers],
     }  # fmt: skip

@@ -35,7 +35,7 @@ class Trial:
         others: other settings in which the method's trials differ, name -> value as text.
         score: mean over the tasks of the last held-out score; None where a run brought none. Of a search the score of
             its seed; of a grid with several the mean over them.
-        repeats: the scores with the further seeds that a search runs a method's best trials with, None as above.
+        at_length: the score at the runs' own length, where a search asked for it; None as above.
         status: "ok", or the worst of what became of its runs, the last of `STATUSES` among them.
         hashes: of the plans of its runs.
     """
@@ -46,13 +46,8 @@ class Trial:
     score: float | None
     status: str
     hashes: tuple[str, ...]
-    repeats: tuple[float | None, ...] = ()
-
-    @property
-    def confirmed(self) -> float | None:
-        """The mean score over all seeds; None where it was not repeated, or a run of any seed brought none."""
-        scores = [score for score in (self.score, *self.repeats) if score is not None]
-        return summarise(scores).mean if len(scores) == 1 + len(self.repeats) > 1 else None
+    at_length: float | None = None
+    asked_at_length: bool = False
 
     @property
     def words(self) -> str:
@@ -70,10 +65,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Tuning:
-    """All trials of one suite, profile and rank, and the record of the search where there is one."""
+    """All trials of one suite, profile and rank, and the record of the search where there is one.
+
+    `longer`: the runs of its best trials at the length that their rates are chosen for.
+    """
 
     records: tuple[Record, ...]
     search: Search | None = None
+    longer: tuple[Record, ...] = ()
 
     @cached_property
     def catalogue(self) -> Catalogue:
@@ -135,23 +134,33 @@ class Tuning:
         for record in records:
             places.setdefault(_point(record.plan, names), []).append(record)
         made = []
-        for (rate, rest, *others), found in sorted(
+        for (rate, rest, *others), runs in sorted(
             places.items(), key=lambda item: [(type(v).__name__, v) for v in item[0]]
         ):
-            runs = [record for record in found if record.plan.seed not in self.further_seeds]
-            score = self._score(runs)
+            score, hashes = self._score(runs), tuple(record.plan_hash for record in runs)
             worst = max((r.status for r in runs if r.status != "ok"), key=STATUSES.index, default="no score")
             status = worst if score is None else "ok"
-            again = [[record for record in found if record.plan.seed == seed] for seed in self.further_seeds]
+            long = [record for hash_ in hashes for record in self._longer.get(hash_, ())]
             made.append(Trial(rate if trained else None, rest, tuple(zip(names, others, strict=True)), score,
-                              status.replace("_", " "), tuple(record.plan_hash for record in runs),
-                              tuple(self._score(each) for each in again if each)))  # fmt: skip
+                              status.replace("_", " "), hashes, self._score(long), bool(long)))  # fmt: skip
         return made
 
+    @cached_property
+    def _longer(self) -> dict[str, list[Record]]:
+        """Plan hash of a trial's run -> that of its task at the runs' own length."""
+        known = {record.plan_hash: record for record in self.longer}
+        return {
+            hash_: [known[trial.at_length.plans[task]]]
+            for trial in (self.search.results if self.search else ())
+            if trial.at_length is not None
+            for task, hash_ in trial.plans.items()
+            if trial.at_length.plans[task] in known
+        }
+
     @property
-    def further_seeds(self) -> list[int]:
-        """The seeds that the best trials are repeated with."""
-        return self.search.confirm_seeds if self.search else []
+    def confirms(self) -> bool:
+        """Whether the search asked its best trials at the runs' own length."""
+        return self.search is not None and self.search.confirm > 0
 
     def _score(self, runs: Sequence[Record]) -> float | None:
         """Return the mean over the tasks of what `runs` of one point brought; None where one of them brought none."""
@@ -172,19 +181,18 @@ class Tuning:
 
     def gain(self, trial: Trial) -> float | None:
         """Return a trial's score so that more is better."""
-        return self._gain(trial.score)
-
-    def _gain(self, score: float | None) -> float | None:
-        return None if score is None or self.metric is None else self.metric.gain(score)
+        return None if trial.score is None or self.metric is None else self.metric.gain(trial.score)
 
     def best(self, method: str) -> Trial | None:
         """Return the trial with the best score, the first of equal ones; None where none has one.
 
-        Where a search has repeated a method's best ones, that of the best mean over all seeds.
+        Where a search asked its best ones at the runs' own length, its choice.
         """
-        settled = any(c.method == method and c.seeds > 1 for c in (self.search.choices if self.search else ()))
-        scores = [(trial, trial.confirmed if settled else trial.score) for trial in self.trials[method]]
-        known = [(found, trial) for trial, score in scores if (found := self._gain(score)) is not None]
+        if self.search is not None and self.confirms:
+            chosen = {(c.method, c.round, c.number) for c in self.search.choices if c.method == method}
+            plans = [{*t.plans.values()} for t in self.search.results if (t.method, t.round, t.number) in chosen]
+            return next((trial for trial in self.trials[method] if {*trial.hashes} in plans), None)
+        known = [(found, trial) for trial in self.trials[method] if (found := self.gain(trial)) is not None]
         return max(known, key=lambda pair: pair[0])[1] if known else None
 
     @cached_property
@@ -280,10 +288,10 @@ def tuning_of(records: Iterable[Record], searches: Iterable[Search], results: Se
             and table_rank(r) in ranks]  # fmt: skip
     mine = [r for r in mine if r.plan.model.name in models] or mine
     for search in joined(searches):
-        runs = [plans for trial in search.results for plans in (trial.plans, *(r.plans for r in trial.repeats))]
-        tried = {hash_ for plans in runs for hash_ in plans.values()}
+        tried = {hash_ for trial in search.results for hash_ in trial.plans.values()}
+        longer = {hash_ for trial in search.results if trial.at_length for hash_ in trial.at_length.plans.values()}
         if own := tuple(record for record in mine if record.plan_hash in tried):
-            return Tuning(own, search)
+            return Tuning(own, search, tuple(record for record in mine if record.plan_hash in longer))
     return Tuning(tuple(mine)) if mine else None
 
 

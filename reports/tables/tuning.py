@@ -30,10 +30,10 @@ def tuning_caption(context: Context, tuning: Tuning, what: str) -> str:
     assert tuning.metric is not None
     tasks = ", ".join(tuning.entry.task_title(task) for task in tuning.tasks)
     steps = sorted({record.plan.training.steps for record in tuning.records})
-    further, again = tuning.further_seeds, ""
-    if further:
-        again = f", the best ones of a method again with {seed_words(further)} and chosen among by the mean over all"
-    seeds = sorted({record.plan.seed for record in tuning.records} - {*further})
+    again = ""
+    if tuning.search is not None and tuning.confirms:
+        again = f"; chosen is the first of a method's best {tuning.search.confirm} that is no worse at full length"
+    seeds = sorted({record.plan.seed for record in tuning.records})
     of_tasks = f"mean over {tasks}" if len(tuning.tasks) > 1 else tasks
     return (
         f"{context.about}: {what}. Scored on held-out train rows ({tuning.metric.title}, {of_tasks}), never on "
@@ -55,7 +55,7 @@ def tuned_table(context: Context) -> Table | None:
         rows.append((
             Entry(_title(context, tuning, method)), Entry(f"{len(trials)}" + _count(broken)),
             EMPTY if usual is None else Entry(f"{usual.words}: {score_text(usual, metric)}"),
-            EMPTY if best is None else Entry(f"{best.words}: {score_text(best, metric)}{_mean(best, metric)}"),
+            EMPTY if best is None else Entry(f"{best.words}: {score_text(best, metric)}{_at_length(best, metric)}"),
             EMPTY if gained is None else Entry(metric.text(gained, "+")),
             *(_expected_entry(expected, count(len(trials)), metric) for count in EXPECTED.values()),
             Entry(", ".join(edges).replace("_", " ") or "no") if best else EMPTY,
@@ -98,18 +98,14 @@ def score_text(trial: Trial, metric: MetricEntry) -> str:
     return trial.status if trial.score is None else metric.text(trial.score)
 
 
-def _mean(trial: Trial, metric: MetricEntry) -> str:
-    if trial.confirmed is None:
-        return ""
-    return f" (mean of {1 + len(trial.repeats)} seeds {metric.text(trial.confirmed)})"
+def _at_length(trial: Trial, metric: MetricEntry) -> str:
+    return "" if trial.at_length is None else f" (at length {metric.text(trial.at_length)})"
 
 
-def _repeats_entry(trial: Trial, metric: MetricEntry, best: bool) -> Entry:
-    """Return the mean over all seeds and what each of the further ones brought."""
-    if not trial.repeats:
+def _long_entry(trial: Trial, metric: MetricEntry, best: bool) -> Entry:
+    if not trial.asked_at_length:
         return EMPTY
-    each = ", ".join("—" if score is None else metric.text(score) for score in trial.repeats)
-    return Entry(f"{'—' if trial.confirmed is None else metric.text(trial.confirmed)} ({each})", best)
+    return Entry("no score" if trial.at_length is None else metric.text(trial.at_length), best)
 
 
 def _gained(tuning: Tuning, usual: Trial | None, best: Trial | None) -> float | None:
@@ -148,7 +144,7 @@ def _tuned_data(context: Context, tuning: Tuning, method: str, gained: float | N
                              "without_a_score": sum(trial.score is None for trial in trials)}  # fmt: skip
     for name, trial in (("usual", usual), ("best", best)):
         found |= {f"{name}_{field}": None if trial is None else getattr(trial, field)
-                  for field in ("learning_rate", "rest_learning_rate", "score", "confirmed")}  # fmt: skip
+                  for field in ("learning_rate", "rest_learning_rate", "score", "at_length")}  # fmt: skip
         found[f"{name}_trial"] = None if trial is None else " ".join(trial.hashes)
     rows = "; ".join(_published(context, tuning, method))
     return found | {"gained": gained, "edges": ", ".join(tuning.edges(method)), "row_trial": rows}
@@ -169,14 +165,14 @@ def trials_table(context: Context) -> Table | None:
                 EMPTY if trial.learning_rate is None else Entry(f"{trial.learning_rate:g}"),
                 Entry(f"{trial.rest_learning_rate:g}"), Entry(others) if others else EMPTY,
                 Entry(score_text(trial, tuning.metric), trial is best),
-                *([_repeats_entry(trial, tuning.metric, trial is best)] if tuning.further_seeds else []),
+                *([_long_entry(trial, tuning.metric, trial is best)] if tuning.confirms else []),
                 Entry(" ".join(trial.hashes)),
             ))  # fmt: skip
             data.append({"method": method, "title": _title(context, tuning, method),
                          "learning_rate": trial.learning_rate, "rest_learning_rate": trial.rest_learning_rate,
-                         "others": others, "score": trial.score, "confirmed": trial.confirmed, "status": trial.status,
+                         "others": others, "score": trial.score, "at_length": trial.at_length, "status": trial.status,
                          "best": trial is best, "plans": " ".join(trial.hashes)})  # fmt: skip
     heads = ("Method", "Learning rate", "Of the rest", "Other settings", tuning.metric.head,
-             *(["Mean over seeds (further ones)"] if tuning.further_seeds else []), "Trial")  # fmt: skip
+             *(["At the runs' own length"] if tuning.confirms else []), "Trial")  # fmt: skip
     what = "every trial, the best of each method in bold"
     return Table("trials", tuning_caption(context, tuning, what), heads, tuple(rows), (), pd.DataFrame(data))

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.table import Table
 
-from results.search import Choice, Repeat, Search, Trial
+from results.search import AtLength, Choice, Search, Trial
 from results.store import FINAL, read_record, write_atomically
 from suites.config import tuned_path
 from suites.measure.environment import ROOT
@@ -37,7 +37,7 @@ def choice_table(search: Search) -> Table:
             f"{sum(trial.status in RESULT for trial in own)} of {len(own)}",
             str(sum(trial.status == "diverged" for trial in own)),
             *_rates(search, method, best),
-            "-" if best is None else f"{best.score:.4f}",
+            "-" if best is None else f"{best.score:.4f}{_at_length(best)}",
             f"{statistics.median(scores):.4f}" if scores else "-",
             "-" if best is None else ", ".join(best.edges) or "no",
         )
@@ -45,8 +45,11 @@ def choice_table(search: Search) -> Table:
 
 
 def _again(search: Search) -> str:
-    seeds = ", ".join(map(str, [search.seed, *search.confirm_seeds]))
-    return f", the best {search.confirm} of each chosen among by the mean of seeds {seeds}" if search.confirm else ""
+    return f", the first of the best {search.confirm} that is no worse at full length" if search.confirm else ""
+
+
+def _at_length(best: Choice) -> str:
+    return "" if best.confirmed is None else f" ({best.confirmed:.4f} at length)"
 
 
 def _rates(search: Search, method: str, best: Choice | None) -> tuple[str, str]:
@@ -101,8 +104,8 @@ def write_choice(search: Search, folder: Path) -> Path:
 def _why_none(search: Search, method: str, folder: Path) -> str:
     """Return why a method has no choice, and what to do: the same command leaves alone what has a final record."""
     own = [trial for trial in search.results if trial.method == method]
-    ran: list[Trial | Repeat] = [*own, *(repeat for trial in own for repeat in trial.repeats)]
-    of_all = " with every seed" if len(ran) > len(own) else ""
+    ran: list[Trial | AtLength] = [*own, *(trial.at_length for trial in own if trial.at_length is not None)]
+    of_all = " at the runs' own length" if len(ran) > len(own) else ""
     if all(trial.status in RESULT for trial in ran):
         return (
             f"no choice for {method}: none of its trials has a number{of_all}; begin anew with another range, such as "

@@ -113,6 +113,5 @@ def _rounds(console: Console, hunt: Hunt, runtime: Runtime, fresh: bool, show: S
 def _stage(hunt: Hunt) -> str:
     made = hunt.trials
     if hunt.confirming:
-        seeds = ", ".join(map(str, made.seeds[1:]))
-        return f"the best {made.confirm} trials of every method again, seeds {seeds}: the choice is by the mean of all"
+        return f"every method's best trial at the runs' own length, the next where it falls, at most {made.confirm}"
     return f"round {hunt.round + 1}: {made.trials} trials of every method"

@@ -1,5 +1,5 @@
 """Running a search: one of possibly several processes that share it, round after round, until no best lies at an edge;
-then, where a search confirms, its methods' best trials again with further seeds.
+then, where a search confirms, its methods' best trials again at the runs' own length.
 
 A run is taken by a lock that the system frees with the process, so that a killed one's runs are taken up by the others
 or by the next start, from their checkpoints. What is finished stands in the records; the journal and `search.json`
@@ -38,7 +38,7 @@ class Hunt:
     """One process's part in a search.
 
     Raises:
-        ValueError: methods that are not searched now have another number of trials or repeats.
+        ValueError: methods that are not searched now have another number of trials, or another `confirm`.
         JournalError: the folder's journal is of another search, or names runs whose records are not there.
     """
 
@@ -62,8 +62,8 @@ class Hunt:
         return len(self.trials.rounds) - 1
 
     def plans(self) -> list[Plan]:
-        """Return the plans of the stage in hand, a round or the repeats."""
-        return self.trials.repeats() if self.confirming else self.trials.plans(self.round)
+        """Return the plans of the stage in hand, a round or what is asked at length."""
+        return self.trials.at_length() if self.confirming else self.trials.plans(self.round)
 
     def undone(self) -> list[Plan]:
         """Return those of them without a final record."""
@@ -119,7 +119,7 @@ class Hunt:
         return found
 
     def next_stage(self) -> bool:
-        """Go over to the next round, or to the repeats; False where the search is at its end, or the stage is not."""
+        """Go over to the next round, or to full length; False where the search is at its end, or the stage is not."""
         found = self.trials.search()
         chosen = {choice.method: choice for choice in found.choices}
         leaders = [self.trials.leader(method, found.results) for method in self.trials.templates]
@@ -196,7 +196,7 @@ class Hunt:
 
 
 def check_others(found: Search, earlier: Search | None) -> None:
-    """Raise ValueError if methods that are not searched now have another number of trials or of repeats."""
+    """Raise ValueError if methods that are not searched now have another number of trials, or `confirm`."""
     mine = {space.method for space in found.spaces}
     others = [] if earlier is None else sorted({space.method for space in earlier.spaces} - mine)
     if earlier is not None and others and earlier.trials != found.trials:
@@ -204,13 +204,8 @@ def check_others(found: Search, earlier: Search | None) -> None:
             f"trials {found.trials}: {', '.join(others)} have {earlier.trials} in this search, and every method gets "
             f"as many (nearest allowed value: {earlier.trials}; or search all of them: --method)"
         )
-    if earlier is not None and others and _confirmed(earlier) != _confirmed(found):
+    if earlier is not None and others and earlier.confirm != found.confirm:
         raise ValueError(
-            f"confirm {found.confirm} with {len(found.confirm_seeds)} seeds: {', '.join(others)} have "
-            f"{earlier.confirm} with {len(earlier.confirm_seeds)} in this search, and every method gets as many "
-            "(nearest allowed value: that; or search all of them: --method)"
+            f"confirm {found.confirm}: {', '.join(others)} have {earlier.confirm} in this search, and all get as "
+            f"many (nearest allowed value: {earlier.confirm}; or search all of them: --method)"
         )
-
-
-def _confirmed(search: Search) -> tuple[int, list[int]]:
-    return search.confirm, search.confirm_seeds

@@ -13,9 +13,9 @@ from baselines.method import REST_RATES
 from baselines.registry import get_method
 from results.catalogue import MetricEntry
 from results.schema import Plan, Record, Status
-from results.search import Choice, Repeat, Search, Space, Trial
+from results.search import AtLength, Choice, Search, Space, Trial
 from results.store import FINAL, read_record
-from suites.plan import LARGEST_SEED, Comparison
+from suites.plan import Comparison, comparison
 from suites.run.worker import record_path
 from suites.search.space import SAMPLER, Point, check_widths, checked_range, edges, points, rates_at
 from suites.suite import HELD_OUT, Runtime
@@ -34,8 +34,8 @@ class Trials:
     Attributes:
         templates: method -> task -> plan of its runs, but for the rates.
         trials: points of every method in every round.
-        confirm: how many of a method's best trials are repeated before one is chosen.
-        seeds: of the trials, and then of their repeats.
+        longer: the same at the runs' own length.
+        confirm: how many trials of a method are asked there at most.
         rounds: method -> space, a table a round.
     """
 
@@ -43,8 +43,8 @@ class Trials:
     folder: Path
     templates: Mapping[str, Mapping[str, Plan]]
     trials: int
+    longer: Mapping[str, Mapping[str, Plan]]
     confirm: int
-    seeds: tuple[int, ...]
     better: str
     rounds: list[Mapping[str, Space]]
     _known: dict[str, Record] = field(default_factory=dict)
@@ -55,15 +55,16 @@ class Trials:
         """The tasks, in order."""
         return list(next(iter(self.templates.values())))
 
-    def plans_of(self, space: Space, number: int, seed: int | None = None) -> dict[str, Plan]:
-        """Return task -> plan of one trial, or with `seed` of a repeat of it."""
+    def plans_of(
+        self, space: Space, number: int, templates: Mapping[str, Mapping[str, Plan]] | None = None
+    ) -> dict[str, Plan]:
+        """Return task -> plan of one trial."""
         own, rest = rates_at(space, self._point(space, number))
         # A method that trains no matrix has its one rate in both places.
         rates = {"learning_rate": rest if own is None else own, "rest_learning_rate": rest}
-        seed = self.seeds[0] if seed is None else seed
         return {
-            task: plan.model_copy(update={"seed": seed, "training": plan.training.model_copy(update=rates)})
-            for task, plan in self.templates[space.method].items()
+            task: plan.model_copy(update={"training": plan.training.model_copy(update=rates)})
+            for task, plan in (templates or self.templates)[space.method].items()
         }
 
     def _point(self, space: Space, number: int) -> Point:
@@ -79,17 +80,15 @@ class Trials:
         ]
         return list({plan.hash(): plan for plan in made}.values())
 
-    def repeats(self) -> list[Plan]:
-        """Return the plans of all repeats, seed by seed, then by place among a method's best, then method by method."""
+    def at_length(self) -> list[Plan]:
+        """Return the plans of what is asked at the runs' own length so far, by place among a method's best."""
         results = self.results()
-        best = [self.ranked(method, results)[: self.confirm] for method in self.templates]
-        places = [trial for place in zip_longest(*best) for trial in place if trial is not None]
-        return [
-            plan
-            for seed in self.seeds[1:]
-            for trial in places
-            for plan in self.plans_of(self.rounds[trial.round][trial.method], trial.number, seed).values()
-        ]
+        asked = [self.asked_at_length(method, results) for method in self.templates]
+        places = [trial for place in zip_longest(*asked) for trial in place if trial is not None]
+        return [plan for trial in places for plan in self._long_plans(trial).values()]
+
+    def _long_plans(self, trial: Trial) -> dict[str, Plan]:
+        return self.plans_of(self.rounds[trial.round][trial.method], trial.number, self.longer)
 
     def record(self, plan: Plan) -> Record | None:
         """Return the record of a plan, None where there is none."""
@@ -130,7 +129,7 @@ class Trials:
         )
 
     def _ended_as(self, plans: Mapping[str, Plan]) -> dict[str, Any]:
-        """Return what the records say of the runs of a trial, or of a repeat."""
+        """Return what the records say of the runs of a trial, short or at length."""
         records = [self.record(plan) for plan in plans.values()]
         known = [record for record in records if record is not None and record.status in FINAL]
         whole = len(known) == len(records)
@@ -144,22 +143,15 @@ class Trials:
         }
 
     def results(self) -> list[Trial]:
-        """Return every trial of every round as the records have it, without repeats."""
+        """Return every trial of every round as the records have it, at the trials' length."""
         spaces = [space for each in self.rounds for space in each.values()]
         return [self.trial(space, number) for space in spaces for number in range(self.trials)]
-
-    def _repeated(self, trial: Trial) -> Trial:
-        """Return a trial with its repeats."""
-        space = self.rounds[trial.round][trial.method]
-        made = {seed: self.plans_of(space, trial.number, seed) for seed in self.seeds[1:]}
-        repeats = [Repeat(seed=seed, **self._ended_as(plans)) for seed, plans in made.items()]
-        return trial.model_copy(update={"repeats": repeats})
 
     def search(self) -> Search:
         """Return the record of the search so far."""
         results = self.results()
-        best = [trial for method in self.templates for trial in self.ranked(method, results)[: self.confirm]]
-        again = {(trial.method, trial.round, trial.number): self._repeated(trial) for trial in best}
+        asked = [trial for method in self.templates for trial in self.asked_at_length(method, results)]
+        again = {(trial.method, trial.round, trial.number): trial for trial in asked}
         results = [again.get((trial.method, trial.round, trial.number), trial) for trial in results]
         request = self.asked.request
         return Search(
@@ -167,11 +159,10 @@ class Trials:
             profile=request.profile,
             rank=request.rank,
             tasks=self.tasks,
-            seed=self.seeds[0],
+            seed=request.seeds[0],
             sampler=SAMPLER,
             trials=self.trials,
             confirm=self.confirm,
-            confirm_seeds=list(self.seeds[1:]),
             metrics={task: _main_metric(self.asked, task).name for task in self.tasks},
             better="higher" if self.better == "higher" else "lower",
             spaces=[space for each in self.rounds for space in each.values()],
@@ -190,33 +181,53 @@ class Trials:
     def _place(self, trial: Trial, score: float) -> tuple[float, int, int]:
         return (-score if self.better == "higher" else score, trial.round, trial.number)
 
+    def asked_at_length(self, method: str, results: Sequence[Trial]) -> list[Trial]:
+        """Return a method's best trials with what they came to at length, up to the first that stands or is undone."""
+        found = []
+        for trial in self.ranked(method, results)[: self.confirm]:
+            ended = AtLength(**self._ended_as(self._long_plans(trial)))
+            found.append(trial.model_copy(update={"at_length": ended}))
+            if ended.status not in RESULT or self.stands(found[-1]):
+                break
+        return found
+
+    def stands(self, trial: Trial) -> bool:
+        """Whether a trial is no worse at length: more steps at rates that a method bears do it no harm."""
+        short, long = trial.score, None if trial.at_length is None else trial.at_length.score
+        if short is None or long is None:
+            return False
+        return long >= short if self.better == "higher" else long <= short
+
     def leader(self, method: str, results: Sequence[Trial]) -> Choice | None:
-        """Return a method's best trial by the first seed alone; None where it has none, or not yet."""
+        """Return a method's best trial at its own length; None where it has none, or not yet."""
         first = next(iter(self.ranked(method, results)), None)
-        return None if first is None or first.score is None else self._chosen(first, first.score, 1)
+        return None if first is None else self._chosen(first)
 
     def choice(self, method: str, results: Sequence[Trial]) -> Choice | None:
-        """Return the trial that a method is given: the best one, of repeated ones by the mean over all seeds.
+        """Return the trial that a method is given: the best one, where the search confirms the best one that stands.
 
-        None before all of them have a result, or where none has a number.
+        None before all that are asked have a result, or where none has a number.
         """
         if not self.confirm:
             return self.leader(method, results)
-        best = self.ranked(method, results)[: self.confirm]
-        if any(repeat.status not in RESULT for trial in best for repeat in trial.repeats):
+        asked = self.asked_at_length(method, results)
+        if any(trial.at_length is None or trial.at_length.status not in RESULT for trial in asked):
             return None
-        scored = [(trial, score) for trial in best if (score := trial.confirmed) is not None]
-        return self._chosen(*min(scored, key=lambda each: self._place(*each)), len(self.seeds)) if scored else None
+        if asked and self.stands(asked[-1]):
+            return self._chosen(asked[-1])
+        scored = [(t, t.at_length.score) for t in asked if t.at_length is not None and t.at_length.score is not None]
+        return self._chosen(min(scored, key=lambda each: self._place(*each))[0]) if scored else None
 
-    def _chosen(self, best: Trial, score: float, seeds: int) -> Choice:
+    def _chosen(self, best: Trial) -> Choice:
+        assert best.score is not None
         return Choice(
             method=best.method,
             round=best.round,
             number=best.number,
             learning_rate=best.learning_rate,
             rest_learning_rate=best.rest_learning_rate,
-            score=score,
-            seeds=seeds,
+            score=best.score,
+            confirmed=None if best.at_length is None else best.at_length.score,
             edges=edges(self.rounds[-1][best.method], best.learning_rate, best.rest_learning_rate),
         )
 
@@ -239,13 +250,6 @@ def trials_of(asked: Comparison, runtime: Runtime, folder: Path, trials: int | N
         raise ValueError("equal 'memory': a search gives every method the same batch (nearest allowed value: tokens)")
     _shared("rounds", [each.rounds for each in settings])
     confirm = _shared("confirm", [each.confirm for each in settings])
-    further = _shared("confirm_seeds", [each.confirm_seeds for each in settings]) if confirm else 0
-    seed = asked.request.seeds[0]
-    if seed + further > LARGEST_SEED:
-        raise ValueError(
-            f"confirm_seeds {further}: after seed {seed} there are {LARGEST_SEED - seed} more (nearest allowed value: "
-            f"{LARGEST_SEED - seed}, or --seeds 0)"
-        )
     count = trials if trials is not None else _shared("trials", [each.trials for each in settings])
     if count is None:
         raise ValueError(
@@ -263,8 +267,9 @@ def trials_of(asked: Comparison, runtime: Runtime, folder: Path, trials: int | N
     }
     check_widths(list(spaces.values()))
     templates = {method: {task: _template(asked, task, method, runtime) for task in tasks} for method in methods}
-    seeds = tuple(range(seed, seed + further + 1))
-    return Trials(asked, folder, templates, count, confirm, seeds, better.pop(), [spaces])
+    runs = comparison(asked.request, tuned=False)
+    longer = {method: {task: _template(runs, task, method, runtime) for task in tasks} for method in methods}
+    return Trials(asked, folder, templates, count, longer if confirm else {}, confirm, better.pop(), [spaces])
 
 
 def _shared(what: str, found: Sequence[T]) -> T:

@@ -22,7 +22,7 @@ from reports.tables.tuning import trials_table, tuned_table
 from reports.write import suite_report
 from results.catalogue import Catalogue, MethodEntry
 from results.schema import DataPlan, Evaluation, Record
-from results.search import Choice, Range, Repeat, Search, Space, joined, write_search
+from results.search import AtLength, Choice, Range, Search, Space, joined, write_search
 from results.search import Trial as Searched
 from results.store import write_record
 
@@ -303,74 +303,55 @@ def test_unequal_budgets_are_said(trials: list[Record], results: list[Record]) -
     assert "trials of the search 4 and 3" in " ".join(findings.data["what_else_differs"])
 
 
-def repeated(search: Search, again: list[Record], chosen: float) -> Search:
-    """Return a search whose trials at `again`'s points were repeated with seeds 1 and 2, and its choice of full."""
-    found = []
-    for trial in search.results:
-        mine = [record for record in again if record.plan.method == trial.method
-                and record.plan.training.learning_rate == trial.learning_rate
-                and record.plan.training.rest_learning_rate == trial.rest_learning_rate]  # fmt: skip
-        repeats = [Repeat(seed=r.plan.seed, plans={"c4": r.plan_hash}, status=r.status, score=None, wall_s=1.0)
-                   for r in mine]  # fmt: skip
-        found.append(trial.model_copy(update={"repeats": repeats}))
-    choices = [search.choices[0].model_copy(update={"learning_rate": chosen, "seeds": 3, "edges": []})]
-    changes = {"results": found, "confirm": 2, "confirm_seeds": [1, 2], "choices": choices}
-    return search.model_copy(update=changes)
+def confirmed(search: Search, longer: list[Record], chosen: int | None) -> Search:
+    """Return a search that asked for full's best trials at length, `longer`, and chose that of a number, or nothing."""
+    ends = {(r.plan.training.learning_rate, r.plan.training.rest_learning_rate): r for r in longer}
+    found = [
+        trial.model_copy(
+            update={"at_length": AtLength(plans={"c4": r.plan_hash}, status=r.status, score=None, wall_s=1)}
+        )
+        if trial.method == "full" and (r := ends.get((trial.learning_rate, trial.rest_learning_rate)))
+        else trial
+        for trial in search.results
+    ]
+    choices = [] if chosen is None else [search.choices[0].model_copy(update={"number": chosen, "edges": []})]
+    return search.model_copy(update={"results": found, "confirm": 2, "choices": choices})
 
 
-def test_the_best_of_repeated_trials_is_that_of_the_best_mean(
+def test_the_best_of_a_search_that_confirms_is_its_choice(
     trials: list[Record], results: list[Record], trial: Callable[..., Record]
 ) -> None:
-    """Full's best of seed 0, 4.0 at (1e-3, 1e-2), falls with seed 2; its third never ran again."""
-    again = [
-        trial("full", rate, rest, loss, seed=seed)
-        for (rate, rest), losses in {(1e-3, 1e-2): (4.1, 9.0), (1e-2, 1e-3): (4.4, 4.6)}.items()
-        for seed, loss in enumerate(losses, start=1)
-    ]
-    told = context([*trials, *again], results, repeated(search_of(trials), again, 1e-2))
+    """Full's best trial, 4.0 at (1e-3, 1e-2), diverges at length; the next one, 4.5, comes to 4.2."""
+    longer = [trial("full", 1e-3, 1e-2, None, steps=600), trial("full", 1e-2, 1e-3, 4.2, steps=600)]
+    told = context([*trials, *longer], results, confirmed(search_of(trials), longer, 2))
     assert told.tuning is not None
     best = told.tuning.best("full")
     assert best is not None
-    assert (best.learning_rate, best.score, best.repeats) == (1e-2, 4.5, (4.4, 4.6))
-    assert best.confirmed == pytest.approx(4.5)
-    # What is drawn of all trials is of one seed.
+    assert (best.learning_rate, best.score, best.at_length) == (1e-2, 4.5, 4.2)
+    # What is drawn of all trials is of one length.
     assert told.tuning.expected("full") == tuning(trials, results).expected("full")
-    assert len(told.tuning.records) == len(trials) + 4
-    other = told.tuning.best("galore")
-    assert other is not None
-    assert (other.repeats, other.confirmed) == ((), None)
+    assert told.tuning.records == tuple(trials)
+    assert told.tuning.longer == tuple(longer)
     table = trials_table(told)
     assert table is not None
-    assert "seed 0, the best ones of a method again with seeds 1, 2 and chosen among" in table.caption
-    means = [row[5].text for row in table.rows if row[5].text != "—"]
-    assert means == ["5.7000 (4.1000, 9.0000)", "4.5000 (4.4000, 4.6000)"]
+    assert "chosen is the first of a method's best 2 that is no worse at full length" in table.caption
+    assert [row[5].text for row in table.rows if row[5].text != "—"] == ["no score", "4.2000"]
     tuned = tuned_table(told)
     assert tuned is not None
-    assert tuned.data.set_index("method").loc["full", "best_confirmed"] == pytest.approx(4.5)
-    assert "(mean of 3 seeds 4.5000)" in tuned.rows[0][3].text
+    assert tuned.data.set_index("method").loc["full", "best_at_length"] == pytest.approx(4.2)
+    assert "4.5000 (at length 4.2000)" in tuned.rows[0][3].text
     view = tuning_view(told, {})
     assert view is not None
-    assert sorted((t["seeds"], t["confirmed"]) for t in view["methods"][0]["trials"] if t["seeds"] > 1) == [
-        (3, pytest.approx(4.5)), (3, pytest.approx(5.7))
-    ]  # fmt: skip
+    assert [t["atLength"] for t in view["methods"][0]["trials"] if t["atLength"] is not None] == [pytest.approx(4.2)]
 
 
-def test_a_repeat_that_diverged_leaves_no_mean_and_an_unsettled_search_its_first_seeds_best(
+def test_a_search_that_has_not_confirmed_yet_has_no_best(
     trials: list[Record], results: list[Record], trial: Callable[..., Record]
 ) -> None:
-    again = [trial("full", 1e-3, 1e-2, loss, seed=seed) for seed, loss in ((1, 4.1), (2, None))]
-    search = repeated(search_of(trials), again, 1e-3)
-    told = context([*trials, *again], results, search)
+    longer = [trial("full", 1e-3, 1e-2, 4.1, steps=600)]
+    told = context([*trials, *longer], results, confirmed(search_of(trials), longer, None))
     assert told.tuning is not None
     assert told.tuning.best("full") is None
-    table = trials_table(told)
-    assert table is not None
-    assert [row[5].text for row in table.rows if row[5].text != "—"] == ["— (4.1000, —)"]
-    open_ = context([*trials, *again], results, search.model_copy(update={"choices": search_of(trials).choices}))
-    assert open_.tuning is not None
-    best = open_.tuning.best("full")
-    assert best is not None
-    assert best.score == 4.0
 
 
 def test_every_trial_stands_in_the_table(trials: list[Record], results: list[Record]) -> None:

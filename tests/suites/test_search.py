@@ -455,107 +455,118 @@ def test_a_method_whose_trials_all_diverge_needs_another_range(folder: Path) -> 
         write_choice(found, folder)
 
 
+LONG = 10
+"""Steps of a run that is no trial."""
+
+
 def _best_of(trials: Trials, method: str) -> list[int]:
     """Return the numbers of a method's trials, the best by `bowl` first."""
     space = trials.rounds[0][method]
     return sorted(range(trials.trials), key=lambda number: bowl(trials.plans_of(space, number)["a"]))
 
 
-def _repeats_of(trials: Trials, method: str, number: int) -> set[str]:
-    space = trials.rounds[0][method]
-    return {run.hash() for seed in trials.seeds[1:] for run in trials.plans_of(space, number, seed).values()}
+def _rates(trials: Trials, method: str, number: int) -> float:
+    return trials.plans_of(trials.rounds[0][method], number)["a"].training.learning_rate
 
 
-def test_the_best_of_one_seed_is_chosen_if_it_is_the_best_of_all(folder: Path, tmp_path: Path) -> None:
-    asked = (("rounds", 1), ("confirm", 3), ("confirm_seeds", 2))
-    trials = made(folder, 8, overrides=asked)
-    lucky, second, *_ = _best_of(trials, "full")
-    falls = _repeats_of(trials, "full", lucky)
-    once = search(made(tmp_path / "once", 8, overrides=asked[:1]), pretender(bowl))
-    found = search(trials, pretender(lambda run: bowl(run) + 9.0 * (run.hash() in falls)))
-    assert (found.confirm, found.confirm_seeds) == (3, [1, 2])
+def _falling(trials: Trials, places: int, diverge: bool = False) -> Score:
+    """Return `bowl`, but that full's best `places` trials get worse, or diverge, at length."""
+    falls = {_rates(trials, "full", number) for number in _best_of(trials, "full")[:places]}
+
+    def score(run: Plan) -> float | None:
+        falling = run.training.steps == LONG and run.method == "full" and run.training.learning_rate in falls
+        return (None if diverge else bowl(run) + 9.0 - run.training.learning_rate) if falling else bowl(run)
+
+    return score
+
+
+@pytest.mark.parametrize("diverge", [False, True])
+def test_the_best_trial_is_chosen_if_it_bears_the_length_of_the_runs(diverge: bool, folder: Path) -> None:
+    trials = made(folder, 8, overrides=(("rounds", 1), ("confirm", 3)))
+    once = search(made(folder.with_name("once"), 8, overrides=(("rounds", 1),)), pretender(bowl))
+    found = search(trials, pretender(_falling(trials, 2, diverge)))
     first, last = ({choice.method: choice for choice in each.choices} for each in (once, found))
-    assert (first["full"].number, last["full"].number) == (lucky, second)
-    confirmed = {trial.number: trial.confirmed for trial in found.results if trial.method == "full" and trial.repeats}
-    assert confirmed[lucky] == pytest.approx(first["full"].score + 6.0)
-    assert last["full"].score == confirmed[second]
-    assert {(choice.method, choice.number) for choice in first.values() if choice.method != "full"} == {
-        (choice.method, choice.number) for choice in last.values() if choice.method != "full"
-    }
-    assert {choice.seeds for choice in found.choices} == {3}
-    # As many for every method, each a run for every task.
-    assert Counter(trial.method for trial in found.results for _ in trial.repeats) == dict.fromkeys(first, 6)
-    assert Counter(record.plan.seed for record in read_records([folder])) == {0: 8 * 4 * 2, 1: 3 * 4 * 2, 2: 3 * 4 * 2}
-    assert all(record.plan.data.held_out and record.plan.purpose == "tuning" for record in read_records([folder]))
-    title = str(choice_table(found).title)
-    assert (
-        "8 trials of every method in each of 1 round(s), the best 3 of each chosen among by the mean of seeds" in title
+    best = _best_of(trials, "full")
+    assert (first["full"].number, last["full"].number) == (best[0], best[2])
+    assert last["full"].confirmed == last["full"].score
+    assert first["full"].confirmed is None
+    # Asked is no more than there is need for, and nobody but full falls.
+    asked = [(trial.method, trial.number) for trial in found.results if trial.at_length is not None]
+    assert sorted(asked) == sorted(
+        [*(("full", n) for n in best[:3]), *((m, first[m].number) for m in first if m != "full")]
     )
-    assert "chosen among" not in write_choice(once, folder).read_text()
+    assert {m: choice.number for m, choice in first.items() if m != "full"} == {
+        m: choice.number for m, choice in last.items() if m != "full"
+    }
+    records = read_records([folder])
+    assert Counter(record.plan.training.steps for record in records) == {5: 8 * 4 * 2, LONG: (3 + 3) * 2}
+    assert all(record.plan.data.held_out and record.plan.purpose == "tuning" for record in records)
+    assert "at full length; mean held-out score" in str(choice_table(found).title)
+    assert "at full length" not in write_choice(once, folder).read_text()
     told = write_choice(found, folder).read_text()
-    assert "# The best 3 of each chosen among by the mean of seeds 0, 1, 2." in told
+    assert "# The first of the best 3 that is no worse at full length." in told
     assert f"learning_rate = {last['full'].learning_rate!r}" in told
 
 
-def test_a_trial_that_diverges_with_another_seed_is_no_choice(folder: Path) -> None:
-    asked = (("rounds", 1), ("confirm", 2), ("confirm_seeds", 1))
-
-    trials = made(folder, 4, overrides=asked)
-    best = _best_of(trials, "full")[0]
-    doomed = _repeats_of(trials, "full", best)
-    found = search(trials, pretender(lambda run: None if run.hash() in doomed else bowl(run)))
-    chosen = next(choice for choice in found.choices if choice.method == "full")
-    assert chosen.number != best
-    (repeat,) = next(trial for trial in found.results if (trial.method, trial.number) == ("full", best)).repeats
-    assert (repeat.status, repeat.score) == ("diverged", None)
-
-
-def test_where_every_repeat_diverges_or_one_fails_there_is_no_choice(folder: Path, tmp_path: Path) -> None:
-    asked = (("rounds", 1), ("confirm", 2))
-    found = search(made(folder, methods=("full",), overrides=asked), pretender(lambda r: None if r.seed else bowl(r)))
-    with pytest.raises(ValueError, match=r"^no choice for full: none of its trials has a number with every seed; "):
-        write_choice(found, folder)
-    trials = made(tmp_path / "b", methods=("full",), overrides=asked)
-    whole = search(trials, pretender(bowl))
-    lost = trials.repeats()[0]
-    write_record(trials.folder, record_of(lost, None, "out_of_memory"))
-    assert whole.choices
+def test_where_none_stands_the_best_at_length_is_chosen(folder: Path, tmp_path: Path) -> None:
+    trials = made(folder, 8, methods=("full",), overrides=(("rounds", 1), ("confirm", 3)))
+    found = search(trials, pretender(_falling(trials, 8)))
+    (choice,) = found.choices
+    asked = [trial for trial in found.results if trial.at_length is not None]
+    assert len(asked) == 3
+    best = min(asked, key=lambda trial: trial.at_length.score if trial.at_length and trial.at_length.score else 0.0)
+    assert choice.number == best.number
+    assert choice.confirmed is not None
+    assert choice.confirmed > choice.score
+    none = made(tmp_path / "none", 4, methods=("full",), overrides=(("rounds", 1), ("confirm", 2)))
+    broken = search(none, pretender(_falling(none, 4, diverge=True)))
     with pytest.raises(
-        ValueError, match=rf"not all of its trials have a result: .*remove {lost.label}\.json"
-    ) as raised:
-        write_choice(made(tmp_path / "b", methods=("full",), overrides=asked).search(), trials.folder)
+        ValueError, match=r"^no choice for full: none of its trials has a number at the runs' own length;"
+    ):
+        write_choice(broken, folder)
+
+
+def test_a_run_at_length_that_says_nothing_leaves_no_choice(folder: Path) -> None:
+    asked = (("rounds", 1), ("confirm", 2))
+    trials = made(folder, methods=("full",), overrides=asked)
+    assert search(trials, pretender(bowl)).choices
+    lost = trials.at_length()[0]
+    assert lost.training.steps == LONG
+    write_record(folder, record_of(lost, None, "out_of_memory"))
+    with pytest.raises(ValueError, match=rf"not all of its trials .*remove {lost.label}\.json") as raised:
+        write_choice(made(folder, methods=("full",), overrides=asked).search(), folder)
     assert str(raised.value).endswith("give the same command again")
 
 
-def test_a_repeated_trial_at_an_edge_widens_the_ranges_too(folder: Path) -> None:
-    """The first seed's best lies inside, the mean's at an edge."""
-    asked = (("rounds", 2), ("confirm", 8), ("confirm_seeds", 1))
-    trials = made(folder, 8, overrides=asked)
-    space = trials.rounds[0]["full"]
-    outer = next(number for number in range(8) if edges(space, *rates_at(space, points(8)[number])))
-    kept = _repeats_of(trials, "full", outer)
+def test_trials_that_are_as_long_as_runs_are_asked_nothing_more(folder: Path) -> None:
+    trials = made(folder, 2, overrides=(("rounds", 1), ("confirm", 2), ("steps", 5)))
+    found = search(trials, pretender(bowl))
+    assert len(read_records([folder])) == 2 * 4 * 2
+    assert all(choice.confirmed == choice.score for choice in found.choices)
 
-    def score(run: Plan) -> float:
-        return bowl(run) + 9.0 * (run.method == "full" and run.seed != 0 and run.hash() not in kept)
 
-    inner = search(made(folder.with_name("one"), 8, overrides=(("rounds", 2),)), pretender(bowl))
+def test_a_choice_at_an_edge_widens_the_ranges_too(folder: Path) -> None:
+    """The best trial lies inside and falls at length; the one that stands lies at an edge."""
+    asked = (("rounds", 2), ("confirm", 8))
+    trials = made(folder, 8, methods=("full",), overrides=asked)
+    inner = search(made(folder.with_name("one"), 8, methods=("full",), overrides=asked[:1]), pretender(bowl))
     assert {each.round for each in inner.spaces} == {0}
-    found = search(trials, pretender(score))
+    space, ranked = trials.rounds[0]["full"], _best_of(trials, "full")
+    outer = next(place for place, n in enumerate(ranked) if edges(space, *rates_at(space, points(8)[n])))
+    assert outer
+    found = search(trials, pretender(_falling(trials, outer)))
     assert {each.round for each in found.spaces} == {0, 1}
-    again = Hunt(made(folder, 8, overrides=asked), RUNTIME)
+    again = Hunt(made(folder, 8, methods=("full",), overrides=asked), RUNTIME)
     assert not again.undone()
     assert again.settle() == found
 
 
-def test_repeats_are_the_same_number_for_methods_that_join_later(folder: Path) -> None:
+def test_a_method_that_joins_later_is_confirmed_alike(folder: Path) -> None:
     search(made(folder, methods=("full",), overrides=(("confirm", 2),)), pretender(bowl))
-    with pytest.raises(ValueError, match=r"^confirm 0 with 0 seeds: full have 2 with 2 in this search, and every"):
+    with pytest.raises(
+        ValueError, match=r"^confirm 0: full have 2 in this search, and all get as many \(nearest .*: 2;"
+    ):
         Hunt(made(folder, methods=("lora",)), RUNTIME)
-
-
-def test_seeds_end_somewhere(folder: Path) -> None:
-    with pytest.raises(ValueError, match=r"^confirm_seeds 2: after seed \d+ there are 1 more \(nearest .*: 1"):
-        made(folder, seeds=(2**63 - 2,), overrides=(("confirm", 2),))
 
 
 def test_ranges_are_widened_and_tried_again_until_no_best_lies_at_an_edge(folder: Path) -> None:
@@ -642,33 +653,33 @@ def _content(folder: Path) -> tuple[Search, set[str], list[tuple[str, int]]]:
     return found, {record.plan_hash for record in read_records([folder])}, sorted(trials)
 
 
-REPEATED: dict[str, Any] = {"overrides": (("confirm", 2),)}
+CONFIRMED: dict[str, Any] = {"overrides": (("confirm", 2),)}
 
 
 def _started(folder: Path, launch: Any) -> Any:
-    process = FORK.Process(target=lambda: search(made(folder, **REPEATED), launch))
+    process = FORK.Process(target=lambda: search(made(folder, **CONFIRMED), launch))
     process.start()
     return process
 
 
 def test_killed_and_gone_on_with_it_is_the_same_as_uninterrupted(folder: Path, tmp_path: Path) -> None:
     whole, log = tmp_path / "whole", tmp_path / "log"
-    search(made(whole, **REPEATED), pretender(bowl))
-    for die_after in (0, 3, 7, 1, 24):
+    search(made(whole, **CONFIRMED), pretender(bowl))
+    for die_after in (0, 3, 7, 1, 20, 1, 3):  # the last two at length
         process = _started(folder, pretender(bowl, log, die_after))
         process.join(60)
         assert process.exitcode == -signal.SIGKILL
     # Cut off in the middle of writing a line of the journal, too.
     with (folder / FILE).open("a") as stream:
         stream.write('{"op_code":4,"wor')
-    search(made(folder, **REPEATED), pretender(bowl, log))
+    search(made(folder, **CONFIRMED), pretender(bowl, log))
     assert _content(folder) == _content(whole)
     assert max(Counter(line.split()[1] for line in log.read_text().splitlines()).values()) == 1
 
 
 def test_two_processes_share_a_search_without_a_lost_or_double_trial(folder: Path, tmp_path: Path) -> None:
     whole, log = tmp_path / "whole", tmp_path / "log"
-    search(made(whole, **REPEATED), pretender(bowl))
+    search(made(whole, **CONFIRMED), pretender(bowl))
     processes = [_started(folder, pretender(bowl, log, seconds=0.01)) for _ in range(3)]
     for process in processes:
         process.join(120)
@@ -687,8 +698,8 @@ def test_what_a_killed_process_had_in_hand_is_taken_up_by_the_other(folder: Path
     other.join(120)
     assert (doomed.exitcode, other.exitcode) == (-signal.SIGKILL, 0)
     keys = [line.split()[1] for line in log.read_text().splitlines()]
-    trials = made(folder, **REPEATED)
-    assert sorted(keys) == sorted(run.hash() for run in [*trials.plans(0), *trials.repeats()])
+    trials = made(folder, **CONFIRMED)
+    assert sorted(keys) == sorted(run.hash() for run in [*trials.plans(0), *trials.at_length()])
 
 
 def test_more_trials_go_on_from_fewer(folder: Path, tmp_path: Path) -> None:

@@ -268,8 +268,8 @@ def trials_of(asked: Comparison, runtime: Runtime, folder: Path, trials: int | N
     check_widths(list(spaces.values()))
     templates = {method: {task: _template(asked, task, method, runtime) for task in tasks} for method in methods}
     runs = comparison(asked.request, tuned=False)
-    longer = {method: {task: _template(runs, task, method, runtime) for task in tasks} for method in methods}
-    return Trials(asked, folder, templates, count, longer if confirm else {}, confirm, better.pop(), [spaces])
+    longer = {m: {task: _template(runs, task, m, runtime) for task in tasks} for m in methods if confirm}
+    return Trials(asked, folder, templates, count, longer, confirm, better.pop(), [spaces])
 
 
 def _shared(what: str, found: Sequence[T]) -> T:

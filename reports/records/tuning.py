@@ -140,17 +140,17 @@ class Tuning:
             score, hashes = self._score(runs), tuple(record.plan_hash for record in runs)
             worst = max((r.status for r in runs if r.status != "ok"), key=STATUSES.index, default="no score")
             status = worst if score is None else "ok"
-            long = [record for hash_ in hashes for record in self._longer.get(hash_, ())]
+            long = [self._longer[hash_] for hash_ in hashes if hash_ in self._longer]
             made.append(Trial(rate if trained else None, rest, tuple(zip(names, others, strict=True)), score,
                               status.replace("_", " "), hashes, self._score(long), bool(long)))  # fmt: skip
         return made
 
     @cached_property
-    def _longer(self) -> dict[str, list[Record]]:
+    def _longer(self) -> dict[str, Record]:
         """Plan hash of a trial's run -> that of its task at the runs' own length."""
         known = {record.plan_hash: record for record in self.longer}
         return {
-            hash_: [known[trial.at_length.plans[task]]]
+            hash_: known[trial.at_length.plans[task]]
             for trial in (self.search.results if self.search else ())
             if trial.at_length is not None
             for task, hash_ in trial.plans.items()

@@ -48,6 +48,7 @@ class AtLength(Strict):
     plans: dict[str, str] = Field(description="task -> hash of its run's plan")
     status: Status | None = Field(description="the worst of its runs; None: not all of them have a final record")
     score: float | None = Field(description="as a trial's")
+    fallen: list[str] = Field(default=[], description="tasks on which it is no better than the constant prediction")
     wall_s: Seconds | None = Field(description="as a trial's")
 
 
@@ -70,7 +71,8 @@ class Trial(Strict):
 class Choice(Strict):
     """The best trial of a method, over all rounds; ties go to the earlier one.
 
-    Where the search confirms, the first that is no worse at the runs' own length; where none is, the best there.
+    Where the search confirms, the first that is no worse at the runs' own length and has not fallen on a task there;
+    where none is, of those with the fewest fallen the best there.
     """
 
     method: str
@@ -95,6 +97,7 @@ class Search(Strict):
     sampler: str = Field(description="what the points are, with its seed")
     trials: int = Field(gt=1, description="of every method in every round")
     confirm: int = Field(default=0, description="the most trials of a method that are asked at the runs' own length")
+    confirm_tasks: list[str] = Field(default=[], description="tasks that they are asked on there beside the search's")
     metrics: dict[str, str] = Field(description="task -> metric that its score is in, on held-out train rows")
     better: Literal["higher", "lower"] = Field(description="which scores are")
     spaces: list[Space]

@@ -165,8 +165,9 @@ def tune(
     are equally wide for all, around the method's usual rate: `methods` lists them, and
     `--set method.lora.range=[1e-4,1e-2]` gives another. If a method's best lies within a tenth of an end of a range,
     all ranges are widened by a decade and tried again, at most `--set rounds=3` times in all. `--set confirm=3` runs
-    a method's best trial again at the runs' own length, and where it gets worse by it the next best, at most three.
-    Validation is never looked at.
+    a method's best trial again at the runs' own length, and where it gets worse by it, or is no better than the
+    constant prediction on a task (`--set confirm_tasks=cola,mrpc` adds some), the next best, at most three. Validation
+    is never looked at.
 
     Records and journal stand in OUT/search-SUITE-PROFILE-rRANK: the same command goes on where it stopped, and several
     at a time, in other terminals or on other devices of the same file system, share the work.

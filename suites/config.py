@@ -48,6 +48,11 @@ Layer = Mapping[str, Any]
 "A table of settings, with tables of more of them inside."
 
 
+def _names(given: Any) -> Any:
+    """Split names that are joined by commas."""
+    return tuple(filter(None, map(str.strip, given.split(",")))) if isinstance(given, str) else given
+
+
 class Settings(BaseModel):
     """What a run of any suite can be told, before it is resolved to a plan; a suite adds its own in a subclass.
 
@@ -116,6 +121,9 @@ class Settings(BaseModel):
         ge=0,
         description="a search runs a method's best trial again at the runs' own length, and where it gets worse by it "
         "the next best, at most so many; 0: none",
+    )
+    confirm_tasks: Annotated[tuple[str, ...], BeforeValidator(_names)] = Field(
+        default=(), description="it does so on these tasks too, each to be better than the constant prediction there"
     )
     range: tuple[float, float] | None = Field(
         default=None, description="learning rates that a search goes over; default: the method's"

@@ -4,7 +4,7 @@ const rateText = (value) => (value === null ? DASH : significant(value, 3));
 const trialScore = (tuning, trial) => (trial.score === null ? trial.status : number(trial.score, tuning.digits));
 
 function trialLines(tuning, one, trial) {
-  const long = trial.atLength === null ? null : `at the runs' own length: ${number(trial.atLength, tuning.digits)}`;
+  const long = trial.atLength === null ? null : `at the runs' own length: ${number(trial.atLength, tuning.digits)}${trial.fallen}`;
   return [title(one.method), `${tuning.metric}: ${trialScore(tuning, trial)}`, long, trial.rate === null ? "no matrix is trained" : `learning rate of the matrices ${rateText(trial.rate)}`,
     `of the rest ${rateText(trial.rest)}`, trial.others || null, one.trials[one.best] === trial ? "best of the method" : null, one.trials[one.usual] === trial ? "nearest to its usual rates" : null];
 }

@@ -12,7 +12,7 @@ from reports.figures.tuning import COLOURS, Shade, scale_of, shades
 from reports.page.views import digits, scaled
 from reports.records.report_runs import Context
 from reports.records.tuning import Trial, Tuning
-from reports.tables.tuning import rows_of_method, tuning_caption
+from reports.tables.tuning import fallen_words, rows_of_method, tuning_caption
 from results.catalogue import MetricEntry
 
 Json = dict[str, Any]
@@ -70,6 +70,7 @@ def _trial(trial: Trial, mark: Shade, metric: MetricEntry, numbers: Mapping[str,
     return {
         "rate": trial.learning_rate, "rest": trial.rest_learning_rate, "others": trial.other_words,
         "score": scaled(metric, trial.score), "status": trial.status, "atLength": scaled(metric, trial.at_length),
+        "fallen": fallen_words(trial),
         "colour": None if mark.shade is None else _hex(mark.shade),
         "runs": [numbers[plan] for plan in trial.hashes if plan in numbers],
     }  # fmt: skip

@@ -15,7 +15,7 @@ from reports.stats.budget import ExpectedBest, expected_best
 from reports.stats.over_seeds import summarise
 from results.catalogue import Catalogue, CatalogueError, MetricEntry, SuiteEntry
 from results.schema import Plan, Record, flat
-from results.search import EDGE, Range, Search, joined
+from results.search import EDGE, AtLength, Range, Search, joined
 
 UNSET = "unset"
 NOT_SETTINGS = frozenset(
@@ -36,6 +36,7 @@ class Trial:
         score: mean over the tasks of the last held-out score; None where a run brought none. Of a search the score of
             its seed; of a grid with several the mean over them.
         at_length: the score at the runs' own length, where a search asked for it; None as above.
+        fallen: tasks on which it is no better than the constant prediction there.
         status: "ok", or the worst of what became of its runs, the last of `STATUSES` among them.
         hashes: of the plans of its runs.
     """
@@ -48,6 +49,7 @@ class Trial:
     hashes: tuple[str, ...]
     at_length: float | None = None
     asked_at_length: bool = False
+    fallen: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:
@@ -129,7 +131,7 @@ class Tuning:
         return found
 
     def _trials(self, records: Sequence[Record], trained: bool) -> list[Trial]:
-        names = _varied(records)
+        names, longer = _varied(records), {record.plan_hash: record for record in self.longer}
         places: dict[tuple[Any, ...], list[Record]] = {}
         for record in records:
             places.setdefault(_point(record.plan, names), []).append(record)
@@ -140,22 +142,20 @@ class Tuning:
             score, hashes = self._score(runs), tuple(record.plan_hash for record in runs)
             worst = max((r.status for r in runs if r.status != "ok"), key=STATUSES.index, default="no score")
             status = worst if score is None else "ok"
-            long = [self._longer[hash_] for hash_ in hashes if hash_ in self._longer]
+            asked = [self._asked[hash_] for hash_ in hashes if hash_ in self._asked]
+            long = [longer[hash_] for task, again in asked if (hash_ := again.plans[task]) in longer]
+            fallen = dict.fromkeys(self.entry.task_title(task) for _, again in asked for task in again.fallen)
             made.append(Trial(rate if trained else None, rest, tuple(zip(names, others, strict=True)), score,
-                              status.replace("_", " "), hashes, self._score(long), bool(long)))  # fmt: skip
+                              status.replace("_", " "), hashes, self._score(long), bool(long),
+                              tuple(fallen)))  # fmt: skip
         return made
 
     @cached_property
-    def _longer(self) -> dict[str, Record]:
-        """Plan hash of a trial's run -> that of its task at the runs' own length."""
-        known = {record.plan_hash: record for record in self.longer}
-        return {
-            hash_: known[trial.at_length.plans[task]]
-            for trial in (self.search.results if self.search else ())
-            if trial.at_length is not None
-            for task, hash_ in trial.plans.items()
-            if trial.at_length.plans[task] in known
-        }
+    def _asked(self) -> dict[str, tuple[str, AtLength]]:
+        """Plan hash of a trial's run -> its task, and what the trial came to at the runs' own length."""
+        trials = self.search.results if self.search else ()
+        ended = [(trial.plans, trial.at_length) for trial in trials if trial.at_length is not None]
+        return {hash_: (task, at_length) for plans, at_length in ended for task, hash_ in plans.items()}
 
     @property
     def confirms(self) -> bool:

@@ -32,7 +32,11 @@ def tuning_caption(context: Context, tuning: Tuning, what: str) -> str:
     steps = sorted({record.plan.training.steps for record in tuning.records})
     again = ""
     if tuning.search is not None and tuning.confirms:
-        again = f"; chosen is the first of a method's best {tuning.search.confirm} that is no worse at full length"
+        also = ", ".join(map(tuning.entry.task_title, tuning.search.confirm_tasks))
+        again = (
+            f"; chosen is the first of a method's best {tuning.search.confirm} that is no worse at full length and has "
+            f"not fallen to the constant prediction{f', on {also} too' if also else ''}"
+        )
     seeds = sorted({record.plan.seed for record in tuning.records})
     of_tasks = f"mean over {tasks}" if len(tuning.tasks) > 1 else tasks
     return (
@@ -99,13 +103,19 @@ def score_text(trial: Trial, metric: MetricEntry) -> str:
 
 
 def _at_length(trial: Trial, metric: MetricEntry) -> str:
-    return "" if trial.at_length is None else f" (at length {metric.text(trial.at_length)})"
+    return "" if trial.at_length is None else f" (at length {metric.text(trial.at_length)}{fallen_words(trial)})"
 
 
 def _long_entry(trial: Trial, metric: MetricEntry, best: bool) -> Entry:
     if not trial.asked_at_length:
         return EMPTY
-    return Entry("no score" if trial.at_length is None else metric.text(trial.at_length), best)
+    score = "no score" if trial.at_length is None else metric.text(trial.at_length)
+    return Entry(score + fallen_words(trial), best)
+
+
+def fallen_words(trial: Trial) -> str:
+    """Return on which tasks a trial fell at the runs' own length, as an addition to its score there."""
+    return f", fallen: {', '.join(trial.fallen)}" if trial.fallen else ""
 
 
 def _gained(tuning: Tuning, usual: Trial | None, best: Trial | None) -> float | None:
@@ -170,8 +180,9 @@ def trials_table(context: Context) -> Table | None:
             ))  # fmt: skip
             data.append({"method": method, "title": _title(context, tuning, method),
                          "learning_rate": trial.learning_rate, "rest_learning_rate": trial.rest_learning_rate,
-                         "others": others, "score": trial.score, "at_length": trial.at_length, "status": trial.status,
-                         "best": trial is best, "plans": " ".join(trial.hashes)})  # fmt: skip
+                         "others": others, "score": trial.score, "at_length": trial.at_length,
+                         "fallen": ", ".join(trial.fallen), "status": trial.status, "best": trial is best,
+                         "plans": " ".join(trial.hashes)})  # fmt: skip
     heads = ("Method", "Learning rate", "Of the rest", "Other settings", tuning.metric.head,
              *(["At the runs' own length"] if tuning.confirms else []), "Trial")  # fmt: skip
     what = "every trial, the best of each method in bold"

@@ -45,7 +45,13 @@ def choice_table(search: Search) -> Table:
 
 
 def _again(search: Search) -> str:
-    return f", the first of the best {search.confirm} that is no worse at full length" if search.confirm else ""
+    if not search.confirm:
+        return ""
+    also = f", on {', '.join(search.confirm_tasks)} too" if search.confirm_tasks else ""
+    return (
+        f", the first of the best {search.confirm} that at full length is no worse and better than the constant "
+        f"prediction{also}"
+    )
 
 
 def _at_length(best: Choice) -> str:

@@ -68,7 +68,7 @@ def tune(
     if runtime.group.size > 1:
         raise ValueError("a search is not run by a group of processes: give the command once a device, they share it")
     made = trials_of(searched(request), runtime, folder, trials)
-    check([plan for table in made.templates.values() for plan in table.values()], runtime)
+    check([plan for of in (made.templates, made.longer) for table in of.values() for plan in table.values()], runtime)
     check_writable(made.folder)
     hunt = Hunt(made, runtime)
     with there if there is not None and hunt.undone() else nullcontext() as away:

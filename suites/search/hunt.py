@@ -38,7 +38,7 @@ class Hunt:
     """One process's part in a search.
 
     Raises:
-        ValueError: methods that are not searched now have another number of trials, or another `confirm`.
+        ValueError: methods that are not searched now have another number of trials, or are confirmed otherwise.
         JournalError: the folder's journal is of another search, or names runs whose records are not there.
     """
 
@@ -196,7 +196,7 @@ class Hunt:
 
 
 def check_others(found: Search, earlier: Search | None) -> None:
-    """Raise ValueError if methods that are not searched now have another number of trials, or `confirm`."""
+    """Raise ValueError if methods that are not searched now have another number of trials, or another `confirm`."""
     mine = {space.method for space in found.spaces}
     others = [] if earlier is None else sorted({space.method for space in earlier.spaces} - mine)
     if earlier is not None and others and earlier.trials != found.trials:
@@ -204,8 +204,10 @@ def check_others(found: Search, earlier: Search | None) -> None:
             f"trials {found.trials}: {', '.join(others)} have {earlier.trials} in this search, and every method gets "
             f"as many (nearest allowed value: {earlier.trials}; or search all of them: --method)"
         )
-    if earlier is not None and others and earlier.confirm != found.confirm:
-        raise ValueError(
-            f"confirm {found.confirm}: {', '.join(others)} have {earlier.confirm} in this search, and all get as "
-            f"many (nearest allowed value: {earlier.confirm}; or search all of them: --method)"
-        )
+    for name in ("confirm", "confirm_tasks"):
+        have, had = getattr(found, name), None if earlier is None else getattr(earlier, name)
+        if others and had != have:
+            raise ValueError(
+                f"{name} {have}: {', '.join(others)} have {had} in this search, and all get the same (nearest allowed "
+                f"value: {had}; or search all of them: --method)"
+            )

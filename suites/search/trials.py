@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from baselines.method import REST_RATES
-from baselines.registry import get_method
+from baselines.registry import checked_name, get_method
 from results.catalogue import MetricEntry
 from results.schema import Plan, Record, Status
 from results.search import AtLength, Choice, Search, Space, Trial
@@ -34,7 +34,7 @@ class Trials:
     Attributes:
         templates: method -> task -> plan of its runs, but for the rates.
         trials: points of every method in every round.
-        longer: the same at the runs' own length.
+        longer: the same at the runs' own length, on the search's tasks and `confirm_tasks`.
         confirm: how many trials of a method are asked there at most.
         rounds: method -> space, a table a round.
     """
@@ -45,6 +45,7 @@ class Trials:
     trials: int
     longer: Mapping[str, Mapping[str, Plan]]
     confirm: int
+    confirm_tasks: tuple[str, ...]
     better: str
     rounds: list[Mapping[str, Space]]
     _known: dict[str, Record] = field(default_factory=dict)
@@ -130,17 +131,29 @@ class Trials:
 
     def _ended_as(self, plans: Mapping[str, Plan]) -> dict[str, Any]:
         """Return what the records say of the runs of a trial, short or at length."""
-        records = [self.record(plan) for plan in plans.values()]
-        known = [record for record in records if record is not None and record.status in FINAL]
-        whole = len(known) == len(records)
-        scores = [score for record in known if (score := held_out_score(record)) is not None]
-        walls = [record.timing.wall_s for record in known if record.timing is not None]
+        known = self._final(plans)
+        whole = len(known) == len(plans)
+        # The tasks that are asked at length alone have no short score to stand beside.
+        found = [held_out_score(known[task]) for task in self.tasks if task in known]
+        scores = [score for score in found if score is not None]
+        walls = [record.timing.wall_s for record in known.values() if record.timing is not None]
         return {
             "plans": {task: plan.hash() for task, plan in plans.items()},
-            "status": max((record.status for record in known), key=WORST.index) if whole else None,
-            "score": statistics.fmean(scores) if len(scores) == len(records) else None,
-            "wall_s": sum(walls) if len(walls) == len(records) else None,
+            "status": max((record.status for record in known.values()), key=WORST.index) if whole else None,
+            "score": statistics.fmean(scores) if len(scores) == len(self.tasks) else None,
+            "wall_s": sum(walls) if len(walls) == len(plans) else None,
         }
+
+    def _final(self, plans: Mapping[str, Plan]) -> dict[str, Record]:
+        """Return task -> record of those plans that have a final one."""
+        records = {task: self.record(plan) for task, plan in plans.items()}
+        return {task: record for task, record in records.items() if record is not None and record.status in FINAL}
+
+    def _at_length(self, trial: Trial) -> AtLength:
+        plans = self._long_plans(trial)
+        ended = {task: record for task, record in self._final(plans).items() if record.status in RESULT}
+        fallen = [task for task, record in ended.items() if not _clear(record, _main_metric(self.asked, task))]
+        return AtLength(**self._ended_as(plans), fallen=fallen)
 
     def results(self) -> list[Trial]:
         """Return every trial of every round as the records have it, at the trials' length."""
@@ -163,6 +176,7 @@ class Trials:
             sampler=SAMPLER,
             trials=self.trials,
             confirm=self.confirm,
+            confirm_tasks=[*self.confirm_tasks] if self.confirm else [],
             metrics={task: _main_metric(self.asked, task).name for task in self.tasks},
             better="higher" if self.better == "higher" else "lower",
             spaces=[space for each in self.rounds for space in each.values()],
@@ -185,16 +199,19 @@ class Trials:
         """Return a method's best trials with what they came to at length, up to the first that stands or is undone."""
         found = []
         for trial in self.ranked(method, results)[: self.confirm]:
-            ended = AtLength(**self._ended_as(self._long_plans(trial)))
+            ended = self._at_length(trial)
             found.append(trial.model_copy(update={"at_length": ended}))
             if ended.status not in RESULT or self.stands(found[-1]):
                 break
         return found
 
     def stands(self, trial: Trial) -> bool:
-        """Whether a trial is no worse at length: more steps at rates that a method bears do it no harm."""
+        """Whether a trial is no worse at length, and better than the constant prediction on every task there.
+
+        More steps at rates that a method bears do it no harm.
+        """
         short, long = trial.score, None if trial.at_length is None else trial.at_length.score
-        if short is None or long is None:
+        if trial.at_length is None or trial.at_length.fallen or short is None or long is None:
             return False
         return long >= short if self.better == "higher" else long <= short
 
@@ -206,7 +223,8 @@ class Trials:
     def choice(self, method: str, results: Sequence[Trial]) -> Choice | None:
         """Return the trial that a method is given: the best one, where the search confirms the best one that stands.
 
-        None before all that are asked have a result, or where none has a number.
+        Where none stands, the best at length of those that fell on the fewest tasks. None before all that are asked
+        have a result, or where none has a number.
         """
         if not self.confirm:
             return self.leader(method, results)
@@ -215,8 +233,12 @@ class Trials:
             return None
         if asked and self.stands(asked[-1]):
             return self._chosen(asked[-1])
-        scored = [(t, t.at_length.score) for t in asked if t.at_length is not None and t.at_length.score is not None]
-        return self._chosen(min(scored, key=lambda each: self._place(*each))[0]) if scored else None
+        scored = [
+            ((len(t.at_length.fallen), *self._place(t, t.at_length.score)), t)
+            for t in asked
+            if t.at_length is not None and t.at_length.score is not None
+        ]
+        return self._chosen(min(scored, key=lambda each: each[0])[1]) if scored else None
 
     def _chosen(self, best: Trial) -> Choice:
         assert best.score is not None
@@ -267,9 +289,14 @@ def trials_of(asked: Comparison, runtime: Runtime, folder: Path, trials: int | N
     }
     check_widths(list(spaces.values()))
     templates = {method: {task: _template(asked, task, method, runtime) for task in tasks} for method in methods}
+    also = tuple(
+        checked_name(task, asked.suite.tasks, "task of confirm_tasks")
+        for task in dict.fromkeys(_shared("confirm_tasks", [each.confirm_tasks for each in settings]))
+        if task not in tasks
+    )
     runs = comparison(asked.request, tuned=False)
-    longer = {m: {task: _template(runs, task, m, runtime) for task in tasks} for m in methods if confirm}
-    return Trials(asked, folder, templates, count, longer, confirm, better.pop(), [spaces])
+    longer = {m: {task: _template(runs, task, m, runtime) for task in (*tasks, *also)} for m in methods if confirm}
+    return Trials(asked, folder, templates, count, longer, confirm, also, better.pop(), [spaces])
 
 
 def _shared(what: str, found: Sequence[T]) -> T:
@@ -334,3 +361,10 @@ def held_out_score(record: Record) -> float | None:
     if record.status != "ok" or not record.evaluations or record.main_metric is None:
         return None
     return record.evaluations[-1].metrics.get(record.main_metric)
+
+
+def _clear(record: Record, metric: MetricEntry) -> bool:
+    """Whether a run is better than the constant prediction; an undefined one of that has no score to be better than."""
+    score = held_out_score(record)
+    constant = None if record.data is None else record.data.constant_scores.get(record.main_metric or "")
+    return score is not None and (constant is None or metric.gain(score) > metric.gain(constant))

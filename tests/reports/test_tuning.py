@@ -308,14 +308,22 @@ def confirmed(search: Search, longer: list[Record], chosen: int | None) -> Searc
     ends = {(r.plan.training.learning_rate, r.plan.training.rest_learning_rate): r for r in longer}
     found = [
         trial.model_copy(
-            update={"at_length": AtLength(plans={"c4": r.plan_hash}, status=r.status, score=None, wall_s=1)}
+            update={
+                "at_length": AtLength(
+                    plans={"c4": r.plan_hash, "cola": "0"},
+                    status=r.status,
+                    score=None,
+                    wall_s=1,
+                    fallen=[] if r.evaluations else ["cola"],
+                )
+            }
         )
         if trial.method == "full" and (r := ends.get((trial.learning_rate, trial.rest_learning_rate)))
         else trial
         for trial in search.results
     ]
     choices = [] if chosen is None else [search.choices[0].model_copy(update={"number": chosen, "edges": []})]
-    return search.model_copy(update={"results": found, "confirm": 2, "choices": choices})
+    return search.model_copy(update={"results": found, "confirm": 2, "confirm_tasks": ["cola"], "choices": choices})
 
 
 def test_the_best_of_a_search_that_confirms_is_its_choice(
@@ -334,8 +342,10 @@ def test_the_best_of_a_search_that_confirms_is_its_choice(
     assert told.tuning.longer == tuple(longer)
     table = trials_table(told)
     assert table is not None
-    assert "chosen is the first of a method's best 2 that is no worse at full length" in table.caption
-    assert [row[5].text for row in table.rows if row[5].text != "—"] == ["no score", "4.2000"]
+    rule = "first of a method's best 2 that is no worse at full length and has not fallen to the constant prediction"
+    assert f"chosen is the {rule}, on cola too" in table.caption
+    assert [row[5].text for row in table.rows if row[5].text != "—"] == ["no score, fallen: cola", "4.2000"]
+    assert set(table.data["fallen"]) == {"", "cola"}
     tuned = tuned_table(told)
     assert tuned is not None
     assert tuned.data.set_index("method").loc["full", "best_at_length"] == pytest.approx(4.2)
@@ -343,6 +353,7 @@ def test_the_best_of_a_search_that_confirms_is_its_choice(
     view = tuning_view(told, {})
     assert view is not None
     assert [t["atLength"] for t in view["methods"][0]["trials"] if t["atLength"] is not None] == [pytest.approx(4.2)]
+    assert {t["fallen"] for of in view["methods"] for t in of["trials"]} == {"", ", fallen: cola"}
 
 
 def test_a_search_that_has_not_confirmed_yet_has_no_best(

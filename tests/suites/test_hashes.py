@@ -35,7 +35,10 @@ def asked(folder: Path, plan: Plan) -> list[Comparison]:
             if (row.suite, row.variant) == (plan.suite, plan.variant) and plan.task in (row.tasks or [plan.task])
         ]
     request = Request(plan.suite, plan.profile, int(folder.name.rpartition("-r")[2]), **common)
-    return [searched(request) if plan.purpose == "tuning" else comparison(request)]
+    if plan.purpose == "tuning":
+        # A trial, or one again at the runs' own length.
+        return [searched(request), comparison(request, tuned=False)]
+    return [comparison(request)]
 
 
 def candidates(folder: Path, record: Record) -> Iterator[Plan]:

@@ -116,6 +116,10 @@ def made(folder: Path, trials: int | None = None, **changes: Any) -> Trials:
     return trials_of(searched(request(**changes)), RUNTIME, folder, trials)
 
 
+CONSTANT = 99.0
+"""Score of the constant prediction."""
+
+
 def record_of(run: Plan, score: float | None, status: Status = "ok", split: str = "held_out") -> Record:
     environment = {
         "commit": None, "dirty": None, "python": "3", "platform": "x", "packages": {}, "device": "cpu",
@@ -130,6 +134,7 @@ def record_of(run: Plan, score: float | None, status: Status = "ok", split: str 
         "plan": run.model_dump(), "plan_hash": run.hash(), "status": status, "started_at": "", "finished_at": "",
         "environment": environment, "evaluations": evaluations, "main_metric": f"{split}/loss",
         "catalogue": Catalogue(suites=[ToySuite.entry]),
+        "data": {"train_rows": 9, "eval_rows": {}, "official": True, "constant_scores": {f"{split}/loss": CONSTANT}},
     }  # fmt: skip
     return Record.model_validate(record)
 
@@ -501,10 +506,11 @@ def test_the_best_trial_is_chosen_if_it_bears_the_length_of_the_runs(diverge: bo
     records = read_records([folder])
     assert Counter(record.plan.training.steps for record in records) == {5: 8 * 4 * 2, LONG: (3 + 3) * 2}
     assert all(record.plan.data.held_out and record.plan.purpose == "tuning" for record in records)
-    assert "at full length; mean held-out score" in str(choice_table(found).title)
+    rule = "first of the best 3 that at full length is no worse and better than the constant prediction"
+    assert f"the {rule}; mean held-out score" in str(choice_table(found).title)
     assert "at full length" not in write_choice(once, folder).read_text()
     told = write_choice(found, folder).read_text()
-    assert "# The first of the best 3 that is no worse at full length." in told
+    assert f"# The {rule}." in told
     assert f"learning_rate = {last['full'].learning_rate!r}" in told
 
 
@@ -524,6 +530,65 @@ def test_where_none_stands_the_best_at_length_is_chosen(folder: Path, tmp_path: 
         ValueError, match=r"^no choice for full: none of its trials has a number at the runs' own length;"
     ):
         write_choice(broken, folder)
+
+
+ALSO = (("rounds", 1), ("confirm", 3), ("confirm_tasks", "c"))
+
+
+def _fallen(trials: Trials, places: int, score: float = CONSTANT) -> Score:
+    """Return `bowl`, but that full's best `places` trials come to `score` on c, where no trial is made."""
+    falls = {_rates(trials, "full", number) for number in _best_of(trials, "full")[:places]}
+
+    def found(run: Plan) -> float:
+        fallen = run.task == "c" and run.method == "full" and run.training.learning_rate in falls
+        return score if fallen else bowl(run)
+
+    return found
+
+
+@pytest.mark.parametrize(("score", "place"), [(CONSTANT, 1), (CONSTANT + 1.0, 1), (CONSTANT - 0.1, 0)])
+def test_a_trial_at_the_constant_prediction_on_another_task_does_not_stand(
+    score: float, place: int, folder: Path
+) -> None:
+    trials = made(folder, 8, overrides=ALSO)
+    found = search(trials, pretender(_fallen(trials, 1, score)))
+    best = _best_of(trials, "full")
+    choice = next(choice for choice in found.choices if choice.method == "full")
+    assert choice.number == best[place]
+    # The score at length is of the tasks that the trial has one of.
+    assert choice.confirmed == choice.score
+    asked = [t.at_length for t in found.results if t.method == "full" and t.at_length is not None]
+    assert sorted(each.fallen for each in asked) == [[], ["c"]][: place + 1]
+    assert all({*each.plans} == {"a", "b", "c"} for each in asked)
+    assert found.confirm_tasks == ["c"]
+    assert sum(record.plan.task == "c" for record in read_records([folder])) == len(found.choices) + place
+    assert "the constant prediction, on c too." in write_choice(found, folder).read_text()
+
+
+def test_where_none_stands_the_fewest_fallen_are_chosen_before_the_best(folder: Path) -> None:
+    trials = made(folder, 8, methods=("full",), overrides=ALSO)
+    best = _best_of(trials, "full")
+    first, third = (_rates(trials, "full", best[place]) for place in (0, 2))
+
+    def score(run: Plan) -> float:
+        own = run.training.learning_rate
+        if run.task == "c" and own != third:
+            return CONSTANT
+        return bowl(run) + 9.0 if own == third and run.training.steps == LONG else bowl(run)
+
+    assert first != third
+    (choice,) = search(trials, pretender(score)).choices
+    assert choice.number == best[2]
+
+
+def test_tasks_of_the_confirmation_are_of_the_suite_and_the_same_for_all(folder: Path) -> None:
+    with pytest.raises(ValueError, match=r"^unknown task of confirm_tasks 'd': known are a, b, c"):
+        made(folder, overrides=(("confirm_tasks", "d"),))
+    search(made(folder, methods=("full",), overrides=(("confirm", 2), ("confirm_tasks", "c"))), pretender(bowl))
+    with pytest.raises(
+        ValueError, match=r"^confirm_tasks \[\]: full have \['c'\] in this search, and all get the same"
+    ):
+        Hunt(made(folder, methods=("lora",), overrides=(("confirm", 2),)), RUNTIME)
 
 
 def test_a_run_at_length_that_says_nothing_leaves_no_choice(folder: Path) -> None:
@@ -564,7 +629,7 @@ def test_a_choice_at_an_edge_widens_the_ranges_too(folder: Path) -> None:
 def test_a_method_that_joins_later_is_confirmed_alike(folder: Path) -> None:
     search(made(folder, methods=("full",), overrides=(("confirm", 2),)), pretender(bowl))
     with pytest.raises(
-        ValueError, match=r"^confirm 0: full have 2 in this search, and all get as many \(nearest .*: 2;"
+        ValueError, match=r"^confirm 0: full have 2 in this search, and all get the same \(nearest .*: 2;"
     ):
         Hunt(made(folder, methods=("lora",)), RUNTIME)
 
@@ -653,7 +718,7 @@ def _content(folder: Path) -> tuple[Search, set[str], list[tuple[str, int]]]:
     return found, {record.plan_hash for record in read_records([folder])}, sorted(trials)
 
 
-CONFIRMED: dict[str, Any] = {"overrides": (("confirm", 2),)}
+CONFIRMED: dict[str, Any] = {"overrides": (("confirm", 2), ("confirm_tasks", "c"))}
 
 
 def _started(folder: Path, launch: Any) -> Any:

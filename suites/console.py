@@ -226,7 +226,7 @@ class ProgressListener:
         self._bars: dict[str, tuple[TaskID, int]] = {}
         self._started = self._said = time.monotonic()
         self._steps = sum(plan.training.steps for plan in plans)
-        self._done = 0
+        self._done = self._before = 0
 
     def __enter__(self) -> ProgressListener:
         self._progress.start()
@@ -244,7 +244,10 @@ class ProgressListener:
             self._bars[key] = (self._progress.add_task(_named(event), total=event.plan.training.steps), 0)
         bar, before = self._bars[key]
         self._progress.update(bar, completed=event.step, description=_named(event))
-        self._progress.advance(self._overall, event.step - before)
+        # Steps of a checkpoint took no time now: they are none of what is to do, and no measure of how long it takes.
+        resumed = 0 if before else max(0, event.step - 1)
+        self._before += resumed
+        self._progress.update(self._overall, total=self._steps - self._before, advance=event.step - before - resumed)
         self._bars[key] = (bar, event.step)
         self._done += event.step - before
         if not self._console.is_terminal and time.monotonic() - self._said >= LINE_EVERY_S:
@@ -252,13 +255,14 @@ class ProgressListener:
             self._console.print(self._line(event), markup=False, highlight=False)
 
     def _line(self, event: Event) -> str:
-        plan, spent, done = event.plan, time.monotonic() - self._started, self._done / self._steps
+        plan, spent, made = event.plan, time.monotonic() - self._started, self._done - self._before
         # The first steps are those after the set-up, which is no measure of the others.
-        left = f", about {duration_text(spent * (1 - done) / done)} left" if done >= LEAST_SHARE else ""
+        enough = made > 0 and self._done / self._steps >= LEAST_SHARE
+        left = f", about {duration_text(spent * (self._steps - self._done) / made)} left" if enough else ""
         loss = "" if event.loss is None else f", loss {event.loss:.4g}"
         return (
             f"[{self._ended:>3}/{self._runs}] {_named(event)}: step {event.step:,} of "
-            f"{plan.training.steps:,}{loss}; {done:.0%} of all steps{left}"
+            f"{plan.training.steps:,}{loss}; {self._done / self._steps:.0%} of all steps{left}"
         )
 
     def _end(self, key: str, event: Event) -> None:

@@ -106,7 +106,7 @@ def _rounds(console: Console, hunt: Hunt, runtime: Runtime, fresh: bool, show: S
             console.print(f"{going_on} of them go on from a checkpoint, or are in hand elsewhere", markup=False)
         with ProgressListener(console, todo) as listener:
             failed = hunt.go(predicted, listener, away)
-        if failed or not hunt.next_stage():
+        if failed or not hunt.goes_on():
             return failed
 
 

@@ -72,12 +72,15 @@ class Hunt:
     def go(self, predicted: Mapping[str, int | None], listen: Listener, away: Away | None = None) -> int:
         """Run what is missing of the stage in hand, with other processes; return how many runs of this one failed.
 
+        What comes to be asked at length by it is not run yet: `goes_on`.
+
         Args:
             predicted: plan hash -> peak bytes.
             listen: is told of this process's runs.
             away: runs them on other machines.
         """
-        while undone := [plan for plan in self.undone() if plan.hash() not in self._failed]:
+        begun = self.undone()
+        while undone := [p for p in begun if not self.trials.done(p) and p.hash() not in self._failed]:
 
             def heard(event: Event) -> None:
                 if event.record is not None:
@@ -117,6 +120,10 @@ class Hunt:
             found = with_others(found, read_search(self.trials.folder))
             write_search(self.trials.folder, found)
         return found
+
+    def goes_on(self) -> bool:
+        """Whether there is more to run: of the stage in hand, or of the next one, which is begun."""
+        return bool(self.undone()) or self.next_stage()
 
     def next_stage(self) -> bool:
         """Go over to the next round, or to full length; False where the search is at its end, or the stage is not."""

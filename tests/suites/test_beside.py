@@ -278,6 +278,13 @@ def test_a_line_now_and_then_stands_for_the_bars_where_nobody_looks(
         listen(Event(plans[0], step=2, loss=0.25))
     assert "step 1 of 200, loss 0.25; 0% of all steps\n" in out.getvalue()
     assert "step 2 of 200, loss 0.25; 1% of all steps, about 0 s left\n" in out.getvalue()
+    # What a checkpoint brought took no time now: 10 of 110 steps in a second leave ten seconds, not one.
+    clock = iter([0.0, 1.0, 1.0, 1.0])
+    monkeypatch.setattr(view.time, "monotonic", lambda: next(clock, 1.0))
+    with view.ProgressListener(Console(file=out, width=200), plans) as listen:
+        listen(Event(plans[0], step=91))
+        listen(Event(plans[0], step=100))
+    assert "step 100 of 200; 50% of all steps, about 10 s left\n" in out.getvalue()
     terminal = io.StringIO()
     with view.ProgressListener(Console(file=terminal, force_terminal=True, width=200), plans) as listen:
         listen(Event(plans[0], step=5, loss=0.25))

@@ -184,8 +184,7 @@ def search(trials: Trials, launch: Any) -> Search:
     try:
         hunting = Hunt(trials, RUNTIME)
         while True:
-            hunting.go({}, lambda event: None)
-            if not hunting.next_stage():
+            if hunting.go({}, lambda event: None) or not hunting.goes_on():
                 return hunting.settle()
     finally:
         hunt.launch = before
@@ -591,6 +590,19 @@ def test_tasks_of_the_confirmation_are_of_the_suite_and_the_same_for_all(folder:
         Hunt(made(folder, methods=("lora",), overrides=(("confirm", 2),)), RUNTIME)
 
 
+def test_no_more_is_run_at_once_than_was_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = made(folder, 8, overrides=(("rounds", 1), ("confirm", 3)))
+    monkeypatch.setattr(hunt, "launch", pretender(_falling(trials, 2)))
+    hunting = Hunt(trials, RUNTIME)
+    shown = []
+    while not shown or hunting.goes_on():
+        shown.append({run.hash() for run in hunting.undone()})
+        ran: set[str] = set()
+        hunting.go({}, lambda event: ran.add(event.plan.hash()))  # noqa: B023
+        assert ran == shown[-1]
+    assert [len(each) for each in shown] == [8 * 4 * 2, 4 * 2, 2, 2]
+
+
 def test_a_run_at_length_that_says_nothing_leaves_no_choice(folder: Path) -> None:
     asked = (("rounds", 1), ("confirm", 2))
     trials = made(folder, methods=("full",), overrides=asked)
@@ -792,7 +804,7 @@ def test_a_search_on_an_engine_is_that_of_here(folder: Path, tmp_path: Path) -> 
     hunting = Hunt(made(folder), RUNTIME)
     away = Away(world, Resources(1), 1, 2, lambda line: None)
     assert hunting.go({}, lambda event: None, away) == 0
-    while hunting.next_stage():
+    while hunting.goes_on():
         assert hunting.go({}, lambda event: None, away) == 0
     assert hunting.round > 0
     hunting.settle()

@@ -89,12 +89,14 @@ class Journal:
         Raises:
             JournalError: it is of another version, plan or range; the text names what differs.
         """
-        study = optuna.create_study(
-            storage=self._storage,
-            study_name=f"{space.method} round {space.round}",
-            direction="maximize" if larger else "minimize",
-            load_if_exists=True,
-        )
+        name = f"{space.method} round {space.round}"
+        # Not `load_if_exists`: that writes into the journal of a search that is at its end, a committed one's too.
+        if name in self._names():
+            study = optuna.load_study(study_name=name, storage=self._storage)
+        else:
+            study = optuna.create_study(
+                study_name=name, storage=self._storage, direction="maximize" if larger else "minimize"
+            )
         if _about(study) is None:
             about = {
                 "version": VERSION,

@@ -638,6 +638,13 @@ def test_a_choice_at_an_edge_widens_the_ranges_too(folder: Path) -> None:
     assert again.settle() == found
 
 
+def test_a_search_at_its_end_is_left_as_it_is(folder: Path) -> None:
+    search(made(folder, **CONFIRMED), pretender(bowl))
+    before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    search(made(folder, **CONFIRMED), pretender(bowl))
+    assert {path: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+
 def test_a_method_that_joins_later_is_confirmed_alike(folder: Path) -> None:
     search(made(folder, methods=("full",), overrides=(("confirm", 2),)), pretender(bowl))
     with pytest.raises(

@@ -88,7 +88,7 @@ def _sensitivity(context: Context, tuning: Tuning) -> Figure:
     rows = -(-len(found) // min(3, len(found)))
     height = 1.95 + 2.55 * rows
     footer = (
-        f"A mark is a trial. Ring: the method's best; cross: no score. One colour scale; the worst quarter of all "
+        f"A mark is a trial. Ring: chosen for the method; cross: no score. One colour scale; the worst quarter of all "
         f"trials has the colour of its end. {DIAGONAL if _one_rate(tuning) else ''}{_others(tuning)}"
     )
     figure, (bottom, top) = framed(9.2, height, SENSITIVITY_TITLE, _under(context, tuning), footer)

@@ -6,7 +6,7 @@ const trialScore = (tuning, trial) => (trial.score === null ? trial.status : num
 function trialLines(tuning, one, trial) {
   const long = trial.atLength === null ? null : `at the runs' own length: ${number(trial.atLength, tuning.digits)}${trial.fallen}`;
   return [title(one.method), `${tuning.metric}: ${trialScore(tuning, trial)}`, long, trial.rate === null ? "no matrix is trained" : `learning rate of the matrices ${rateText(trial.rate)}`,
-    `of the rest ${rateText(trial.rest)}`, trial.others || null, one.trials[one.best] === trial ? "best of the method" : null, one.trials[one.usual] === trial ? "nearest to its usual rates" : null];
+    `of the rest ${rateText(trial.rest)}`, trial.others || null, one.trials[one.best] === trial ? "chosen for the method" : null, one.trials[one.usual] === trial ? "nearest to its usual rates" : null];
 }
 
 /** One method: its trials over both rates on logarithmic axes; those without a score are crosses, the best has a ring. */
@@ -31,7 +31,7 @@ function trialsChart(width, tuning, one, ends) {
 function colourScale(tuning) {
   const [bad, good] = tuning.ends.map((value) => number(value, tuning.digits));
   return el("div", { class: "legend" }, el("span", {}, `${tuning.metric}: ${bad} or worse `, el("i", { class: "scale", style: `background:linear-gradient(90deg,${tuning.colours.join(",")})` }), ` ${good}`),
-    el("span", {}, "ring: best of the method"), el("span", {}, "cross: no score"));
+    el("span", {}, "ring: chosen for the method"), el("span", {}, "cross: no score"));
 }
 
 section("tuning", "Tuning", "What tuning did", (body) => {

@@ -185,5 +185,5 @@ def trials_table(context: Context) -> Table | None:
                          "plans": " ".join(trial.hashes)})  # fmt: skip
     heads = ("Method", "Learning rate", "Of the rest", "Other settings", tuning.metric.head,
              *(["At the runs' own length"] if tuning.confirms else []), "Trial")  # fmt: skip
-    what = "every trial, the best of each method in bold"
+    what = "every trial, the one chosen of each method in bold"
     return Table("trials", tuning_caption(context, tuning, what), heads, tuple(rows), (), pd.DataFrame(data))

@@ -63,7 +63,7 @@ function tunedTable(tuning, shown) {
     { key: "method", label: "Method", value: (row) => title(row.method), text: (row) => badge(row.method) },
     { key: "trials", label: "Trials", numeric: true, value: (row) => row.trials.length, text: (row) => String(row.trials.length) },
     { key: "usual-rates", label: "Usual rates", value: (row) => rates(at(row, "usual")), text: (row) => rates(at(row, "usual")) }, score("usual", "Score there"),
-    { key: "best-rates", label: "Best rates", value: (row) => rates(at(row, "best")), text: (row) => rates(at(row, "best")) }, score("best", tuning.metric),
+    { key: "best-rates", label: "Chosen rates", value: (row) => rates(at(row, "best")), text: (row) => rates(at(row, "best")) }, score("best", tuning.metric),
     { key: "gained", label: "Gained", numeric: true, value: (row) => row.gained, text: (row) => number(row.gained, tuning.digits) },
     { key: "edges", label: "At an edge", value: (row) => row.edges.join(", "), text: (row) => row.edges.join(", ") || "no" },
     { key: "rows", label: "Trial of the scores' row", value: (row) => row.rows.filter(([, place]) => place !== null).length, text: (row) => el("span", {}, link(row)) },

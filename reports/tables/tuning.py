@@ -66,8 +66,8 @@ def tuned_table(context: Context) -> Table | None:
             Entry(", ".join(_published(context, tuning, method)) or "—"),
         ))  # fmt: skip
         data.append(_tuned_data(context, tuning, method, gained))
-    heads = ("Method", "Trials", "Usual rates: score", "Best: score", f"Gained, {unit_of(metric)}",
-             *(f"Expected best of {words}" for words in EXPECTED), "Best at an edge", "Trial of the row")  # fmt: skip
+    heads = ("Method", "Trials", "Usual rates: score", "Chosen: score", f"Gained, {unit_of(metric)}",
+             *(f"Expected best of {words}" for words in EXPECTED), "Chosen at an edge", "Trial of the row")  # fmt: skip
     counts = {len(trials) for trials in tuning.trials.values()}
     budget = f"{counts.pop()} trials for every method" if len(counts) == 1 else "not the same number for every method"
     what = f"what tuning did ({budget}), {metric.title}, {metric.better} is better"
@@ -79,10 +79,10 @@ def _notes(tuning: Tuning) -> list[str]:
     return [
         f"Settings: {RATES}; a control trains no matrix",
         "Usual rates: the trial nearest to the middle of the method's first ranges, its usual rates; — where no record "
-        "of a search says them. Gained: best over usual",
+        "of a search says them. Gained: chosen over usual",
         "Expected best of n trials: of as many drawn from those that were made, ± standard deviation (Dodge et al. "
         "2019, arXiv 1909.03004); a trial without a score counts as the worst of any trial here",
-        "Best at an edge: within a tenth of the searched range, or the last rate of a grid",
+        "Chosen at an edge: within a tenth of the searched range, or the last rate of a grid",
         "Trial of the row: plan hash of the trial whose settings the row of scores has, by row where a method has "
         "several",
     ]

@@ -15,7 +15,6 @@ OWN = ("method", "method_config", "seed", "variant", "purpose")
 """Parts of a plan that are the method's own, or say which run of a row it is."""
 TUNED = "training.learning_rate"
 RULE = "training.rest_learning_rate"
-RULES = {True: "one rate", False: "its own rate"}
 
 
 def settings_beside(plan: Plan, searched: bool) -> dict[str, Any]:
@@ -24,7 +23,10 @@ def settings_beside(plan: Plan, searched: bool) -> dict[str, Any]:
     Learning rates that were `searched` may differ. Whether the rest has a rate of its own is a rule, and may not.
     """
     found = flat(plan.model_dump(mode="json", exclude={*OWN}))
-    found[RULE] = RULES[found[RULE] is None]
+    if found[RULE] is None:
+        found[RULE] = "one rate"
+    elif searched:
+        found[RULE] = "its own rate"
     return {name: value for name, value in found.items() if not (searched and name == TUNED)}
 
 

@@ -185,7 +185,8 @@ def _how(found: Findings) -> list[str]:
         lines.append(
             "Over tasks as a sample: whether the interval over the tasks' mean differences lies above zero too"
         )
-    return lines
+    rates = "" if found.context.tuning is None else " and the learning rates, which a search chose for each"
+    return [*lines, f"What else differs: beside the methods' own settings{rates}"]
 
 
 def controls(found: Findings) -> set[str]:

@@ -230,7 +230,7 @@ def test_what_else_differs_stands_beside_the_difference(run: Callable[..., Recor
     ]
     row = table_of(records).data.iloc[0]
     assert row["what_else_differs"].removeprefix("learning rate 0.001 and 0.0003; ") == (
-        "precision bf16 and fp32; learning rate of the rest its own rate and one rate; steps 90 and 60"
+        "precision bf16 and fp32; learning rate of the rest 0.01 and one rate; steps 90 and 60"
     )
 
 
@@ -238,7 +238,11 @@ def test_searched_rates_are_no_difference_of_the_rule_and_others_are_said(run: C
     records = [run("rte", "full", s, 0.7, learning_rate=1e-3, rest_learning_rate=1e-2) for s in SEEDS]
     records += [run("rte", "lora", s, 0.8, learning_rate=2e-3, rest_learning_rate=3e-2) for s in SEEDS]
     table = table_of(records)
-    assert table.data.iloc[0]["what_else_differs"] == "learning rate 0.002 and 0.001"
+    assert (
+        table.data.iloc[0]["what_else_differs"]
+        == "learning rate 0.002 and 0.001; learning rate of the rest 0.03 and 0.01"
+    )
+    assert table.notes[-1] == "What else differs: beside the methods' own settings"
     assert any("No search stands behind the learning rates" in note for note in table.notes)
     full, lora = (settings_beside(record.plan, searched=True) for record in (records[0], records[-1]))
     assert full == lora

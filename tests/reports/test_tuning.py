@@ -301,6 +301,7 @@ def test_unequal_budgets_are_said(trials: list[Record], results: list[Record]) -
     findings = report.table("findings")
     assert findings is not None
     assert "trials of the search 4 and 3" in " ".join(findings.data["what_else_differs"])
+    assert findings.notes[-1].endswith("and the learning rates, which a search chose for each")
 
 
 def confirmed(search: Search, longer: list[Record], chosen: int | None) -> Search:

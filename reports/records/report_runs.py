@@ -269,6 +269,13 @@ class Context:
                 found |= {sum(known) / len(known)} if len(known) == len(values) else set()
         return found.pop() if len(found) == 1 else None
 
+    def rows_shared(self, column: Column) -> int | None:
+        """Return how many rows a column's score is a share of; None for other metrics, or where runs differ."""
+        if {key.rpartition("/")[2] for key in column.keys} != {"accuracy"}:
+            return None
+        found = self.metrics.loc[(self.metrics["task"] == column.task) & self.metrics["key"].isin(column.keys), "rows"]
+        return int(found.iloc[0]) if found.notna().all() and found.nunique() == 1 else None
+
     @property
     def constant(self) -> tuple[str, str] | None:
         """Title and rule of the prediction that looks at nothing; None where no task has one."""

@@ -19,6 +19,8 @@ from reports.tables.table import EMPTY, Entry, Table
 from results.catalogue import MetricEntry
 
 SHOWN_PAIRS = 45
+ROW_ERRORS = 2
+"""Standard errors of the evaluated rows that a score has to lie above one which looks at nothing."""
 Line = tuple[str, str]
 """(kind, sentence): "holds" for what may be concluded, "open" for what may not, "limits" for what it is about."""
 
@@ -304,23 +306,34 @@ def sentence(found: Findings, pair: Pair[str]) -> str:
 def _idle_lines(found: Findings) -> list[Line]:
     """Return where the yardstick does not leave the prediction that looks at nothing: such columns order nothing."""
     context = found.context
-    if context.yardstick is None or context.constant is None:
+    method = context.yardstick
+    if method is None or context.constant is None or not context.by_task:
         return []
     idle = []
     for column in context.columns:
-        constant = context.constants.get(column.name)
-        place = column.place(context.yardstick)
-        if context.by_task and constant is not None and place.scores and _idle(column, context.yardstick, constant):
-            idle.append(f"{column.head} ({place.summary.text(column.metric)} against {column.metric.text(constant)})")
+        constant, place = context.constants.get(column.name), column.place(method)
+        if constant is None or not place.scores:
+            continue
+        why = _idle(column, method, constant, context.rows_shared(column))
+        beside = f"{place.summary.text(column.metric)} against {column.metric.text(constant)}"
+        idle += [] if why is None else [f"{column.head} ({beside}{why})"]
     if not idle:
         return []
-    title = context.title(context.yardstick)
-    text = f"{title} is not shown to leave the constant prediction on {', '.join(idle)}: no order there."
+    text = f"{context.title(method)} is not shown to leave the constant prediction on {listed(idle)}: no order there."
     return [("open", text)]
 
 
-def _idle(column: Column, method: str, constant: float) -> bool:
-    """Whether a method is no better than a constant, or not by more than its interval; unknown with too few seeds."""
+def _idle(column: Column, method: str, constant: float, rows: int | None) -> str | None:
+    """Return why a method is not shown to leave a constant score, "" where its seeds say it; None where it is shown.
+
+    Seeds share the evaluated rows, so that their spread says nothing of what other rows would give: a share of
+    `rows` that looks at nothing has a standard error of its own, sqrt(p (1 - p) / rows).
+    """
     gains = column.gains(method)
     found = paired_difference(gains, dict.fromkeys(gains, column.metric.gain(constant)))
-    return (found.mean or 0.0) <= 0 or (found.n >= LEAST_SEEDS and not found.excludes_zero)
+    if (found.mean or 0.0) <= 0 or (found.n >= LEAST_SEEDS and not found.excludes_zero):
+        return ""
+    error = math.sqrt(constant * (1 - constant) / rows) if rows else 0.0
+    if (found.mean or 0.0) >= ROW_ERRORS * error:
+        return None
+    return f", less than {ROW_ERRORS} standard errors of its {rows:,} rows, {column.metric.text(error)} each"

@@ -191,10 +191,17 @@ def test_a_column_at_the_constant_prediction_orders_nothing(run: Callable[..., R
         return record.model_copy(update={"data": facts})
 
     records = grid(run, {"full": 0.53, "lora": 0.54})
-    idle = [with_constant(r, 0.53 if r.plan.task == "rte" else 0.4) for r in records]
-    text = told(idle)
+
+    def with_rte_at(value: float) -> str:
+        return told([with_constant(r, value if r.plan.task == "rte" else 0.4) for r in records])
+
+    text = with_rte_at(0.53)
     assert "is not shown to leave the constant prediction on RTE (53.0 ± 0.1 against 53.0): no order there." in text
     assert "SST-2 (" not in text
+    # Every seed is above it, and all of them are evaluated on the same 400 rows: sqrt(0.5 * 0.5 / 400) is 2.5 points.
+    said = "RTE (53.0 ± 0.1 against 50.0, less than 2 standard errors of its 400 rows, 2.5 each): no order there."
+    assert said in with_rte_at(0.5)
+    assert "constant prediction" not in with_rte_at(0.4)
 
 
 def test_a_run_far_from_its_others_is_named(run: Callable[..., Record], make_record: Make) -> None:

@@ -593,8 +593,6 @@ def test_rows_with_long_names_cut_nothing(browser: Any, settings_page: Path, wid
                 seen.page.locator(f"#scores {part}").first.bounding_box() for part in (".scroll", "tbody td.pin")
             )
             assert average["x"] + average["width"] <= frame["x"] + frame["width"] + 1
-        if folder := os.environ.get("GNLORP_SCREENSHOTS"):
-            seen.page.screenshot(path=Path(folder) / f"rows-{width}.png", full_page=True)
 
 
 def test_a_front_over_one_seed_is_hollow_and_says_so(browser: Any, tmp_path: Path, make_grid: Grid) -> None:

@@ -315,8 +315,8 @@ def _idle_lines(found: Findings) -> list[Line]:
         if constant is None or not place.scores:
             continue
         why = _idle(column, method, constant, context.rows_shared(column))
-        beside = f"{place.summary.text(column.metric)} against {column.metric.text(constant)}"
-        idle += [] if why is None else [f"{column.head} ({beside}{why})"]
+        scores = f"{place.summary.text(column.metric)} against {column.metric.text(constant)}"
+        idle += [] if why is None else [f"{column.head} ({scores}{why})"]
     if not idle:
         return []
     text = f"{context.title(method)} is not shown to leave the constant prediction on {listed(idle)}: no order there."

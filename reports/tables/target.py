@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from reports.records.frames import CLOCK_FIELDS
+from reports.records.frames import CLOCK_FIELDS, MACHINE_FIELDS
 from reports.records.report_runs import Column, Context
 from reports.stats.over_seeds import summarise
 from reports.stats.target import WIDEST, steps_to
@@ -16,7 +16,10 @@ from results.schema import Record
 
 @dataclass
 class Reached:
-    """One method: seed -> steps and seconds to the target, both over the yardstick's; and what went wrong by seed."""
+    """One method: seed -> steps and seconds to the target, both over the yardstick's; and what went wrong by seed.
+
+    Without seconds where the yardstick's runs are of several machines or loads: their mean would be of none of them.
+    """
 
     steps: dict[int, float] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
@@ -55,6 +58,9 @@ def reached(context: Context) -> dict[str, Reached]:
             # Another machine's seconds would be read beside the yardstick's.
             alike = clocks.get(record.plan_hash) == clocks.get(points[base, seed][0].plan_hash)
             _note(mine, seed, steps, record if alike else None, found[base])
+    if not _one_machine(context):
+        for mine in found.values():
+            mine.seconds.clear()
     return {method: found[method] for method in context.methods if method in found}
 
 
@@ -103,20 +109,27 @@ def target_columns(context: Context) -> dict[str, list[Entry]]:
     }  # fmt: skip
 
 
+def _one_machine(context: Context) -> bool:
+    """Whether the yardstick's runs, and so all whose seconds are given, were made on one machine under one load."""
+    runs = context.runs[(context.runs["method"] == context.yardstick) & (context.runs["status"] == "ok")]
+    return len(runs[list(MACHINE_FIELDS)].drop_duplicates()) == 1
+
+
 def _entry(context: Context, found: Reached, values: dict[int, float], ratios: dict[int, float]) -> Entry:
     """Return mean ± sd, the ratio to the yardstick's, and n where seeds are missing; what went wrong in how many of
-    its runs where any did not get there."""
+    its runs where any did not get there. Of values that are not given the ratio alone."""
     seeds = len(context.seeds)
     if found.trouble:
         bad = [*found.trouble.values()]
         ran = len(found.steps.keys() | found.trouble.keys())
         return Entry(", ".join(f"{kind} {bad.count(kind)}/{ran}" for kind in sorted(set(bad))))
     summary, ratio = summarise(values.values()), summarise(ratios.values())
-    if summary.mean is None:
-        return EMPTY
     spread = "" if summary.sd is None else f" ± {summary.sd:,.0f}"
     times = "" if ratio.mean is None else f"{ratio.mean:.2f}{'' if ratio.sd is None else f' ± {ratio.sd:.2f}'}×"
-    behind = ", ".join(filter(None, (times, "" if summary.n == seeds else f"n={summary.n}")))
+    n = summary.n or ratio.n
+    behind = ", ".join(filter(None, (times, "" if n == seeds else f"n={n}")))
+    if summary.mean is None:
+        return Entry(behind) if times else EMPTY
     return Entry(f"{summary.mean:,.0f}{spread}{f' ({behind})' if behind else ''}")
 
 
@@ -130,4 +143,5 @@ def target_notes(context: Context) -> list[str]:
         f"Steps, seconds to it: to the {column.metric.title} that {title} of the same seed has at its end, linear "
         f"between evaluations at most {100 * WIDEST:.0f} % of the run apart; ×: over {title}'s of the same seed; "
         f"seconds: training alone, at the run's mean step, given where machine and load are those of {title}'s run"
+        + ("" if _one_machine(context) else ", × alone: seeds are of more than one machine or load")
     ]

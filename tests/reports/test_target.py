@@ -137,6 +137,18 @@ def test_seconds_of_another_load_stand_beside_none(run: Callable[..., Record]) -
     assert found["galore"].seconds == found["galore"].seconds_ratio == {}
 
 
+def test_no_mean_of_seconds_over_machines(run: Callable[..., Record]) -> None:
+    records = [run(name, seed, losses) for name, losses in (("full", FALLING), ("galore", FASTER)) for seed in (0, 1)]
+    assert cells(Context(records, "micro", 8), "GaLore")["Seconds to it"] == "3 ± 0 (0.50 ± 0.00×)"
+    slower = records[0].environment.model_copy(update={"workers": 7})
+    moved = [r.model_copy(update={"environment": slower}) if r.plan.seed == 1 else r for r in records]
+    context = Context(moved, "micro", 8)
+    shown = cells(context, "GaLore")
+    assert [shown[head] for head in shown if " to " in head] == ["30 ± 0 (0.50 ± 0.00×)", "0.50 ± 0.00×"]
+    assert reached(context)["galore"].seconds == {}
+    assert any("× alone" in note for note in score_table(context).notes)
+
+
 def test_a_longer_run_is_judged_by_its_own_length(run: Callable[..., Record]) -> None:
     made = run("galore", 0, FASTER)
     training = TrainingPlan(**{**made.plan.training.model_dump(), "steps": 40})

@@ -18,8 +18,8 @@ from suites.gate.runs import rows
 from suites.plan import REFERENCE, Comparison, Request, comparison, training_plan
 from suites.search.command import searched
 
-FORMER = frozenset({"c4-small-r32", "tuning-c4-micro-r24", "tuning-c4-small-r32"})
-"""Of a profile that was changed on purpose since: `small` with longer runs, and grids before there was a search."""
+FORMER = frozenset({"tuning-c4-micro-r24", "tuning-c4-small-r32"})
+"""Of a profile that was changed on purpose since: grids before there was a search."""
 FOLDERS = sorted(
     path for path in REFERENCE.iterdir() if path.is_dir() and any(path.glob("*-*-*-*.json")) and path.name not in FORMER
 )

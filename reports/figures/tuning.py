@@ -16,7 +16,7 @@ from reports.figures.style import Look, looks
 from reports.records.report_runs import Context
 from reports.records.tuning import Trial, Tuning
 from reports.stats.budget import ExpectedBest
-from reports.tables.tuning import tuning_caption
+from reports.tables.tuning import trial_words, tuning_caption
 
 SENSITIVITY_TITLE, BUDGET_TITLE = "Score over both learning rates", "Expected best score by number of trials"
 COLOURS = "viridis"
@@ -78,7 +78,8 @@ def sensitivity_plot(context: Context) -> Plot | None:
 def _under(context: Context, tuning: Tuning) -> str:
     assert tuning.metric is not None
     tasks = ", ".join(tuning.entry.task_title(task) for task in tuning.tasks)
-    return f"{context.about}. Held-out {tuning.metric.title} of {tasks}, {tuning.metric.better} is better."
+    score = f"Held-out {tuning.metric.title} of {tasks}, {tuning.metric.better} is better"
+    return f"{context.about}. {score}; {trial_words(tuning)}."
 
 
 def _sensitivity(context: Context, tuning: Tuning) -> Figure:

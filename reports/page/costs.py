@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from reports.figures.parts_and_scores import heaviest, peak_parts
-from reports.records.frames import PEAKS
+from reports.records.frames import PEAKS, one_machine
 from reports.records.reading import Gathered, Trace
 from reports.records.report_runs import Context
-from reports.stats.over_seeds import summarise
+from reports.stats.over_seeds import geometric_mean, summarise
+from reports.tables.cost import step_ratios
 from results.schema import Record, Timing
 
 Json = dict[str, Any]
@@ -56,17 +57,24 @@ def parts(context: Context, records: Sequence[Record], numbers: Mapping[str, int
 
 
 def refreshes(context: Context, records: Sequence[Record]) -> list[Json]:
-    """Return what steps and refreshes of each timed method took, in seconds and bytes; unknown is None."""
+    """Return what steps and refreshes of each timed method took, as ratios, in seconds and bytes; unknown is None.
+
+    Seconds are unknown where the runs are of several machines or loads.
+    """
     rows = []
+    runs = context.runs[context.runs["plan_hash"].isin({r.plan_hash for r in records if r.status == "ok"})]
+    alike = one_machine(runs)
     for method in context.methods:
         mine = [r for r in records if r.plan.method == method and r.status == "ok"]
         timed = [record.timing for record in mine if record.timing is not None and record.timing.timed_steps]
         if timed:
-            rows.append({"method": method, "runs": len(timed), **_refresh(timed), "scratch": _scratch(mine)})
+            times = rounded(geometric_mean(step_ratios(runs[runs["method"] == method])))
+            rows.append({"method": method, "runs": len(timed), "times": times, **_refresh(timed, alike),
+                         "scratch": _scratch(mine)})  # fmt: skip
     return rows
 
 
-def _refresh(timed: Sequence[Timing]) -> Json:
+def _refresh(timed: Sequence[Timing], alike: bool) -> Json:
     steps, refreshes = sum(t.timed_steps for t in timed), sum(t.refresh_steps for t in timed)
     train, optimizer = sum(t.train_s for t in timed), sum(t.optimizer_s for t in timed)
     seconds = [t.refresh_s for t in timed if t.refresh_s is not None]
@@ -74,8 +82,9 @@ def _refresh(timed: Sequence[Timing]) -> Json:
     plain_steps = steps - (refreshes if spent is not None else 0)
     plain = (optimizer - (spent or 0.0)) / plain_steps if plain_steps else None
     refresh = None if spent is None else spent / refreshes
+    seconds_of = {"step": train / steps, "plain": plain, "refresh": refresh}
     return {
-        "step": rounded(train / steps), "plain": rounded(plain), "refresh": rounded(refresh),
+        **{name: rounded(value) if alike else None for name, value in seconds_of.items()},
         "ratio": rounded(refresh / plain) if refresh is not None and plain else None,
         "share": rounded(spent / train) if spent is not None and train else None,
     }  # fmt: skip

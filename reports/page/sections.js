@@ -211,11 +211,13 @@ section("refresh", "Refresh", "What a refresh costs", (body) => {
   const rows = group() ? group().refresh[state.task].filter((row) => visible(row.method)) : [];
   if (!rows.length) { body.append(note("No run here was timed.")); return; }
   const of = (key, label, text) => ({ key, label, numeric: true, value: (row) => row[key], text: (row) => (row[key] === null ? DASH : text(row[key])) });
+  const timed = rows.some((row) => row.step !== null);
   body.append(sortableTable([
     { key: "method", label: "Method", value: (row) => title(row.method), text: (row) => badge(row.method) },
-    of("step", "Training step", milliseconds), of("plain", "Optimizer, plain", milliseconds), of("refresh", "Optimizer, refresh", milliseconds),
+    of("times", "Step ÷ full", (value) => number(value, 2)),
+    ...(timed ? [of("step", "Training step", milliseconds), of("plain", "Optimizer, plain", milliseconds), of("refresh", "Optimizer, refresh", milliseconds)] : []),
     of("ratio", "Refresh ÷ plain", (value) => `${significant(value, 3)}×`), of("share", "Share of training time", (value) => `${number(100 * value, 1)} %`),
     of("scratch", "Extra peak", bytes),
   ], rows, { name: "refresh", label: "Cost of a refresh" }));
-  body.append(note(`Means over ${rows.reduce((sum, row) => sum + row.runs, 0)} runs. Share: seconds in optimizer steps that refreshed ÷ training seconds. Extra peak: refresh step over plain step, at the longest batch. ${DASH}: the method has no refresh. Seconds of runs that shared a machine compare little.`));
+  body.append(note(`Means over ${rows.reduce((sum, row) => sum + row.runs, 0)} runs. Step ÷ full: run by run, of the same seed, machine and load. Share: seconds in optimizer steps that refreshed ÷ training seconds. Extra peak: refresh step over plain step, at the longest batch. ${DASH}: the method has no refresh, or no run to be divided by. ${timed ? "Seconds of runs that shared a machine compare little." : "No seconds: the runs are of more than one machine or load."}`));
 });

@@ -39,7 +39,9 @@ section("tuning", "Tuning", "What tuning did", (body) => {
   if (!tuning) { body.append(note("No trials of these methods are among the records.")); return; }
   const shown = tuning.methods.filter((one) => visible(one.method));
   const logs = (pick) => tuning.methods.flatMap((one) => one.trials.map(pick)).filter((value) => value !== null).map(Math.log10);
-  const ends = { rate: padded(Math.min(...logs((trial) => trial.rate ?? trial.rest)), Math.max(...logs((trial) => trial.rate ?? trial.rest)), 0.1),
+  const trained = logs((trial) => trial.rate);
+  const across = trained.length ? trained : logs((trial) => trial.rest); // a control alone has no rate of matrices
+  const ends = { rate: padded(Math.min(...across), Math.max(...across), 0.1),
     rest: padded(Math.min(...logs((trial) => trial.rest)), Math.max(...logs((trial) => trial.rest)), 0.1) };
   const grid = el("div", { class: "panels" });
   body.append(note(tuning.caption), colourScale(tuning), grid);

@@ -238,6 +238,11 @@ def runs_frame(records: Sequence[Record]) -> pd.DataFrame:
     return with_step_ratio(rows, catalogue.yardstick(rows["method"]))
 
 
+def one_machine(runs: pd.DataFrame) -> bool:
+    """Whether runs were made on one machine under one load: a mean of seconds over several is of none of them."""
+    return len(runs[list(MACHINE_FIELDS)].drop_duplicates()) == 1
+
+
 def with_step_ratio(runs: pd.DataFrame, yardstick: str | None) -> pd.DataFrame:
     """Return `runs` with `step_ratio`: `step_s` over the mean one of `yardstick` in equal `CLOCK_FIELDS`.
 

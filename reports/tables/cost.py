@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from reports.figures.style import byte_unit, in_unit
+from reports.records.frames import one_machine
 from reports.records.report_runs import Context
 from reports.stats.over_seeds import geometric_mean
 from reports.tables.table import EMPTY, Entry, Table
@@ -30,6 +31,9 @@ PROCESS: dict[str, str] = {
     "CUDA reserved peak": "cuda_reserved_peak_bytes",
 }
 PEAK = "tracked_peak_bytes"
+REFRESH = "Refresh step, ms"
+REFRESH_NOTE = "Refresh step: mean optimizer time of a step that refreshes the bases"
+NO_REFRESH_NOTE = "No seconds of a refresh step: the runs are of more than one machine or load"
 Range = tuple[int, int]
 
 
@@ -267,12 +271,10 @@ def time_table(context: Context) -> Table | None:
     runs = finished(context).dropna(subset=["step_s"])
     if runs.empty:
         return None
-    rows, data = [], []
+    rows, data, alike = [], [], one_machine(runs)
     for method in context.methods:
         mine = runs[runs["method"] == method]
-        ratios = mine.dropna(subset=["step_ratio"]).groupby("task", observed=True)["step_ratio"]
-        by_task = {str(task): geometric_mean(map(float, values)) for task, values in ratios}
-        known = [value for value in by_task.values() if value is not None]
+        known = step_ratios(mine)
         total = float(mine["train_s"].sum())
         shares = {
             part: float(mine[f"{part}_s"].sum()) / total if total else None
@@ -283,20 +285,20 @@ def time_table(context: Context) -> Table | None:
             "step_ratio": geometric_mean(known),
             **{"step_ratio_min": min(known, default=None), "step_ratio_max": max(known, default=None)},
             **{f"{part}_share": share for part, share in shares.items()},
-            "refresh_step_s": float(refresh.mean()) if len(refresh) else None,
+            "refresh_step_s": float(refresh.mean()) if len(refresh) and alike else None,
         }
-        rows.append((Entry(context.title(method)), *_time_entries(values)))
+        rows.append((Entry(context.title(method)), *_time_entries(values, alike)))
         data.append(
             {"method": method, "title": context.title(method), "runs": len(mine), "tasks": len(known), **values}
         )
-    heads = ("Method", "Step ÷ full", "over tasks", "Forward", "Backward", "Optimizer", "Refresh step, ms")
+    heads = ("Method", "Step ÷ full", "over tasks", "Forward", "Backward", "Optimizer", *([REFRESH] if alike else []))
     caption = context.caption("time of one optimizer step as a ratio to full fine-tuning in the same environment")
     notes = (
         "Ratios are taken run by run against full fine-tuning of the same task, seed, settings and environment "
         "(device, threads, runs at a time, versions), then geometric means over seeds and tasks; — where no "
         "such run exists",
-        "Forward, backward, optimizer: share of the training time. Refresh step: mean optimizer time of a step that "
-        "refreshes the bases. Evaluation is off the clock",
+        f"Forward, backward, optimizer: share of the training time. {REFRESH_NOTE if alike else NO_REFRESH_NOTE}. "
+        "Evaluation is off the clock",
     )
     numbers = [name for name in data[0] if name.endswith(("_share", "_s", "_min", "_max", "_ratio"))]
     return Table(
@@ -304,7 +306,14 @@ def time_table(context: Context) -> Table | None:
     )
 
 
-def _time_entries(values: dict[str, float | None]) -> list[Entry]:
+def step_ratios(runs: pd.DataFrame) -> list[float]:
+    """Return the step times over the yardstick's, a geometric mean a task; only of tasks that have one."""
+    by_task = runs.dropna(subset=["step_ratio"]).groupby("task", observed=True)["step_ratio"]
+    means = [geometric_mean(map(float, values)) for _, values in by_task]
+    return [value for value in means if value is not None]
+
+
+def _time_entries(values: dict[str, float | None], alike: bool) -> list[Entry]:
     def entry(name: str, show: Callable[[float], str]) -> Entry:
         value = values[name]
         return EMPTY if value is None else Entry(show(value))
@@ -314,4 +323,5 @@ def _time_entries(values: dict[str, float | None]) -> list[Entry]:
     shares = [
         entry(f"{part}_share", lambda value: f"{100 * value:.0f} %") for part in ("forward", "backward", "optimizer")
     ]
-    return [entry("step_ratio", "{:.2f}".format), span, *shares, entry("refresh_step_s", lambda s: f"{1000 * s:.1f}")]
+    refresh = [entry("refresh_step_s", lambda s: f"{1000 * s:.1f}")] if alike else []
+    return [entry("step_ratio", "{:.2f}".format), span, *shares, *refresh]

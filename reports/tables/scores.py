@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from reports.figures.style import byte_unit, in_unit, seed_words
-from reports.records.frames import MACHINE_FIELDS, STATUSES
+from reports.records.frames import STATUSES, one_machine
 from reports.records.provenance import listed, provenance
 from reports.records.report_runs import Column, Context
 from reports.records.rows import row_named
@@ -114,7 +114,7 @@ def _with_n(context: Context, summary: Summary, metric: MetricEntry) -> str:
 def _cost_columns(context: Context) -> tuple[tuple[str, ...], Mapping[str, Sequence[Entry]]]:
     """Return the heads of state, peak and speed, and method -> its entries; no speed where machines differ."""
     runs = finished(context)
-    one_machine = len(runs[list(MACHINE_FIELDS)].drop_duplicates()) == 1
+    alike = one_machine(runs)
     found = [highest(runs, name) for name in ("state_bytes", PEAK)]
     unit, size = byte_unit(max((amount for of in found for amount in of.values()), default=0))
     costs = {}
@@ -122,8 +122,8 @@ def _cost_columns(context: Context) -> tuple[tuple[str, ...], Mapping[str, Seque
         speeds = runs.loc[runs["method"] == method, "tokens_per_s"].dropna()
         sizes = [Entry(in_unit(of[method], size)) if method in of else EMPTY for of in found]
         speed = Entry(f"{speeds.mean():,.0f}") if len(speeds) else EMPTY
-        costs[method] = [*sizes, *([speed] if one_machine else [])]
-    return (f"Optimizer state, {unit}", f"Peak memory, {unit}", *([SPEED] if one_machine else [])), costs
+        costs[method] = [*sizes, *([speed] if alike else [])]
+    return (f"Optimizer state, {unit}", f"Peak memory, {unit}", *([SPEED] if alike else [])), costs
 
 
 def _cost_notes(heads: Sequence[str]) -> Sequence[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from reports.records.frames import CLOCK_FIELDS, MACHINE_FIELDS
+from reports.records.frames import CLOCK_FIELDS, one_machine
 from reports.records.report_runs import Column, Context
 from reports.stats.over_seeds import summarise
 from reports.stats.target import WIDEST, steps_to
@@ -112,7 +112,7 @@ def target_columns(context: Context) -> dict[str, list[Entry]]:
 def _one_machine(context: Context) -> bool:
     """Whether the yardstick's runs, and so all whose seconds are given, were made on one machine under one load."""
     runs = context.runs[(context.runs["method"] == context.yardstick) & (context.runs["status"] == "ok")]
-    return len(runs[list(MACHINE_FIELDS)].drop_duplicates()) == 1
+    return one_machine(runs)
 
 
 def _entry(context: Context, found: Reached, values: dict[int, float], ratios: dict[int, float]) -> Entry:

@@ -29,7 +29,6 @@ def tuning_caption(context: Context, tuning: Tuning, what: str) -> str:
     """Return a caption that stands alone: which trials, on what, scored on which rows."""
     assert tuning.metric is not None
     tasks = ", ".join(tuning.entry.task_title(task) for task in tuning.tasks)
-    steps = sorted({record.plan.training.steps for record in tuning.records})
     again = ""
     if tuning.search is not None and tuning.confirms:
         also = ", ".join(map(tuning.entry.task_title, tuning.search.confirm_tasks))
@@ -37,12 +36,18 @@ def tuning_caption(context: Context, tuning: Tuning, what: str) -> str:
             f"; chosen is the first of a method's best {tuning.search.confirm} that is no worse at full length and has "
             f"not fallen to the constant prediction{f', on {also} too' if also else ''}"
         )
-    seeds = sorted({record.plan.seed for record in tuning.records})
     of_tasks = f"mean over {tasks}" if len(tuning.tasks) > 1 else tasks
     return (
         f"{context.about}: {what}. Scored on held-out train rows ({tuning.metric.title}, {of_tasks}), never on "
-        f"validation; trials of {', '.join(map(str, steps))} steps, {seed_words(seeds)}{again}."
+        f"validation; {trial_words(tuning)}{again}."
     )
+
+
+def trial_words(tuning: Tuning) -> str:
+    """Return how long the trials were, and their seeds: a figure of them is not of the runs beside it."""
+    steps = sorted({record.plan.training.steps for record in tuning.records})
+    seeds = sorted({record.plan.seed for record in tuning.records})
+    return f"trials of {', '.join(map(str, steps))} steps, {seed_words(seeds)}"
 
 
 def tuned_table(context: Context) -> Table | None:

@@ -638,6 +638,14 @@ def test_the_committed_records_open_and_are_photographed(browser: Any, tmp_path:
             shot = tmp_path / f"{name}.png"
             seen.page.screenshot(path=shot)
             assert shot.stat().st_size > 10_000
+            # No name of the list runs into its score.
+            rows = "[...document.querySelectorAll('#front .fits li')]"
+            assert seen.page.evaluate(f"{rows}.length") == 7
+            wide = "[...row.children].some((node) => node.scrollWidth > node.clientWidth + 1)"
+            assert seen.page.evaluate(f"{rows}.filter((row) => {wide}).map((row) => row.innerText)") == []
+            # The control, which trains no matrix, does not stretch the axis of their rates.
+            marks = seen.page.locator("#tuning .panels svg").first.locator("text").all_text_contents()
+            assert marks.count("0.001") == 2
             assert seen.complaints == []
             assert {url for url in seen.requests if not url.startswith("file://")} == set()
             if folder := os.environ.get("GNLORP_SCREENSHOTS"):

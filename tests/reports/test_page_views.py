@@ -138,6 +138,24 @@ def test_parts_add_up_and_refreshes_are_averaged_over_steps(make_record: Make) -
     spent, count = sum(t.refresh_s or 0 for t in timings), sum(t.refresh_steps for t in timings)
     assert row["refresh"] == pytest.approx(spent / count, rel=1e-3)
     assert row["ratio"] == pytest.approx(row["refresh"] / row["plain"], rel=1e-2)
+    assert row["times"] is None  # nothing to divide by
+
+
+def test_no_mean_of_seconds_over_loads(make_record: Make) -> None:
+    records = [make_record("rte", method, seed) for method in ("full", "galore") for seed in (0, 1)]
+    (group,) = groups(records)
+    one = refreshes(group.context, records)
+    busy = records[0].environment.model_copy(update={"workers": 7})
+    moved = [r.model_copy(update={"environment": busy}) if r.plan.seed == 1 else r for r in records]
+    (group,) = groups(moved)
+    several = refreshes(group.context, moved)
+    # Ratios within a machine and load, and shares of a run, stay what they were.
+    for before, after in zip(one, several, strict=True):
+        assert before["step"] is not None
+        assert after == {**before, "step": None, "plain": None, "refresh": None}
+        assert after["times"] is not None
+    assert several[1]["ratio"] is not None
+    assert refreshes(group.context, [r for r in moved if r.plan.seed == 1])[0]["step"] is not None
 
 
 def test_groups_whose_seeds_allow_conclusions_stand_first(make_grid: Callable[..., list[Record]]) -> None:

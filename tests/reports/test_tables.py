@@ -167,6 +167,13 @@ def test_time_is_a_ratio_to_full_fine_tuning(make_grid: Grid, make_record: Make)
     assert texts(table, "Full fine-tuning")["Step ÷ full"] == "1.00"
     assert 1.2 < float(texts(table, "DoRA")["Step ÷ full"]) < 1.4
     assert texts(table, "GaLore")["Refresh step, ms"] == "40.0"
+    first, *rest = make_grid(tasks=("rte", "cola"))
+    busy = first.model_copy(update={"environment": first.environment.model_copy(update={"workers": 7})})
+    mixed = time_table(context_of([busy, *rest]))
+    assert mixed is not None
+    assert "Refresh step, ms" not in mixed.heads
+    assert any("No seconds of a refresh step" in note for note in mixed.notes)
+    assert mixed.data["refresh_step_s"].isna().all()
     alone = time_table(context_of([make_record()]))
     assert texts(alone, "LoRA")["Step ÷ full"] == "—"
     assert texts(alone, "LoRA")["Forward"] == "30 %"

@@ -405,6 +405,9 @@ def test_the_figure_marks_the_best_and_what_diverged(
     assert first.get_ylabel() == "Learning rate of the rest"
     assert first.get_xlim() == second.get_xlim()
     assert drawn[0].axes[-1].get_ylabel() == "Loss, nats"
+    # The runs beside it may be longer than the trials.
+    steps = trials[0].plan.training.steps
+    assert any(f"trials of {steps} steps, seed 0" in text.get_text() for text in drawn[0].texts)
 
 
 def test_figures_are_the_same_bytes_and_absent_without_trials(trials: list[Record], results: list[Record]) -> None:

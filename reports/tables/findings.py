@@ -247,12 +247,13 @@ def _better_lines(found: Findings) -> list[Line]:
 
 
 def _than(found: Findings, pair: Pair[str]) -> str:
+    assert pair.difference.mean is not None
     assert pair.low is not None
     assert pair.high is not None
-    reach = f"by {found.metric.text(pair.low)} to" if pair.low else "by up to"
+    reach = f"by {found.amount(pair.difference.mean)} ({found.metric.text(pair.low)} to {found.metric.text(pair.high)})"
     noise = "" if pair.effect is None else f", {pair.effect:.1f} times the seed noise"
     tasks = ", not over tasks as a sample" if pair.over_tasks is False else ""
-    return f"{found.context.title(pair.second)} {reach} {found.amount(pair.high)}{noise}{tasks}"
+    return f"{found.context.title(pair.second)} {reach}{noise}{tasks}"
 
 
 def _alike_lines(found: Findings) -> list[Line]:

@@ -78,7 +78,8 @@ def test_a_difference_is_told_with_its_interval(run: Callable[..., Record]) -> N
     assert pair.decided
     assert pair.low is not None
     assert pair.high is not None
-    want = f"LoRA is better than Full fine-tuning by {100 * pair.low:.1f} to {100 * pair.high:.1f} points"
+    ends = f"{100 * pair.low:.1f} to {100 * pair.high:.1f}"
+    want = f"LoRA is better than Full fine-tuning by 10.0 points ({ends}), "
     assert sentence(found, pair).startswith(want)
     assert "times the seed noise" in sentence(found, pair)
     assert "LoRA has the best average over 2 tasks, 80.0, told apart from every other method." in told(records)
@@ -225,7 +226,7 @@ def test_a_run_far_from_its_others_is_named(run: Callable[..., Record], make_rec
 def test_a_lower_loss_is_better_and_in_its_own_unit(make_record: Make) -> None:
     records = [c4(make_record, "full", s, 5.0 + JITTER[s]) for s in SEEDS]
     text = told(records + [c4(make_record, "galore", s, 4.0 - JITTER[s]) for s in SEEDS])
-    assert "GaLore is better than Full training by 0.99" in text
+    assert "GaLore is better than Full training by 1.0000 nats (0.99" in text
     assert "nats" in text
     assert "GaLore has the best mean loss, 4.0000" in text
 

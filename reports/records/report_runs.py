@@ -22,6 +22,8 @@ from reports.stats.over_seeds import runs_apart
 from results.catalogue import Catalogue, MetricEntry, SuiteEntry
 from results.schema import Record
 
+ROUNDING = 1e-9
+"""What two scores of the same predictions may differ by."""
 MICRO = "Checks the pipeline; not the paper's numbers"
 
 
@@ -269,6 +271,15 @@ class Context:
                 found |= {sum(known) / len(known)} if len(known) == len(values) else set()
         return found.pop() if len(found) == 1 else None
 
+    def fallen(self, column: Column, methods: Sequence[str]) -> dict[str, list[int]]:
+        """Return, of these methods, those with runs no better than what looks at nothing, with the seeds of those."""
+        constant = self.constants.get(column.name)
+        if constant is None:
+            return {}
+        least = column.metric.gain(constant) + ROUNDING
+        found = {m: [seed for seed, gain in column.gains(m).items() if gain <= least] for m in methods}
+        return {method: seeds for method, seeds in found.items() if seeds}
+
     def rows_shared(self, column: Column) -> int | None:
         """Return how many rows a column's score is a share of; None for other metrics, or where runs differ."""
         if {key.rpartition("/")[2] for key in column.keys} != {"accuracy"}:
@@ -281,6 +292,11 @@ class Context:
         """Title and rule of the prediction that looks at nothing; None where no task has one."""
         entries = [entry for task in self.tasks if (entry := self.entry.task(task)) is not None]
         return next(((e.constant, e.constant_rule or "") for e in entries if e.constant is not None), None)
+
+    @property
+    def constant_words(self) -> str:
+        """What looks at nothing, in running text."""
+        return f"the {(self.constant or ('constant prediction',))[0].lower()}"
 
     def title(self, method: str) -> str:
         """Return the method's printed name."""

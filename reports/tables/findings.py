@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from reports.figures.style import seed_words
 from reports.records.beside import beside
 from reports.records.provenance import listed
 from reports.records.report_runs import Column, Context
@@ -206,7 +207,8 @@ def best_of(found: Findings) -> str | None:
 
 def lines(found: Findings) -> list[Line]:
     """Return the findings as sentences: who is best, who is better than whom by how much, what is not told apart."""
-    made = [_best_line(found), *_better_lines(found), *_apart_lines(found), *_alike_lines(found), *_idle_lines(found)]
+    made = [_best_line(found), *_better_lines(found), *_apart_lines(found), *_alike_lines(found), *_fallen_lines(found)]
+    made += _idle_lines(found)
     if found.left_out:
         made.append(("limits", f"Not in these differences, too few seeds or not run: {', '.join(found.left_out)}."))
     if found.context.tuning is None and found.pairs:
@@ -224,7 +226,9 @@ def _best_line(found: Findings) -> Line:
     mean = found.mean(best)
     assert mean is not None
     what = found.what if context.by_task else f"mean {found.what}"
+    own = len({frozenset(values) for values in found.scores[best].values()}) > 1
     value = f"{context.title(best)} has the best {what}, {found.metric.text(found.metric.gain(mean))}"
+    value += " with each task over all its own seeds" if own else ""
     beaten = {pair.second for pair in found.pairs if pair.decided and pair.first == best}
     left = [method for method in found.scores if method not in beaten | {best}]
     unbeaten = listed([context.title(method) for method in left])
@@ -304,24 +308,49 @@ def sentence(found: Findings, pair: Pair[str]) -> str:
     return f"nothing may be said of {first} and {second}: {seeds} on some task"
 
 
+def _fallen_lines(found: Findings) -> list[Line]:
+    """Return a sentence for each method and task of which a run learnt nothing where the yardstick learns."""
+    context, idle, made = found.context, _idle_columns(found), []
+    for column in found.columns:
+        fallen = {} if column.name in idle else context.fallen(column, list(found.scores))
+        for method, seeds in fallen.items():
+            scores = column.place(method).scores
+            rest = sorted(score for seed, score in scores.items() if seed not in seeds)
+            ends = " to ".join(dict.fromkeys(map(column.metric.text, rest[:1] + rest[-1:])))
+            what = (
+                f", {ends} otherwise: its mean is of two kinds of run" if ends else ": none of its runs learnt the task"
+            )
+            where = f" on {column.head}" if context.by_task else ""
+            least = column.metric.text(context.constants[column.name])
+            text = f"{context.title(method)}{where}: no better than {context.constant_words} ({least}) with "
+            made.append(("open", f"{text}{seed_words(seeds)}{what}."))
+    return made
+
+
 def _idle_lines(found: Findings) -> list[Line]:
     """Return where the yardstick does not leave the prediction that looks at nothing: such columns order nothing."""
+    idle, context = _idle_columns(found), found.context
+    if not idle or context.yardstick is None:
+        return []
+    title, where = context.title(context.yardstick), listed(list(idle.values()))
+    return [("open", f"{title} is not shown to leave {context.constant_words} on {where}: no order there.")]
+
+
+def _idle_columns(found: Findings) -> dict[str, str]:
+    """Return column -> its name with both scores, where the yardstick is not shown to leave the constant prediction."""
     context = found.context
     method = context.yardstick
     if method is None or context.constant is None or not context.by_task:
-        return []
-    idle = []
+        return {}
+    idle: dict[str, str] = {}
     for column in context.columns:
         constant, place = context.constants.get(column.name), column.place(method)
         if constant is None or not place.scores:
             continue
         why = _idle(column, method, constant, context.rows_shared(column))
         scores = f"{place.summary.text(column.metric)} against {column.metric.text(constant)}"
-        idle += [] if why is None else [f"{column.head} ({scores}{why})"]
-    if not idle:
-        return []
-    text = f"{context.title(method)} is not shown to leave the constant prediction on {listed(idle)}: no order there."
-    return [("open", text)]
+        idle |= {} if why is None else {column.name: f"{column.head} ({scores}{why})"}
+    return idle
 
 
 def _idle(column: Column, method: str, constant: float, rows: int | None) -> str | None:

@@ -59,7 +59,7 @@ def score_table(context: Context) -> Table:
     notes = (
         f"n = {len(context.seeds)} ({seed_words(context.seeds)}) where a cell says nothing else{_ways(columns)}",
         *context.entry.notes, *_reference_notes(context), BOLD_RULE.format(_best_word(columns)), *context.average_note,
-        *_survivors(context), *_far_apart(context), *_no_average(context), *_cost_notes(cost_heads),
+        *_survivors(context), *_far_apart(context), *_fallen(context), *_no_average(context), *_cost_notes(cost_heads),
         *target_notes(context), *provenance(context),
     )  # fmt: skip
     what = f"scores{_unit_words(columns)}" if context.by_task else "every measure at the last evaluation"
@@ -188,6 +188,18 @@ def _far_apart(context: Context) -> list[str]:
         for column in context.compared
         for method, scores in column.far_apart(context.methods).items()
     ]
+
+
+def _fallen(context: Context) -> list[str]:
+    """Return a sentence for the cells of which a run learnt nothing: a mean does not show them."""
+    cells = []
+    for column in context.compared:
+        fallen = context.fallen(column, context.methods)
+        if all(set(fallen.get(method, ())) == set(column.place(method).scores) for method in context.methods):
+            cells += [f"every run of {column.head}"] if fallen else []
+        else:
+            cells += [f"{context.title(m)}, {column.head}, {seed_words(seeds)}" for m, seeds in fallen.items()]
+    return [f"No better than {context.constant_words}: {'; '.join(cells)}"] if cells else []
 
 
 def _no_average(context: Context) -> list[str]:

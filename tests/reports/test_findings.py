@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -185,12 +185,13 @@ def test_comparisons_are_counted_where_something_is_decided(run: Callable[..., R
     assert "decided by Holm's method for 1 comparisons; 95 % intervals that hold all at once (Bonferroni)" in said
 
 
-def test_a_column_at_the_constant_prediction_orders_nothing(run: Callable[..., Record]) -> None:
-    def with_constant(record: Record, value: float) -> Record:
-        assert record.data is not None
-        facts = DataFacts(**{**record.data.model_dump(), "constant_scores": {"validation/accuracy": value}})
-        return record.model_copy(update={"data": facts})
+def with_constant(record: Record, value: float, key: str = "validation/accuracy") -> Record:
+    assert record.data is not None
+    facts = DataFacts(**{**record.data.model_dump(), "constant_scores": {key: value}})
+    return record.model_copy(update={"data": facts})
 
+
+def test_a_column_at_the_constant_prediction_orders_nothing(run: Callable[..., Record]) -> None:
     records = grid(run, {"full": 0.53, "lora": 0.54})
 
     def with_rte_at(value: float) -> str:
@@ -221,6 +222,51 @@ def test_a_run_far_from_its_others_is_named(run: Callable[..., Record], make_rec
     # What is said of the others is not as wide as the pairs with it.
     (most,) = re.findall(r"No difference larger than (\S+) nats was found between the two others", text)
     assert float(most) < 0.1
+
+
+def test_a_best_average_over_unequal_seeds_says_so(run: Callable[..., Record]) -> None:
+    records = grid(run, {"full": 0.7, "lora": 0.8})
+    assert "its own seeds" not in told(records)
+    more = [run("rte", method, 3, 0.71) for method in ("full", "lora")]
+    # The table of scores averages over the seeds that all tasks have, which is another number.
+    assert "with each task over all its own seeds" in told(records + more)
+
+
+def test_a_run_that_learnt_nothing_is_named(run: Callable[..., Record]) -> None:
+    records = grid(run, {"full": 0.7, "lora": 0.8, "dora": 0.75})
+    assert "no better than the constant" not in told([with_constant(r, 0.4) for r in records])
+
+    def with_dora_at(scores: Mapping[int, float]) -> list[Record]:
+        dora = [run("rte", "dora", seed, value) for seed, value in scores.items()]
+        kept = [r for r in records if (r.plan.task, r.plan.method) != ("rte", "dora")]
+        return [with_constant(r, 0.53) for r in [*kept, *dora]]
+
+    # At the constant prediction, below it, above it: two fell, and the spread of three runs hides which.
+    some = with_dora_at({0: 0.53, 1: 0.52, 2: 0.56})
+    said = "DoRA on RTE: no better than the constant prediction (53.0) with seeds 0, 1, 56.0 otherwise: its mean is of "
+    assert said in told(some)
+    assert (
+        "No better than the constant prediction: DoRA, RTE, seeds 0, 1" in score_table(Context(some, "small", 8)).notes
+    )
+    low = [with_constant(r, 0.9) for r in records]
+    assert (
+        "No better than the constant prediction: every run of SST-2; every run of RTE"
+        in score_table(Context(low, "small", 8)).notes
+    )
+    every = "DoRA on RTE: no better than the constant prediction (53.0) with seeds 0, 1, 2: none of its runs learnt "
+    assert every in told(with_dora_at({0: 0.53, 1: 0.52, 2: 0.5}))
+    # Where full fine-tuning learns nothing either, the column is said to order nothing, once for all methods.
+    idle = told([with_constant(r, 0.8) for r in some])
+    assert "no order there." in idle
+    assert "DoRA on RTE:" not in idle
+
+
+def test_a_pre_training_run_above_the_unigram_is_named(make_record: Make) -> None:
+    losses = {"full": (4.0, 4.01, 4.02), "galore": (4.0, 7.1, 4.2)}
+    records = [c4(make_record, method, seed, of[seed]) for method, of in losses.items() for seed in SEEDS]
+    text = told([with_constant(record, 7.0, "validation/loss") for record in records])
+    assert "GaLore: no better than the unigram (7.0000) with seed 1, 4.0000 to 4.2000 otherwise: its mean" in text
+    assert "no better" not in told([with_constant(record, 7.2, "validation/loss") for record in records])
 
 
 def test_a_lower_loss_is_better_and_in_its_own_unit(make_record: Make) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
@@ -207,8 +207,9 @@ def best_of(found: Findings) -> str | None:
 
 def lines(found: Findings) -> list[Line]:
     """Return the findings as sentences: who is best, who is better than whom by how much, what is not told apart."""
-    made = [_best_line(found), *_better_lines(found), *_apart_lines(found), *_alike_lines(found), *_fallen_lines(found)]
-    made += _idle_lines(found)
+    idle = _idle_columns(found)
+    made = [_best_line(found), *_better_lines(found), *_apart_lines(found), *_alike_lines(found)]
+    made += [*_fallen_lines(found, idle), *_idle_lines(found, idle)]
     if found.left_out:
         made.append(("limits", f"Not in these differences, too few seeds or not run: {', '.join(found.left_out)}."))
     if found.context.tuning is None and found.pairs:
@@ -308,9 +309,9 @@ def sentence(found: Findings, pair: Pair[str]) -> str:
     return f"nothing may be said of {first} and {second}: {seeds} on some task"
 
 
-def _fallen_lines(found: Findings) -> list[Line]:
+def _fallen_lines(found: Findings, idle: Mapping[str, str]) -> list[Line]:
     """Return a sentence for each method and task of which a run learnt nothing where the yardstick learns."""
-    context, idle, made = found.context, _idle_columns(found), []
+    context, made = found.context, []
     for column in found.columns:
         fallen = {} if column.name in idle else context.fallen(column, list(found.scores))
         for method, seeds in fallen.items():
@@ -327,9 +328,9 @@ def _fallen_lines(found: Findings) -> list[Line]:
     return made
 
 
-def _idle_lines(found: Findings) -> list[Line]:
+def _idle_lines(found: Findings, idle: Mapping[str, str]) -> list[Line]:
     """Return where the yardstick does not leave the prediction that looks at nothing: such columns order nothing."""
-    idle, context = _idle_columns(found), found.context
+    context = found.context
     if not idle or context.yardstick is None:
         return []
     title, where = context.title(context.yardstick), listed(list(idle.values()))

@@ -60,7 +60,7 @@ class Report:
     @property
     def folder(self) -> str:
         """Name of its folder: reports of other profiles and ranks stand beside it."""
-        return folder_name(self.context.suite, self.context.profile, self.context.rank)
+        return folder_name(self.context.suite, self.context.profile, self.context.rank, self.context.variant)
 
     @property
     def undrawn(self) -> str:

@@ -104,6 +104,10 @@ class TrainingPlan(Strict):
     max_skipped: int = Field(default=20, ge=1, description="non-finite steps in a row that end the run as diverged")
 
 
+EQUAL_MEMORY = "equal memory"
+"""Variant of runs whose batches are the largest that fit in the same memory: a comparison of its own."""
+
+
 class Plan(Strict):
     """One run, resolved to numbers. Equal plans have equal hashes on every machine."""
 

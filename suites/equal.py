@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from results.schema import Plan
+from results.schema import EQUAL_MEMORY, Plan
 from suites.run.preflight import predict_peaks
 from suites.suite import Runtime
-
-VARIANT = "equal memory"
 
 
 def with_equal_memory(plans: Sequence[Plan], runtime: Runtime) -> list[Plan]:
@@ -27,7 +25,7 @@ def with_equal_memory(plans: Sequence[Plan], runtime: Runtime) -> list[Plan]:
         peak = peaks[plan.hash()]
         assert peak is not None
         rooms[plan.task] = min(rooms.get(plan.task, peak), peak)
-    return [_largest(plan, rooms[plan.task], runtime).model_copy(update={"variant": VARIANT}) for plan in plans]
+    return [_largest(plan, rooms[plan.task], runtime).model_copy(update={"variant": EQUAL_MEMORY}) for plan in plans]
 
 
 def _largest(plan: Plan, room: int, runtime: Runtime) -> Plan:
@@ -40,7 +38,7 @@ def _largest(plan: Plan, room: int, runtime: Runtime) -> Plan:
 
     def peak(count: int) -> int:
         if count not in known:
-            made = _of(plan, count * step)
+            made = with_batch(plan, count * step)
             found = predict_peaks([made], runtime)[made.hash()]
             assert found is not None
             known[count] = found
@@ -60,10 +58,11 @@ def _largest(plan: Plan, room: int, runtime: Runtime) -> Plan:
         # Just below a guess that is exact: look above it next, so that both sides close in.
         tried = min(max(guess if guess > fits else fits + 1, fits + 1), fails - 1)
         fits, fails = (tried, fails) if peak(tried) <= room else (fits, tried)
-    return _of(plan, fits * step)
+    return with_batch(plan, fits * step)
 
 
-def _of(plan: Plan, batch_size: int) -> Plan:
+def with_batch(plan: Plan, batch_size: int) -> Plan:
+    """Return the plan with another batch at the same steps: its epochs follow."""
     training, before = plan.training, plan.training.batch_size
     epochs = None if training.epochs is None else training.epochs * batch_size / before
     return plan.model_copy(

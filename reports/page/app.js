@@ -10,7 +10,8 @@ section("runs", "Runs", "Every run", (body) => {
     const words = state.search.toLowerCase().split(/\s+/).filter(Boolean);
     const runs = DATA.runs.filter((run) => visible(run.method) && (state.purpose === "all" || run.purpose === state.purpose)
       && (state.status === "all" || run.status === state.status) && (state.task === "all" || run.task === state.task)
-      && (state.everywhere || (run.suite === state.suite && run.profile === state.profile && (run.rank === null || state.rank === null || run.rank === state.rank)))
+      && (state.everywhere || (run.suite === state.suite && run.profile === state.profile && (run.rank === null || state.rank === null || run.rank === state.rank)
+        && (run.purpose !== "result" || run.variant === state.variant)))
       && words.every((word) => haystack(run).includes(word)));
     const more = runs.length > state.shown;
     place.replaceChildren(el("p", { class: "lead", id: "run-count" }, `${runs.length} of ${DATA.runs.length} runs`, more ? `, the first ${state.shown} shown: sort, search or ` : "",
@@ -39,7 +40,8 @@ function drawFilters() {
   const tasks = found.tasks.length === 1 ? found.tasks : ["all", ...found.tasks];
   $("#filters").replaceChildren(el("div", { class: "inner" },
     select("suite", "Suite", found.suites, (suite) => suiteOf(suite).title), select("profile", "Profile", found.profiles),
-    found.ranks.length ? select("rank", "Rank", found.ranks) : null, select("task", "Task", tasks, (task) => (task === "all" ? "all tasks" : taskTitle(task))),
+    found.ranks.length ? select("rank", "Rank", found.ranks) : null,
+    found.variants.length > 1 ? select("variant", "Equal", found.variants, (variant) => variant.replace("equal ", "") || "tokens") : null, select("task", "Task", tasks, (task) => (task === "all" ? "all tasks" : taskTitle(task))),
     el("div", { class: "methods", role: "group", "aria-label": "Methods" }, found.methods.map((method) => el("button", { type: "button", class: "toggle", "data-method": method,
       "aria-pressed": String(!state.off.has(method)), onclick: () => {
         if (state.off.has(method)) state.off.delete(method); else state.off.add(method);

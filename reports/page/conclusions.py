@@ -10,6 +10,7 @@ from reports.stats.over_seeds import LEVEL_WORDS
 from reports.tables.cost import peaks_of
 from reports.tables.findings import Findings, Line, findings_of, lines, unordered
 from reports.tables.standing import averages_of
+from results.schema import EQUAL_MEMORY
 
 NOTHING: Line = (
     "open",
@@ -21,7 +22,9 @@ def conclusions(context: Context) -> list[Line]:
     """Return what may be concluded of scores, memory and both, and first of all about what."""
     found = findings_of(context)
     scores = [NOTHING] if found is None else [*lines(found), *_compared_by(found)]
-    return [("limits", _about(context)), *scores, *_memory_lines(context), *_front_lines(context, found)]
+    equal = context.variant == EQUAL_MEMORY
+    memory = [_equal_line(context)] if equal else [*_memory_lines(context), *_front_lines(context, found)]
+    return [("limits", _about(context)), *scores, *memory]
 
 
 def _compared_by(found: Findings) -> list[Line]:
@@ -39,6 +42,14 @@ def _about(context: Context) -> str:
     rows = "" if methods == len(context.methods) else f" in {len(context.methods)} rows by their settings"
     words = f"{runs} runs, {methods} methods{rows}, {seed_words(context.seeds)}; data: {context.data_words}"
     return f"{words}. {MICRO}." if context.is_micro else f"{words}."
+
+
+def _equal_line(context: Context) -> Line:
+    """Return what is said of memory where it is equal: what is left of the room is no merit of a method."""
+    peaks = peaks_of(context, context.methods, context.tasks).of.values()
+    unit, size = byte_unit(max(peaks, default=0))
+    found = f"; peaks from {in_unit(min(peaks), size)} to {in_unit(max(peaks), size)} {unit}" if peaks else ""
+    return ("limits", f"Memory is equal by intent: the most rows a step that fit in the same room{found}.")
 
 
 def _memory_lines(context: Context) -> list[Line]:

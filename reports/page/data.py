@@ -15,7 +15,7 @@ from reports.paper.agreement import MEANINGS
 from reports.paper.comparison import ComparedCell, PaperTable, elsewhere
 from reports.paper.tables import INEQUALITY, difference_text, ours_text, printed, published_fields, ratio
 from reports.records.frames import described, main_entry, tracked_peak
-from reports.records.groups import Group
+from reports.records.groups import Group, comparison_of
 from reports.records.peft_results import Foreign
 from reports.records.reading import Found, Gathered
 from reports.records.selection import table_rank
@@ -120,6 +120,7 @@ def _run(found: Found, pools: dict[str, Pool], scores: Mapping[str, Json], catal
     return {
         "id": record.plan_hash, "suite": plan.suite, "profile": plan.profile, "task": plan.task,
         "method": plan.method, "rank": table_rank(record), "seed": plan.seed, "purpose": plan.purpose,
+        "variant": comparison_of(record),
         "status": record.status, "error": record.error, "main": record.main_metric, "path": found.path,
         "targets": plan.targets, "skipped": record.skipped_steps,
         "scores": scores.get(record.plan_hash) or _main_score(record, catalogue),

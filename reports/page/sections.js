@@ -18,7 +18,7 @@ section("conclusions", "Conclusions", "What may be concluded", (body) => {
 });
 
 function show(one) {
-  Object.assign(state, { suite: one.suite, profile: one.profile, rank: one.rank, budget: null });
+  Object.assign(state, { suite: one.suite, profile: one.profile, rank: one.rank, variant: one.variant, budget: null });
   redraw();
   $("#conclusions").scrollIntoView();
 }
@@ -27,6 +27,7 @@ function groupWarnings() {
   const found = group();
   if (!found) return [];
   return [found.micro ? warn("Profile micro: checks the pipeline and the ordering of methods. Never the paper's numbers.") : null,
+    found.variant ? note("At equal memory: every method has the most rows a step that fit in the same room. Peaks differ by what no whole row fills, so they order nothing.") : null,
   ].filter(Boolean);
 }
 

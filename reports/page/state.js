@@ -2,11 +2,11 @@
 
 const RUN_FILTERS = { search: "", purpose: "result", status: "all" };
 const state = {
-  suite: null, profile: null, rank: null, task: "all", wanted: "all", off: new Set(), convention: {}, budget: null,
+  suite: null, profile: null, rank: null, variant: "", task: "all", wanted: "all", off: new Set(), convention: {}, budget: null,
   phase: "step", paper: null, ...RUN_FILTERS, everywhere: false, shown: 25, sorts: {}, run: null, at: null,
 };
 
-const group = () => DATA.groups.find((one) => one.suite === state.suite && one.profile === state.profile && one.rank === state.rank) || null;
+const group = () => DATA.groups.find((one) => one.suite === state.suite && one.profile === state.profile && one.rank === state.rank && one.variant === state.variant) || null;
 const suiteOf = (name) => DATA.suites[name] || { title: name, tasks: {}, choices: {}, words: {} };
 const title = (method) => (group() && group().names[method]) || (LOOKS.has(method) ? LOOKS.get(method).title : method);
 const taskTitle = (task, suite = state.suite) => suiteOf(suite).tasks[task] || task;
@@ -72,7 +72,9 @@ function settle() {
   const suites = pick("suite", unique(DATA.groups.map((one) => one.suite)));
   const inSuite = DATA.groups.filter((one) => one.suite === state.suite);
   const profiles = pick("profile", unique(inSuite.map((one) => one.profile)));
-  const ranks = pick("rank", unique(inSuite.filter((one) => one.profile === state.profile).map((one) => one.rank)));
+  const inProfile = inSuite.filter((one) => one.profile === state.profile);
+  const ranks = pick("rank", unique(inProfile.map((one) => one.rank)));
+  const variants = pick("variant", unique(inProfile.filter((one) => one.rank === state.rank).map((one) => one.variant)));
   const found = group();
   const tasks = found ? found.tasks : [];
   // What was asked for is kept, so that a profile with one task does not narrow the next one.
@@ -80,7 +82,7 @@ function settle() {
   for (const [name, values] of Object.entries(suiteOf(state.suite).choices)) {
     if (!values.includes(state.convention[name])) state.convention[name] = found.convention[name];
   }
-  return { suites, profiles, ranks: ranks.filter((rank) => rank !== null), tasks, methods: found ? found.methods : [] };
+  return { suites, profiles, ranks: ranks.filter((rank) => rank !== null), variants, tasks, methods: found ? found.methods : [] };
 }
 
 /** Write into the address what differs from the page as it opens. */
@@ -88,7 +90,7 @@ function remember() {
   const first = DATA.groups[0];
   const query = new URLSearchParams();
   const put = (name, value, usual) => { if (value !== null && value !== "" && value !== usual) query.set(name, String(value)); };
-  if (first && group() !== first) for (const key of ["suite", "profile", "rank"]) put(key, state[key]);
+  if (first && group() !== first) for (const key of ["suite", "profile", "rank", "variant"]) put(key, state[key]);
   put("task", state.wanted, "all");
   for (const method of state.off) query.append("off", method);
   if (group()) for (const name of Object.keys(suiteOf(state.suite).choices)) put(name, state.convention[name], group().convention[name]);
@@ -108,10 +110,10 @@ function remember() {
 function recall() {
   const query = new URLSearchParams(location.hash.slice(1));
   const get = (name, usual = null) => query.get(name) ?? usual;
-  const first = DATA.groups[0] || { suite: null, profile: null, rank: null };
+  const first = DATA.groups[0] || { suite: null, profile: null, rank: null, variant: "" };
   const rank = get("rank");
   Object.assign(state, {
-    suite: get("suite", first.suite), profile: get("profile", first.profile), rank: rank === null ? first.rank : Number(rank),
+    suite: get("suite", first.suite), profile: get("profile", first.profile), rank: rank === null ? first.rank : Number(rank), variant: get("variant", ""),
     wanted: get("task", "all"), off: new Set(query.getAll("off").filter((method) => LOOKS.has(method))),
     budget: Number(get("budget")) || null, phase: get("phase") === "refresh" ? "refresh" : "step",
     paper: DATA.papers.some((table) => table.name === get("paper")) ? get("paper") : null,

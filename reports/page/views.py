@@ -27,13 +27,16 @@ ONLY = "last"
 
 
 def ordered(groups: Sequence[Group]) -> list[Group]:
-    """Return the groups as the page offers them: first those whose seeds allow conclusions, then by profile."""
+    """Return the groups as the page offers them.
 
-    def place(group: Group) -> tuple[bool, bool, int, str, int]:
+    Equal memory stands last; first stand those whose seeds allow conclusions, then it goes by profile.
+    """
+
+    def place(group: Group) -> tuple[bool, bool, bool, int, str, int]:
         context = group.context
         profile = PROFILES.index(group.profile) if group.profile in PROFILES else len(PROFILES)
         few = max((len(scores) for scores in averages_of(context).values()), default=0) < LEAST_SEEDS
-        return few, context.plugin is None, profile, group.name, -(group.rank or 0)
+        return bool(group.variant), few, context.plugin is None, profile, group.name, -(group.rank or 0)
 
     return sorted(groups, key=place)
 
@@ -49,7 +52,7 @@ def group_view(group: Group, gathered: Gathered, numbers: Mapping[str, int]) -> 
     chosen = {name: [r for r in context.records if r.plan.task in names] for name, names in tasks.items()}
     return {
         "suite": group.suite, "profile": group.profile, "rank": group.rank, "title": group.title,
-        "micro": context.is_micro, "shared": context.convention.seeds == "shared",
+        "variant": group.variant, "micro": context.is_micro, "shared": context.convention.seeds == "shared",
         "methods": context.methods, "names": {method: context.title(method) for method in context.methods},
         "looks": {method: vars(look) for method, look in context.looks.items()},
         "runs": [numbers[record.plan_hash] for record in group.records],

@@ -64,12 +64,14 @@ def paper(gathered: Gathered, published: Sequence[Cell], foreign: Sequence[Forei
     """Return the papers' tables and our own; an empty store is no error, its cells say that nothing was run."""
     found = groups(gathered.records, gathered.searches)
     own: list[Table | None] = []
-    for group in found:
+    # At equal memory there is no front of score against memory, and state is that of the other runs.
+    usual = [group for group in found if not group.variant]
+    for group in usual:
         own.append(standing_table(group))
         context = group.context
         if context.plugin is not None:
             own += [replace(table, name=f"{table.name}-{group.name}") for table in context.plugin.tables(context)]
-    own.append(state_table(found))
+    own.append(state_table(usual))
     tables = tuple(table for table in own if table is not None)
     papers = tuple(paper_tables(published, PaperRuns(gathered)))
     return Paper(gathered, tuple(published), papers, tuple(found), tables, tuple(foreign))

@@ -1,4 +1,4 @@
-"""The result runs by suite, profile and rank: what one report each is about."""
+"""The result runs by suite, profile, rank and what is equal among them: what one report each is about."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from reports.averages.convention import convention_of
 from reports.records.report_runs import Context
 from reports.records.selection import folder_name, table_rank
 from reports.records.tuning import Tuning, tuning_of
-from results.schema import Record
+from results.schema import EQUAL_MEMORY, Record
 from results.search import Search
 
 
 @dataclass(frozen=True)
 class Group:
-    """The result runs of one suite, profile and rank."""
+    """The result runs of one suite, profile and rank, with one batch for all (variant empty) or at equal memory."""
 
     suite: str
     profile: str
     rank: int | None
     records: tuple[Record, ...]
     tuning: Tuning | None = None
+    variant: str = ""
 
     @property
     def name(self) -> str:
         """Stem of its files."""
-        return folder_name(self.suite, self.profile, self.rank)
+        return folder_name(self.suite, self.profile, self.rank, self.variant)
 
     @property
     def title(self) -> str:
@@ -56,18 +57,24 @@ class Group:
         return self.context.is_micro
 
 
+def comparison_of(record: Record) -> str:
+    """Return the variant that makes a comparison of its own: equal memory; empty for any other run."""
+    return record.plan.variant if record.plan.variant == EQUAL_MEMORY else ""
+
+
 def groups(records: Sequence[Record], searches: Sequence[Search] = ()) -> list[Group]:
     """Return the groups of the result runs; methods without a rank belong to every rank of their profile.
 
     Tuning runs among the records go to the groups whose settings they chose.
     """
     results = [record for record in records if record.plan.purpose == "result"]
-    places = sorted({(record.plan.suite, record.plan.profile) for record in results})
+    places = sorted({(record.plan.suite, record.plan.profile, comparison_of(record)) for record in results})
     found = []
-    for suite, profile in places:
-        here = [r for r in results if (r.plan.suite, r.plan.profile) == (suite, profile)]
+    for suite, profile, variant in places:
+        place = (suite, profile, variant)
+        here = [r for r in results if (r.plan.suite, r.plan.profile, comparison_of(r)) == place]
         ranks: list[int | None] = [*sorted({rank for r in here if (rank := table_rank(r)) is not None})]
         for rank in ranks or [None]:
             mine = [r for r in here if table_rank(r) in (rank, None)]
-            found.append(Group(suite, profile, rank, tuple(mine), tuning_of(records, searches, mine)))
+            found.append(Group(suite, profile, rank, tuple(mine), tuning_of(records, searches, mine), variant))
     return found

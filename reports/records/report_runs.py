@@ -316,8 +316,13 @@ class Context:
     @property
     def heading(self) -> str:
         """Which runs the report is about, with what all of them share that the profile does not have."""
-        shared = {record.plan.variant for record in self.records}
-        return ", ".join(filter(None, (self.about, shared.pop() if len(shared) == 1 else "")))
+        return ", ".join(filter(None, (self.about, self.variant)))
+
+    @property
+    def variant(self) -> str:
+        """The variant that all runs are of, such as equal memory; empty where they are of none or of several."""
+        found = {record.plan.variant for record in self.records}
+        return found.pop() if len(found) == 1 else ""
 
     @property
     def about(self) -> str:

@@ -44,9 +44,10 @@ def table_rank(record: Record) -> int | None:
     return rank if rank is not None else projection_rank
 
 
-def folder_name(suite: str, profile: str, rank: int | None) -> str:
-    """Return the stem of what is written about some runs."""
-    return re.sub(r"[^\w.-]+", "-", f"{suite}-{profile}" + ("" if rank is None else f"-r{rank}"))
+def folder_name(suite: str, profile: str, rank: int | None, variant: str = "") -> str:
+    """Return the stem of what is written about some runs, with the variant that all of them are of."""
+    parts = (suite, profile, "" if rank is None else f"r{rank}", variant)
+    return re.sub(r"[^\w.-]+", "-", "-".join(filter(None, parts)))
 
 
 def select(

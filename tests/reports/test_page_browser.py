@@ -29,7 +29,7 @@ from reports.stats.significance import front_probability
 from reports.tables.cost import peaks_of
 from reports.tables.standing import averages_of
 from results.published import published_cells
-from results.schema import DataPlan, Evaluation, ModelPlan, Record
+from results.schema import EQUAL_MEMORY, DataPlan, Evaluation, ModelPlan, Record
 from results.store import write_record
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "headless_shell")
@@ -650,3 +650,26 @@ def test_the_committed_records_open_and_are_photographed(browser: Any, tmp_path:
             assert {url for url in seen.requests if not url.startswith("file://")} == set()
             if folder := os.environ.get("GNLORP_SCREENSHOTS"):
                 shutil.copy(shot, folder)
+
+
+def test_equal_memory_is_chosen_beside_the_rank_and_kept_in_the_address(
+    browser: Any, tmp_path: Path, make_grid: Grid
+) -> None:
+    for record in make_grid() + make_grid(methods=("full", "lora"), variant=EQUAL_MEMORY):
+        write_record(tmp_path / "store", record)
+    equal = page_of(paper(gather([tmp_path / "store"]), published_cells()), tmp_path / "equal.html")
+    with visiting(browser, equal) as seen:
+        page = seen.page
+        assert page.locator("#filter-variant option").all_inner_texts() == ["tokens", "memory"]
+        assert len(column(seen, "scores", 0)) == 5
+        page.locator("#filter-variant").select_option("equal memory")
+        assert column(seen, "scores", 0) == ["Full fine-tuning", "LoRA"]
+        assert "they order nothing" in page.locator("#front").inner_text()
+        assert "front of score" not in page.locator("#conclusions .lines").nth(1).inner_text()
+        runs = page.locator("#run-count").inner_text()
+        assert runs.startswith("54 of ")
+        page.reload()
+        page.wait_for_selector("html[data-ready]")
+        assert column(seen, "scores", 0) == ["Full fine-tuning", "LoRA"]
+        assert page.locator("#run-count").inner_text() == runs
+        assert seen.complaints == []

@@ -17,7 +17,7 @@ from reports.paper.write import link_from, may_be_ours, paper, trouble_lines, wr
 from reports.records.reading import Gathered, gather
 from reports.tables.table import FORMS
 from results.published import published_cells
-from results.schema import Record
+from results.schema import EQUAL_MEMORY, Record
 from results.store import as_text, write_record
 
 Make = Callable[..., Record]
@@ -71,6 +71,21 @@ def test_every_form_is_written_and_the_document_names_all(store: Path, tmp_path:
     cells = pd.read_csv(tmp_path / "paper" / "cells.csv")
     assert set(cells["verdict"]) == {"not run here", "not published"}
     assert {"published", "ours", "sd", "n", "difference", "bound", "verdict", "records", "source"} <= set(cells.columns)
+
+
+def test_equal_memory_has_a_report_and_no_front_of_score_against_memory(
+    store: Path, tmp_path: Path, make_record: Make
+) -> None:
+    write_record(tmp_path / "equal", make_record(variant=EQUAL_MEMORY))
+    made = paper(gather([store, tmp_path / "equal"]), published_cells())
+    assert [group.name for group in made.groups] == ["glue-micro-r8", "glue-micro-r8-equal-memory"]
+    assert [table.name for table in made.own] == [
+        "standing-glue-micro-r8",
+        "switchboard-glue-micro-r8",
+        "state-reduction",
+    ]
+    assert set(made.own[-1].data["method"]) == {"full", "lora", "gradnormlorp"}
+    assert len(made.own[-1].data) == 3
 
 
 def test_the_same_records_give_the_same_bytes(store: Path, tmp_path: Path) -> None:

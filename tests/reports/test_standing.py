@@ -15,7 +15,8 @@ from reports.records.report_runs import Context
 from reports.tables.cost import peaks_of
 from reports.tables.standing import scores_of, standing_table, state_table
 from reports.tables.table import to_markdown
-from results.schema import Evaluation, Record
+from reports.write import suite_report
+from results.schema import EQUAL_MEMORY, Evaluation, Record
 
 Make = Callable[..., Record]
 Grid = Callable[..., list[Record]]
@@ -46,6 +47,29 @@ def test_groups_are_by_suite_profile_and_rank(make_record: Make) -> None:
     ]  # fmt: skip
     assert found[1].is_micro
     assert not found[2].is_micro
+
+
+def test_equal_memory_is_a_comparison_of_its_own(make_record: Make) -> None:
+    records = [make_record(), make_record(method="full"), make_record(variant=EQUAL_MEMORY, seed=5)]
+    plain, equal = groups(records)
+    assert [(g.name, g.title, len(g.records)) for g in (plain, equal)] == [
+        ("glue-micro-r8", "GLUE, profile micro, rank 8", 2),
+        ("glue-micro-r8-equal-memory", "GLUE, profile micro, rank 8, equal memory", 1),
+    ]
+    assert conclusions(equal.context)[-1] == (
+        "limits",
+        "Memory is equal by intent: the most rows a step that fit in the same room; peaks from 5.08 to 5.08 MiB.",
+    )
+    # Any other variant is a row beside its method's.
+    (group,) = groups([make_record(), make_record(variant="bf16 study: nearest")])
+    assert len(group.context.methods) == 2
+
+
+def test_a_report_of_equal_memory_has_a_folder_of_its_own(make_record: Make) -> None:
+    equal = [make_record(variant=EQUAL_MEMORY)]
+    assert suite_report(equal, "glue").folder == "glue-micro-r8-equal-memory"
+    assert suite_report([make_record()], "glue").folder == "glue-micro-r8"
+    assert suite_report([make_record(), *equal], "glue").folder == "glue-micro-r8"
 
 
 def test_two_settings_of_a_method_stand_in_the_table_as_two_rows(make_record: Make) -> None:

@@ -1,6 +1,7 @@
 """Every committed record's plan comes out of today's profiles again, hash for hash: settings moved nowhere.
 
-Data and model are taken from the record: their digests are the business of other tests, and need files.
+Data and model are taken from the record: their digests are the business of other tests, and need files. So is the batch
+that fits in equal memory.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from results.schema import Plan, Record
+from results.schema import EQUAL_MEMORY, Plan, Record
 from results.search import RATES
 from results.store import read_records
 from suites.config import method_config
+from suites.equal import with_batch
 from suites.gate.runs import rows
 from suites.plan import REFERENCE, Comparison, Request, comparison, training_plan
 from suites.search.command import searched
@@ -34,7 +36,7 @@ def asked(folder: Path, plan: Plan) -> list[Comparison]:
             for row in rows()
             if (row.suite, row.variant) == (plan.suite, plan.variant) and plan.task in (row.tasks or [plan.task])
         ]
-    request = Request(plan.suite, plan.profile, int(folder.name.rpartition("-r")[2]), **common)
+    request = Request(plan.suite, plan.profile, int(folder.name.rpartition("-r")[2].partition("-")[0]), **common)
     if plan.purpose == "tuning":
         # A trial, or one again at the runs' own length.
         return [searched(request), comparison(request, tuned=False)]
@@ -56,7 +58,8 @@ def candidates(folder: Path, record: Record) -> Iterator[Plan]:
             "targets": settings.targets,
             "training": training_plan(settings, train_rows),
         }
-        yield plan.model_copy(update=changes)
+        resolved = plan.model_copy(update=changes)
+        yield with_batch(resolved, plan.training.batch_size) if plan.variant == EQUAL_MEMORY else resolved
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: path.name)
